@@ -1,0 +1,307 @@
+/*
+ * child.c - runs between clone and exec.
+ *
+ * The rule: the child shares its memory with a program that has other threads,
+ * which may hold any lock and be inside malloc. So nothing but raw system
+ * calls and memory of this spawn: no libc function that could lock, allocate
+ * or store errno, no Python. It ends by execve or exit_process, never by
+ * return, hence frees nothing; all its descriptors are close-on-exec.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/close_range.h>
+#include <linux/openat2.h>
+#include <linux/prctl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC (1U << 2)
+#endif
+
+int fail(struct spawn *spawn, enum nsbox_step step, int index, long error)
+{
+	spawn->result.step = (int32_t)step;
+	spawn->result.error = (int32_t)-error;
+	spawn->result.index = index;
+	return (int)error;
+}
+
+/* ---- ids ------------------------------------------------------------ */
+
+/*
+ * A change from uid 0 to another clears the effective set, and this set-up is
+ * not over: take it back from the permitted set, which PR_SET_KEEPCAPS kept.
+ */
+static int regain_capabilities(struct spawn *spawn)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	long err = sys(__NR_capget, &header, data);
+	data[0].effective = data[0].permitted;
+	data[1].effective = data[1].permitted;
+	if (err == 0)
+		err = sys(__NR_capset, &header, data);
+	return err < 0 ? fail(spawn, NSBOX_STEP_KEEP_CAPABILITIES, -1, err) : 0;
+}
+
+static int set_ids(struct spawn *spawn)
+{
+	const struct nsbox_plan *plan = spawn->plan;
+
+	/* With joined namespaces the launcher has dropped the groups already. */
+	if ((plan->flags & NSBOX_PLAN_CLEAR_GROUPS) && !plan->n_joins) {
+		long err = sys(__NR_setgroups, 0, 0);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_SETGROUPS, -1, err);
+	}
+	long err = sys(__NR_setresgid, plan->gid, plan->gid, plan->gid);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_SETRESGID, -1, err);
+	err = sys(__NR_setresuid, plan->uid, plan->uid, plan->uid);
+	return err < 0 ? fail(spawn, NSBOX_STEP_SETRESUID, -1, err) : 0;
+}
+
+/*
+ * Wait until the other half has written the id maps, then take on the ids
+ * inside. Before that this process has no id that its user namespace knows,
+ * and may not create a file in a file system of that namespace.
+ */
+int take_ids(struct spawn *spawn)
+{
+	uint32_t go;
+
+	while ((go = __atomic_load_n(&spawn->go, __ATOMIC_ACQUIRE)) == GO_WAIT)
+		futex_wait(&spawn->go, GO_WAIT);
+	if (go == GO_ABORT)
+		exit_process(1);
+	/* In a user namespace of our own the old uid is not its root: nothing to keep. */
+	if (spawn->plan->uid_map)
+		return set_ids(spawn);
+	long err = sys(__NR_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_KEEP_CAPABILITIES, -1, err);
+	if (set_ids(spawn) < 0)
+		return -1;
+	return regain_capabilities(spawn);
+}
+
+/* ---- descriptors ---------------------------------------------------- */
+
+static int set_stdio(struct spawn *spawn)
+{
+	int from[3];
+
+	/* First out of the way of each other, then into place. */
+	for (int target = 0; target < 3; target++) {
+		from[target] = spawn->request->stdio[target];
+		if (from[target] < 0 || from[target] > 2 || from[target] == target)
+			continue;
+		long fd = sys(__NR_fcntl, from[target], F_DUPFD_CLOEXEC, 3);
+		if (fd < 0)
+			return fail(spawn, NSBOX_STEP_DUP, target, fd);
+		from[target] = (int)fd;
+	}
+	for (int target = 0; target < 3; target++) {
+		if (from[target] < 0)
+			continue;
+		/* dup3 onto itself is an error, and would keep FD_CLOEXEC if it were not. */
+		long err = from[target] == target ? sys(__NR_fcntl, target, F_SETFD, 0)
+						  : RETRY(sys(__NR_dup3, from[target], target, 0));
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_DUP, target, err);
+	}
+	return 0;
+}
+
+/* Whatever the caller had open, exec closes it: all but 0, 1, 2 and the fds asked for. */
+static int close_others(struct spawn *spawn)
+{
+	const struct nsbox_request *request = spawn->request;
+	int err = nsbox_close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_CLOSE_RANGE, -1, err);
+	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
+		int fd = request->pass_fds[i];
+		long ret = sys(__NR_fcntl, fd, F_SETFD, 0);
+		if (ret < 0)
+			return fail(spawn, NSBOX_STEP_PASS_FD, fd, ret);
+	}
+	return 0;
+}
+
+/* A session of its own: no controlling terminal whose input it could forge. */
+static int set_session(struct spawn *spawn)
+{
+	uint32_t flags = spawn->request->flags;
+	if (flags & NSBOX_REQUEST_SETSID) {
+		long err = sys(__NR_setsid);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_SETSID, -1, err);
+	}
+	if (flags & NSBOX_REQUEST_CONTROLLING_TERMINAL) {
+		long err = sys(__NR_ioctl, 0, TIOCSCTTY, 0);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_CONTROLLING_TERMINAL, -1, err);
+	}
+	return 0;
+}
+
+/* ---- privileges ----------------------------------------------------- */
+
+static int drop_bounding_set(struct spawn *spawn, uint64_t keep)
+{
+	for (unsigned capability = 0; capability < 64; capability++) {
+		if (keep >> capability & 1)
+			continue;
+		long err = sys(__NR_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
+		if (err == -EINVAL)
+			break; /* past the last one that this kernel knows */
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_CAPBSET_DROP, (int)capability, err);
+	}
+	return 0;
+}
+
+/*
+ * All five sets become exactly the capabilities that the plan keeps. The
+ * ambient set is what lets them survive the exec of a program without file
+ * capabilities.
+ */
+static int set_capabilities(struct spawn *spawn)
+{
+	uint64_t keep = spawn->plan->capabilities;
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	if (drop_bounding_set(spawn, keep) < 0)
+		return -1;
+	for (int i = 0; i < 2; i++) {
+		uint32_t word = (uint32_t)(keep >> (32 * i));
+		data[i].effective = data[i].permitted = data[i].inheritable = word;
+	}
+	long err = sys(__NR_capset, &header, data);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_CAPSET, -1, err);
+	err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	for (unsigned capability = 0; capability < 64 && err == 0; capability++)
+		if (keep >> capability & 1)
+			err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_CAP_AMBIENT, -1, err);
+	err = sys(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_NO_NEW_PRIVS, -1, err) : 0;
+}
+
+/*
+ * Asked for after the last change of credentials, which would clear it. If the
+ * caller died before that, no signal comes any more: look, and follow.
+ */
+static int die_with_thread(struct spawn *spawn)
+{
+	struct pollfd caller = { .fd = spawn->caller_pidfd, .events = POLLIN };
+	const uint64_t no_time[2] = { 0, 0 };
+
+	if (spawn->caller_pidfd < 0)
+		return 0;
+	long err = sys(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_PDEATHSIG, -1, err);
+	if (sys(__NR_ppoll, &caller, 1, no_time, 0, sizeof(signal_mask)) > 0)
+		exit_process(1);
+	return 0;
+}
+
+/* ---- the payload ---------------------------------------------------- */
+
+/*
+ * Resolved inside, with the payload's own rights, and not through a magic
+ * link: /proc/self/fd/N could still lead to a directory of the host.
+ */
+static int change_directory(struct spawn *spawn)
+{
+	const char *cwd = spawn->request->cwd;
+	long fd = RETRY(nsbox_openat2(AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0));
+	if (fd >= 0)
+		fd = RETRY(nsbox_openat2((int)fd, cwd, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+					 RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS));
+	long err = fd < 0 ? fd : sys(__NR_fchdir, fd);
+	return err < 0 ? fail(spawn, NSBOX_STEP_CHDIR, -1, err) : 0;
+}
+
+static void restore_signals(struct spawn *spawn)
+{
+	/* struct sigaction of the kernel, all zero: SIG_DFL, no flags, empty mask. */
+	static const unsigned long default_action[4] = { 0 };
+	if (spawn->request->flags & NSBOX_REQUEST_RESTORE_SIGNALS) {
+		sys(__NR_rt_sigaction, SIGPIPE, default_action, 0, sizeof(signal_mask));
+		sys(__NR_rt_sigaction, SIGXFSZ, default_action, 0, sizeof(signal_mask));
+	}
+	sys(__NR_rt_sigprocmask, SIG_SETMASK, &spawn->mask, 0, sizeof(signal_mask));
+}
+
+/* As execvpe(3): a candidate that is not there gives way to the next, another error is kept. */
+static int execute(struct spawn *spawn)
+{
+	const struct nsbox_request *request = spawn->request;
+	long error = -ENOENT;
+	int index = 0;
+
+	spawn->executing = true;
+	for (int i = 0; request->executables[i]; i++) {
+		long err = sys(__NR_execve, request->executables[i], request->argv, request->envp);
+		if (err != -ENOENT && err != -ENOTDIR && error == -ENOENT) {
+			error = err;
+			index = i;
+		}
+	}
+	return fail(spawn, NSBOX_STEP_EXECVE, index, error);
+}
+
+int open_sources(struct spawn *spawn)
+{
+	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
+		int code = spawn->plan->ops[index].code;
+		if (code != NSBOX_OP_BIND && code != NSBOX_OP_DEVICE)
+			continue;
+		if (open_source(spawn, index) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int set_up(struct spawn *spawn)
+{
+	/* Modes in the plan are exact; the payload gets a mask again below. */
+	int umask = (int)sys(__NR_umask, 0);
+	if (spawn->request->umask >= 0)
+		umask = spawn->request->umask;
+	/* All before the first mount: some of the mounts change the working directory. */
+	if (!(spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES) && open_sources(spawn) < 0)
+		return -1;
+	if (run_operations(spawn) < 0 || set_stdio(spawn) < 0 || set_session(spawn) < 0 ||
+	    close_others(spawn) < 0)
+		return -1;
+	sys(__NR_umask, umask);
+	if (set_capabilities(spawn) < 0 || die_with_thread(spawn) < 0)
+		return -1;
+	return change_directory(spawn);
+}
+
+void child_main(void *argument)
+{
+	struct spawn *spawn = argument;
+
+	if (spawn->call.kept_handlers)
+		reset_signals();
+	bool bare = spawn->request->flags & NSBOX_REQUEST_BARE;
+	if (bare || set_up(spawn) == 0) {
+		restore_signals(spawn);
+		execute(spawn);
+	}
+	exit_process(1);
+}

@@ -1,0 +1,41 @@
+"""
+Build script of the extension module ``nsbox._native`` (cffi, API mode).
+
+The declarations are csrc/nsbox.h itself without its preprocessor lines, so C
+and Python cannot drift apart.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+CSRC = Path(__file__).resolve().parent
+SOURCES = ("syscalls.c", "mounts.c", "child.c", "spawn.c", "namespace.c")
+WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes")
+
+
+def declarations() -> str:
+    """Return the text of nsbox.h that cffi can read."""
+    lines = (CSRC / "nsbox.h").read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
+def relative(name: str) -> str:
+    # setuptools wants paths relative to setup.py, or sdists carry absolute ones.
+    return f"csrc/{name}"
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations())
+ffibuilder.set_source(
+    "nsbox._native",
+    '#include "nsbox.h"\n',
+    sources=[relative(name) for name in SOURCES],
+    depends=[relative("nsbox.h"), relative("internal.h")],
+    include_dirs=["csrc"],
+    extra_compile_args=["-std=gnu11", "-O2", *WARNINGS],
+    py_limited_api=True,
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

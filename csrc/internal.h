@@ -1,0 +1,174 @@
+/* internal.h - private to csrc/: raw system calls and the pieces both halves of a spawn share. */
+#ifndef NSBOX_INTERNAL_H
+#define NSBOX_INTERNAL_H
+
+#define _GNU_SOURCE /* before any libc header: O_PATH, AT_EMPTY_PATH, CLONE_* */
+
+#include "nsbox.h"
+
+#include <asm/unistd.h>
+#include <errno.h>
+#include <linux/types.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+/*
+ * System calls newer than some build hosts' headers. From 424 on the numbers
+ * are the same on every architecture (asm-generic/unistd.h).
+ */
+#ifndef __NR_pidfd_send_signal
+#define __NR_pidfd_send_signal 424
+#endif
+#ifndef __NR_open_tree
+#define __NR_open_tree 428
+#define __NR_move_mount 429
+#define __NR_fsopen 430
+#define __NR_fsconfig 431
+#define __NR_fsmount 432
+#endif
+#ifndef __NR_pidfd_open
+#define __NR_pidfd_open 434
+#define __NR_clone3 435
+#endif
+#ifndef __NR_close_range
+#define __NR_close_range 436
+#endif
+#ifndef __NR_openat2
+#define __NR_openat2 437
+#endif
+#ifndef __NR_mount_setattr
+#define __NR_mount_setattr 442
+#endif
+
+/*
+ * A raw system call: the result or -errno. Not libc's syscall(): that stores
+ * errno in thread-local storage, and a child made with CLONE_VM shares the
+ * thread-local storage of the thread that cloned it, while both run.
+ */
+#if defined(__x86_64__)
+static inline long raw_syscall6(long nr, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+	long ret;
+	__asm__ volatile("syscall"
+			 : "=a"(ret)
+			 : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+#elif defined(__aarch64__)
+static inline long raw_syscall6(long nr, long a, long b, long c, long d, long e, long f)
+{
+	register long x8 __asm__("x8") = nr;
+	register long x0 __asm__("x0") = a;
+	register long x1 __asm__("x1") = b;
+	register long x2 __asm__("x2") = c;
+	register long x3 __asm__("x3") = d;
+	register long x4 __asm__("x4") = e;
+	register long x5 __asm__("x5") = f;
+	__asm__ volatile("svc #0"
+			 : "+r"(x0)
+			 : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+			 : "memory");
+	return x0;
+}
+#else
+#error "nsbox supports x86_64 and aarch64"
+#endif
+
+#define SYS_PICK(_0, _1, _2, _3, _4, _5, _6, name, ...) name
+#define sys0(nr) raw_syscall6(nr, 0, 0, 0, 0, 0, 0)
+#define sys1(nr, a) raw_syscall6(nr, (long)(a), 0, 0, 0, 0, 0)
+#define sys2(nr, a, b) raw_syscall6(nr, (long)(a), (long)(b), 0, 0, 0, 0)
+#define sys3(nr, a, b, c) raw_syscall6(nr, (long)(a), (long)(b), (long)(c), 0, 0, 0)
+#define sys4(nr, a, b, c, d) raw_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
+#define sys5(nr, a, b, c, d, e) \
+	raw_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+#define sys6(nr, a, b, c, d, e, f) \
+	raw_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+/* sys(nr, ...): as many arguments as given. */
+#define sys(...) \
+	SYS_PICK(__VA_ARGS__, sys6, sys5, sys4, sys3, sys2, sys1, sys0, )(__VA_ARGS__)
+
+enum { SIGNAL_COUNT = 64 };
+typedef uint64_t signal_mask; /* the kernel's sigset_t: one bit for each signal */
+
+/*
+ * A clone whose child calls function(argument). The exit signal is 0: until its
+ * exec, which makes it SIGCHLD, the child is our own affair, invisible to the
+ * program's SIGCHLD handler and to its waitpid(-1).
+ */
+struct clone_call {
+	uint64_t flags;
+	int *pidfd;          /* where the pidfd goes, or NULL for none */
+	uint32_t *child_tid; /* cleared and woken when the child gives up this memory, or NULL */
+	char *stack;
+	size_t stack_size;
+	void (*function)(void *); /* must not return */
+	void *argument;
+	bool kept_handlers;  /* set if the child must reset its signal handlers itself */
+};
+
+/* States of spawn.go, on which the child waits for its id maps. */
+enum { GO_WAIT, GO_RUN, GO_ABORT };
+
+/*
+ * One spawn in progress: what the two halves (or three, with a launcher) read
+ * and write. It lies in memory that all of them share.
+ */
+struct spawn {
+	const struct nsbox_plan *plan;
+	const struct nsbox_request *request;
+	struct nsbox_result result;
+	signal_mask mask;            /* the caller's, for the payload */
+	int caller_pidfd;            /* -1 unless the child must know that its caller lives */
+	uint32_t go;
+	uint32_t alive;              /* cleared by the kernel when the child execs or ends */
+	bool executing;              /* the set-up is done: what ends the child now ends the payload */
+	uint64_t parent_flags;       /* CLONE_PARENT in a launcher */
+	struct clone_call call;
+	int *sources;                /* for each operation: fd of its detached source, or -1 */
+	int *mounts;                 /* for each operation: fd of the mount it made, or -1 */
+	uint64_t *mount_ids;         /* for each operation: its mount's id once asked for, or 0 */
+	bool *own;                   /* for each operation: mount points may be made in its mount */
+	int root;                    /* the new root */
+	int scratch;
+	char *stack;
+	size_t stack_size;
+};
+
+/* Record the first failure and return its -errno, for `return fail(...)`. */
+int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
+
+/* child.c: runs in the child, never returns. */
+__attribute__((noreturn)) void child_main(void *spawn);
+int open_sources(struct spawn *spawn);
+int take_ids(struct spawn *spawn);
+/* mounts.c */
+int open_source(struct spawn *spawn, uint32_t index);
+int run_operations(struct spawn *spawn);
+
+/* syscalls.c */
+long clone_and_call(struct clone_call *call);
+long futex_wait(uint32_t *word, uint32_t value);
+long futex_wake(uint32_t *word);
+long wait_for(int idtype, int id, int options);
+__attribute__((noreturn)) void exit_process(int status);
+void reset_signals(void);
+size_t format_uint(char *buffer, uint64_t value);
+int write_file(int dirfd, const char *path, const char *text, size_t size);
+size_t string_length(const char *text);
+
+/* A system call that a signal may cut short: our signals are blocked, but a debugger's are not. */
+#define RETRY(call)                                   \
+	__extension__({                               \
+		long retry_;                          \
+		do {                                  \
+			retry_ = (call);              \
+		} while (retry_ == -EINTR);           \
+		retry_;                               \
+	})
+
+#endif

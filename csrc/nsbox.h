@@ -1,0 +1,219 @@
+/*
+ * nsbox.h - the whole contract between the C core and Python.
+ *
+ * csrc/ffi_build.py drops the lines that begin with '#' and hands the rest to
+ * cffi, so nothing below may be conditional and no macro may be defined here.
+ *
+ * Every function returns 0 or a value >= 0 on success and -errno on failure;
+ * none touches errno, which other code on the calling thread may still need.
+ */
+#ifndef NSBOX_H
+#define NSBOX_H
+
+#include <stdint.h>
+
+/*
+ * The call that failed, one value per call site. src/nsbox/errors.py lists the
+ * same names in the same order; a test compares the two.
+ */
+enum nsbox_step {
+	NSBOX_STEP_NONE,
+	/* the calling thread, or the launcher on its behalf */
+	NSBOX_STEP_MMAP,
+	NSBOX_STEP_PIDFD_OPEN,
+	NSBOX_STEP_CLONE,
+	NSBOX_STEP_KILLED, /* somebody killed the half-built child */
+	NSBOX_STEP_SETNS,
+	NSBOX_STEP_UNSHARE,
+	NSBOX_STEP_SETGROUPS_DENY,
+	NSBOX_STEP_UID_MAP,
+	NSBOX_STEP_GID_MAP,
+	NSBOX_STEP_NAMESPACE_OPEN,
+	/* sources of mounts: opened by the caller or by the child */
+	NSBOX_STEP_OPEN_TREE,
+	NSBOX_STEP_SOURCE_ATTRIBUTES,
+	NSBOX_STEP_IDMAP,
+	/* the child, in the order in which a plan usually runs them */
+	NSBOX_STEP_SOCKET,
+	NSBOX_STEP_LOOPBACK_UP,
+	NSBOX_STEP_SETHOSTNAME,
+	NSBOX_STEP_SETGROUPS,
+	NSBOX_STEP_SETRESGID,
+	NSBOX_STEP_SETRESUID,
+	NSBOX_STEP_KEEP_CAPABILITIES,
+	NSBOX_STEP_PROPAGATION,
+	NSBOX_STEP_FSOPEN,
+	NSBOX_STEP_FSCONFIG,
+	NSBOX_STEP_FSCONFIG_CREATE,
+	NSBOX_STEP_FSMOUNT,
+	NSBOX_STEP_TARGET,
+	NSBOX_STEP_MKDIR,
+	NSBOX_STEP_MKNOD,
+	NSBOX_STEP_SYMLINK,
+	NSBOX_STEP_CREATE_FILE,
+	NSBOX_STEP_WRITE_FILE,
+	NSBOX_STEP_DEVICE,
+	NSBOX_STEP_MOVE_MOUNT,
+	NSBOX_STEP_FCHDIR,
+	NSBOX_STEP_READONLY,
+	NSBOX_STEP_PIVOT_ROOT,
+	NSBOX_STEP_UMOUNT,
+	NSBOX_STEP_SETSID,
+	NSBOX_STEP_CONTROLLING_TERMINAL,
+	NSBOX_STEP_DUP,
+	NSBOX_STEP_CLOSE_RANGE,
+	NSBOX_STEP_PASS_FD,
+	NSBOX_STEP_CAPBSET_DROP,
+	NSBOX_STEP_CAPSET,
+	NSBOX_STEP_CAP_AMBIENT,
+	NSBOX_STEP_NO_NEW_PRIVS,
+	NSBOX_STEP_PDEATHSIG,
+	NSBOX_STEP_CHDIR,
+	NSBOX_STEP_EXECVE,
+	NSBOX_STEP_COUNT
+};
+
+/* One operation of the set-up, executed in the child in the order of the plan. */
+enum nsbox_opcode {
+	NSBOX_OP_LOOPBACK,    /* bring up "lo" */
+	NSBOX_OP_HOSTNAME,    /* sethostname(source) */
+	NSBOX_OP_IDS,         /* wait for the id maps, then take on the plan's ids */
+	NSBOX_OP_PROPAGATION, /* make every mount private */
+	NSBOX_OP_SCRATCH,     /* a hidden tmpfs that holds the layers of overlays */
+	NSBOX_OP_BIND,        /* a clone of the mounts at source */
+	NSBOX_OP_DEVICE,      /* the same for a character device of known identity */
+	NSBOX_OP_MOUNT,       /* a new file system of type source */
+	NSBOX_OP_OVERLAY,     /* an overlay whose layers lie in scratch/layers */
+	NSBOX_OP_DIRECTORY,   /* mkdir in the mount of operation parent */
+	NSBOX_OP_FILE,        /* create and fill a file there */
+	NSBOX_OP_SYMLINK,     /* symlink there, pointing to source */
+	NSBOX_OP_READONLY,    /* make the mount of operation parent read-only */
+	NSBOX_OP_PIVOT        /* pivot_root, and detach the host's mounts */
+};
+
+enum nsbox_op_flag {
+	NSBOX_OP_IN_SCRATCH = 1, /* target is relative to scratch, not to the new root */
+	NSBOX_OP_OWN = 2         /* a file system of the sandbox's own: mount points may be made in it */
+};
+
+/* A parameter for fsconfig(2); a flag has no value. */
+struct nsbox_option {
+	const char *key;
+	const char *value;
+};
+
+struct nsbox_op {
+	int32_t code;
+	int32_t parent;      /* index of the operation whose mount holds target, or -1 */
+	uint32_t flags;
+	uint32_t mode;       /* permission bits of what is created */
+	uint64_t attributes; /* MOUNT_ATTR_* */
+	uint64_t device;     /* device number that source must have (DEVICE) */
+	int32_t idmap;       /* user namespace fd for MOUNT_ATTR_IDMAP, or -1 */
+	uint32_t n_options;
+	const struct nsbox_option *options;
+	const char *source;
+	/*
+	 * Relative, normalised, without "..": to the new root (BIND, MOUNT,
+	 * OVERLAY), to the mount of parent (DEVICE, DIRECTORY, FILE, SYMLINK).
+	 * "" is the new root itself.
+	 */
+	const char *target;
+	const char *layers;  /* directory in scratch for the overlay's layers, or NULL */
+	const char *content;
+	uint64_t content_size;
+};
+
+enum nsbox_plan_flag {
+	NSBOX_PLAN_PARENT_SOURCES = 1, /* the caller, not the child, opens the sources */
+	NSBOX_PLAN_PRIVATE_MEMORY = 2, /* do not share memory with the child: it joins foreign namespaces */
+	NSBOX_PLAN_DENY_SETGROUPS = 4,
+	NSBOX_PLAN_CLEAR_GROUPS = 8,
+	NSBOX_PLAN_USER_XATTR = 16     /* overlays keep their marks in user.* attributes */
+};
+
+/* What is the same for every spawn of a sandbox. */
+struct nsbox_plan {
+	uint64_t clone_flags; /* CLONE_NEW* */
+	uint64_t capabilities;
+	uint32_t flags;
+	uint32_t uid;
+	uint32_t gid;
+	uint32_t n_joins;
+	uint32_t n_ops;
+	const int32_t *joins;       /* namespace fds for setns(2) */
+	const int32_t *join_types;  /* CLONE_NEW* of each */
+	const char *uid_map;        /* NULL: no map is written */
+	const char *gid_map;
+	const struct nsbox_op *ops;
+};
+
+enum nsbox_request_flag {
+	NSBOX_REQUEST_SETSID = 1,
+	NSBOX_REQUEST_CONTROLLING_TERMINAL = 2, /* make stdin the controlling terminal */
+	NSBOX_REQUEST_RESTORE_SIGNALS = 4,      /* SIGPIPE, SIGXFSZ back to SIG_DFL */
+	NSBOX_REQUEST_DIE_WITH_THREAD = 8,      /* SIGKILL when the calling thread ends */
+	NSBOX_REQUEST_BARE = 16                 /* clone and exec, nothing between */
+};
+
+/* What differs from spawn to spawn. */
+struct nsbox_request {
+	const char *const *executables; /* candidates for execve, tried in order */
+	const char *const *argv;
+	const char *const *envp;
+	const char *cwd;                /* inside */
+	int32_t stdio[3];               /* fds for 0, 1, 2; -1 leaves the caller's */
+	int32_t umask;                  /* -1 leaves the caller's */
+	uint32_t flags;
+	uint32_t n_pass_fds;
+	const int32_t *pass_fds;        /* sorted, all > 2 */
+};
+
+/* Whole after nsbox_spawn returns; step tells success from failure. */
+struct nsbox_result {
+	int32_t pid;   /* in the caller's pid namespace */
+	int32_t pidfd; /* owned by the caller */
+	int32_t step;
+	int32_t error; /* errno */
+	int32_t index; /* operation, join or fd that failed, or -1 */
+};
+
+/* A child's end, as waitid(2) and getrusage(2) tell it. */
+struct nsbox_exit {
+	int32_t code;   /* CLD_EXITED, CLD_KILLED, CLD_DUMPED; 0: still running */
+	int32_t status; /* exit status or signal */
+	int64_t user_usec;
+	int64_t system_usec;
+	int64_t voluntary_switches;
+	int64_t involuntary_switches;
+};
+
+int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *request,
+		struct nsbox_result *result);
+int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end);
+int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
+			   int deny_setgroups, struct nsbox_result *result);
+
+/* System calls one to one; see src/nsbox/lowlevel.py. */
+int nsbox_unshare(uint64_t flags);
+int nsbox_setns(int fd, int nstype);
+int nsbox_pivot_root(const char *new_root, const char *put_old);
+int nsbox_mount(const char *source, const char *target, const char *filesystemtype,
+		uint64_t mountflags, const char *data);
+int nsbox_umount2(const char *target, int flags);
+int nsbox_open_tree(int dirfd, const char *path, uint32_t flags);
+int nsbox_move_mount(int from_dirfd, const char *from_path, int to_dirfd, const char *to_path,
+		     uint32_t flags);
+int nsbox_mount_setattr(int dirfd, const char *path, uint32_t flags, uint64_t attr_set,
+			uint64_t attr_clr, uint64_t propagation, int userns_fd);
+int nsbox_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+int nsbox_fsopen(const char *fsname, uint32_t flags);
+int nsbox_fsconfig(int fd, uint32_t cmd, const char *key, const char *value, int aux);
+int nsbox_fsmount(int fd, uint32_t flags, uint32_t attr_flags);
+int nsbox_pidfd_open(int pid, uint32_t flags);
+int nsbox_pidfd_send_signal(int pidfd, int sig, uint32_t flags);
+int nsbox_close_range(uint32_t first, uint32_t last, uint32_t flags);
+int nsbox_sethostname(const char *name, uint64_t length);
+int nsbox_prctl(int option, uint64_t argument);
+
+#endif

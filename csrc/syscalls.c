@@ -1,0 +1,361 @@
+/*
+ * syscalls.c - one function for each system call, named as in its man page,
+ * returning a value >= 0 or -errno. No policy, no ordering.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+/* ---- clone ---------------------------------------------------------- */
+
+#ifndef CLONE_CLEAR_SIGHAND
+#define CLONE_CLEAR_SIGHAND 0x100000000ULL
+#endif
+
+/*
+ * The child of a clone with a stack of its own finds nothing of our frame on
+ * it, so it cannot come back through C: it calls function(argument), which
+ * must not return. The two live in registers that the kernel preserves.
+ */
+#if defined(__x86_64__)
+#define ENTER_CHILD                     \
+	"test %%rax, %%rax\n\t"         \
+	"jnz 1f\n\t"                    \
+	"xor %%ebp, %%ebp\n\t"          \
+	"mov %%r13, %%rdi\n\t"          \
+	"call *%%r12\n\t"               \
+	"hlt\n"                         \
+	"1:"
+
+static long raw_clone(long nr, const long args[5], void (*function)(void *), void *argument)
+{
+	register void (*r12)(void *) __asm__("r12") = function;
+	register void *r13 __asm__("r13") = argument;
+	register long r10 __asm__("r10") = args[3];
+	register long r8 __asm__("r8") = args[4];
+	long ret;
+	__asm__ volatile("syscall\n\t" ENTER_CHILD
+			 : "=a"(ret)
+			 : "a"(nr), "D"(args[0]), "S"(args[1]), "d"(args[2]), "r"(r10), "r"(r8),
+			   "r"(r12), "r"(r13)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+#elif defined(__aarch64__)
+#define ENTER_CHILD                     \
+	"cbnz x0, 1f\n\t"               \
+	"mov x29, #0\n\t"               \
+	"mov x30, #0\n\t"               \
+	"mov x0, x20\n\t"               \
+	"blr x19\n\t"                   \
+	"brk #0\n"                      \
+	"1:"
+
+static long raw_clone(long nr, const long args[5], void (*function)(void *), void *argument)
+{
+	register void (*x19)(void *) __asm__("x19") = function;
+	register void *x20 __asm__("x20") = argument;
+	register long x8 __asm__("x8") = nr;
+	register long x0 __asm__("x0") = args[0];
+	register long x1 __asm__("x1") = args[1];
+	register long x2 __asm__("x2") = args[2];
+	register long x3 __asm__("x3") = args[3];
+	register long x4 __asm__("x4") = args[4];
+	__asm__ volatile("svc #0\n\t" ENTER_CHILD
+			 : "+r"(x0)
+			 : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x19), "r"(x20)
+			 : "memory");
+	return x0;
+}
+#endif
+
+/*
+ * clone3(2), or clone(2) where a seccomp filter answers ENOSYS to clone3 (as
+ * container runtimes do, because they cannot look into its argument).
+ */
+long clone_and_call(struct clone_call *call)
+{
+	uint64_t flags = call->flags;
+	if (call->pidfd)
+		flags |= CLONE_PIDFD;
+	if (call->child_tid)
+		flags |= CLONE_CHILD_CLEARTID;
+	struct clone_args args = {
+		.flags = flags | CLONE_CLEAR_SIGHAND,
+		.pidfd = (uint64_t)(uintptr_t)call->pidfd,
+		.child_tid = (uint64_t)(uintptr_t)call->child_tid,
+		.stack = (uint64_t)(uintptr_t)call->stack,
+		.stack_size = call->stack_size,
+	};
+	const long modern[5] = { (long)&args, sizeof args };
+	long ret = raw_clone(__NR_clone3, modern, call->function, call->argument);
+	/* clone(2) has no room for CLONE_NEWTIME: its bit is part of the exit signal. */
+	if (ret != -ENOSYS || (flags & CLONE_NEWTIME))
+		return ret;
+
+	call->kept_handlers = true;
+	long top = (long)(call->stack + call->stack_size);
+	long pidfd = (long)call->pidfd, tid = (long)call->child_tid;
+#if defined(__x86_64__)
+	const long legacy[5] = { (long)flags, top, pidfd, tid, 0 };
+#else
+	const long legacy[5] = { (long)flags, top, pidfd, 0, tid };
+#endif
+	return raw_clone(__NR_clone, legacy, call->function, call->argument);
+}
+
+/* ---- processes and signals ------------------------------------------ */
+
+void exit_process(int status)
+{
+	for (;;)
+		sys(__NR_exit_group, status);
+}
+
+/*
+ * Not the private kind of futex: the kernel's wake for CLONE_CHILD_CLEARTID is
+ * of the shared kind, and the two do not meet.
+ */
+long futex_wait(uint32_t *word, uint32_t value)
+{
+	return sys(__NR_futex, word, FUTEX_WAIT, value, 0);
+}
+
+long futex_wake(uint32_t *word)
+{
+	return sys(__NR_futex, word, FUTEX_WAKE, 1);
+}
+
+/* The kernel's struct sigaction; libc's differs, and its sigaction() takes locks. */
+struct kernel_sigaction {
+	void (*handler)(int);
+	unsigned long flags;
+	void (*restorer)(void);
+	signal_mask mask;
+};
+
+/* What CLONE_CLEAR_SIGHAND does, for the clone that lacks it: handlers go, SIG_IGN stays. */
+void reset_signals(void)
+{
+	for (int signal = 1; signal <= SIGNAL_COUNT; signal++) {
+		struct kernel_sigaction action;
+		if (sys(__NR_rt_sigaction, signal, 0, &action, sizeof action.mask) < 0)
+			continue;
+		if (action.handler == SIG_DFL || action.handler == SIG_IGN)
+			continue;
+		memset(&action, 0, sizeof action);
+		sys(__NR_rt_sigaction, signal, &action, 0, sizeof action.mask);
+	}
+}
+
+long wait_for(int idtype, int id, int options)
+{
+	return RETRY(sys(__NR_waitid, idtype, id, 0, options | __WALL, 0));
+}
+
+/*
+ * linux/pidfd.h, struct pidfd_info: 64 bytes in its first version, and exit_code
+ * since Linux 6.15. It outlives the reaping of the process, so a status that
+ * other code took from us (waitpid(-1), SIGCHLD ignored) is still known.
+ */
+struct pidfd_info_exit {
+	uint64_t mask;
+	uint64_t cgroupid;
+	uint32_t ids[11];
+	int32_t exit_code;
+};
+_Static_assert(sizeof(struct pidfd_info_exit) == 64, "PIDFD_INFO_SIZE_VER0");
+#define INFO_EXIT (1U << 3)
+#define GET_INFO _IOC(_IOC_READ | _IOC_WRITE, 0xFF, 11, sizeof(struct pidfd_info_exit))
+
+static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
+{
+	struct pidfd_info_exit info = { .mask = INFO_EXIT };
+	if (sys(__NR_ioctl, pidfd, GET_INFO, &info) < 0 || !(info.mask & INFO_EXIT))
+		return -ECHILD;
+	if (WIFEXITED(info.exit_code)) {
+		end->code = CLD_EXITED;
+		end->status = WEXITSTATUS(info.exit_code);
+	} else {
+		end->code = WCOREDUMP(info.exit_code) ? CLD_DUMPED : CLD_KILLED;
+		end->status = WTERMSIG(info.exit_code);
+	}
+	return 0;
+}
+
+static int64_t usec(const struct timeval *time)
+{
+	return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
+}
+
+/* waitid(2) on a pidfd, with the child's rusage, which only the raw call returns. */
+int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end)
+{
+	siginfo_t info;
+	struct rusage usage;
+	int options = WEXITED | __WALL | (nohang ? WNOHANG : 0);
+
+	memset(&info, 0, sizeof info);
+	memset(&usage, 0, sizeof usage);
+	memset(end, 0, sizeof *end);
+	/* EINTR goes back to Python, which runs its signal handlers and calls again. */
+	long ret = sys(__NR_waitid, P_PIDFD, pidfd, &info, options, &usage);
+	if (ret == -ECHILD)
+		return exit_of_reaped(pidfd, end);
+	if (ret < 0)
+		return (int)ret;
+	end->code = info.si_pid ? info.si_code : 0;
+	end->status = info.si_status;
+	end->user_usec = usec(&usage.ru_utime);
+	end->system_usec = usec(&usage.ru_stime);
+	end->voluntary_switches = usage.ru_nvcsw;
+	end->involuntary_switches = usage.ru_nivcsw;
+	return 0;
+}
+
+/* ---- text ----------------------------------------------------------- */
+
+size_t string_length(const char *text)
+{
+	size_t length = 0;
+	while (text[length])
+		length++;
+	return length;
+}
+
+/* Decimal digits of value, not NUL-terminated; buffer holds 20. */
+size_t format_uint(char *buffer, uint64_t value)
+{
+	char digits[20];
+	size_t count = 0, length = 0;
+	do {
+		digits[count++] = (char)('0' + value % 10);
+		value /= 10;
+	} while (value);
+	while (count)
+		buffer[length++] = digits[--count];
+	return length;
+}
+
+/* The kernel's files take a write whole or not at all. */
+int write_file(int dirfd, const char *path, const char *text, size_t size)
+{
+	long fd = RETRY(sys(__NR_openat, dirfd, path, O_WRONLY | O_CLOEXEC, 0));
+	if (fd < 0)
+		return (int)fd;
+	long written = RETRY(sys(__NR_write, fd, text, size));
+	sys(__NR_close, fd);
+	if (written < 0)
+		return (int)written;
+	return (size_t)written == size ? 0 : -EIO;
+}
+
+/* ---- one to one, for nsbox.lowlevel --------------------------------- */
+
+int nsbox_unshare(uint64_t flags)
+{
+	return (int)sys(__NR_unshare, flags);
+}
+
+int nsbox_setns(int fd, int nstype)
+{
+	return (int)sys(__NR_setns, fd, nstype);
+}
+
+int nsbox_pivot_root(const char *new_root, const char *put_old)
+{
+	return (int)sys(__NR_pivot_root, new_root, put_old);
+}
+
+int nsbox_mount(const char *source, const char *target, const char *filesystemtype,
+		uint64_t mountflags, const char *data)
+{
+	return (int)sys(__NR_mount, source, target, filesystemtype, mountflags, data);
+}
+
+int nsbox_umount2(const char *target, int flags)
+{
+	return (int)sys(__NR_umount2, target, flags);
+}
+
+int nsbox_open_tree(int dirfd, const char *path, uint32_t flags)
+{
+	return (int)sys(__NR_open_tree, dirfd, path, flags);
+}
+
+int nsbox_move_mount(int from_dirfd, const char *from_path, int to_dirfd, const char *to_path,
+		     uint32_t flags)
+{
+	return (int)sys(__NR_move_mount, from_dirfd, from_path, to_dirfd, to_path, flags);
+}
+
+int nsbox_mount_setattr(int dirfd, const char *path, uint32_t flags, uint64_t attr_set,
+			uint64_t attr_clr, uint64_t propagation, int userns_fd)
+{
+	struct mount_attr attr = {
+		.attr_set = attr_set,
+		.attr_clr = attr_clr,
+		.propagation = propagation,
+		.userns_fd = (__u64)(userns_fd < 0 ? 0 : userns_fd),
+	};
+	return (int)sys(__NR_mount_setattr, dirfd, path, flags, &attr, sizeof attr);
+}
+
+int nsbox_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
+{
+	struct open_how how = { .flags = flags, .mode = mode, .resolve = resolve };
+	return (int)sys(__NR_openat2, dirfd, path, &how, sizeof how);
+}
+
+int nsbox_fsopen(const char *fsname, uint32_t flags)
+{
+	return (int)sys(__NR_fsopen, fsname, flags);
+}
+
+int nsbox_fsconfig(int fd, uint32_t cmd, const char *key, const char *value, int aux)
+{
+	return (int)sys(__NR_fsconfig, fd, cmd, key, value, aux);
+}
+
+int nsbox_fsmount(int fd, uint32_t flags, uint32_t attr_flags)
+{
+	return (int)sys(__NR_fsmount, fd, flags, attr_flags);
+}
+
+int nsbox_pidfd_open(int pid, uint32_t flags)
+{
+	return (int)sys(__NR_pidfd_open, pid, flags);
+}
+
+int nsbox_pidfd_send_signal(int pidfd, int sig, uint32_t flags)
+{
+	return (int)sys(__NR_pidfd_send_signal, pidfd, sig, 0, flags);
+}
+
+int nsbox_close_range(uint32_t first, uint32_t last, uint32_t flags)
+{
+	return (int)sys(__NR_close_range, first, last, flags);
+}
+
+int nsbox_sethostname(const char *name, uint64_t length)
+{
+	return (int)sys(__NR_sethostname, name, length);
+}
+
+int nsbox_prctl(int option, uint64_t argument)
+{
+	return (int)sys(__NR_prctl, option, argument, 0, 0, 0);
+}

@@ -1,0 +1,58 @@
+"""
+Run a process in its own world on Linux.
+
+Describe the world once as a :class:`Sandbox`; call ``run()`` or ``spawn()`` as
+often as needed, each time in fresh namespaces.
+"""
+
+from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+
+from . import lowlevel
+from ._explain import Action, Explanation
+from ._interpreter import interpreter_mounts
+from ._version import __version__
+from .errors import (
+    NamespaceError,
+    NsboxError,
+    PlanError,
+    SpawnError,
+    Step,
+    UnsupportedError,
+)
+from .mount import Bind, Dev, Overlay, Proc, Tmpfs
+from .namespace import Namespace
+from .process import Process
+from .result import Reason, Result, Usage
+from .sandbox import Sandbox
+
+
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "Action",
+    "Bind",
+    "CalledProcessError",
+    "Dev",
+    "Explanation",
+    "Namespace",
+    "NamespaceError",
+    "NsboxError",
+    "Overlay",
+    "PlanError",
+    "Proc",
+    "Process",
+    "Reason",
+    "Result",
+    "Sandbox",
+    "SpawnError",
+    "Step",
+    "TimeoutExpired",
+    "Tmpfs",
+    "UnsupportedError",
+    "Usage",
+    "__version__",
+    "interpreter_mounts",
+    "lowlevel",
+]

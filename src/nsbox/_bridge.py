@@ -1,0 +1,355 @@
+"""
+Between the plan and the C core: lower a plan to C structs, call, raise.
+
+A plan is lowered once and used by any number of threads; a spawn adds only
+what differs. cffi frees memory with its last Python reference, so every
+buffer that a struct points to is kept beside the struct.
+"""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+from . import _diagnose, lowlevel
+from ._constants import NAMESPACE_FLAGS
+from ._native import ffi, lib
+from ._plan import Code, Op, Plan
+from .errors import STEPS, NamespaceError, Step, UnsupportedError, spawn_error
+from .namespace import Namespace, create_id_map_namespace
+
+_PR_GET_DUMPABLE: Final = 3
+_PR_SET_DUMPABLE: Final = 4
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """
+    What differs from spawn to spawn.
+
+    Args:
+        argv: Arguments, not empty.
+        executable: Program to execute, instead of argv[0].
+        env: The whole environment.
+        cwd: Working directory inside.
+        stdio: Descriptors for 0, 1, 2; -1 leaves the caller's.
+        pass_fds: Further descriptors, kept under their numbers.
+        umask: -1 leaves the caller's.
+        setsid: Start a session.
+        controlling_terminal: Make stdin its controlling terminal.
+        restore_signals: SIGPIPE and SIGXFSZ back to their defaults.
+        die_with_thread: Kill the payload when the calling thread ends.
+    """
+
+    argv: Sequence[bytes]
+    executable: bytes
+    env: Mapping[str, str]
+    cwd: str
+    stdio: tuple[int, int, int]
+    pass_fds: Sequence[int] = ()
+    umask: int = -1
+    setsid: bool = True
+    controlling_terminal: bool = False
+    restore_signals: bool = True
+    die_with_thread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A child that has become the payload. Whoever receives it owns the pidfd."""
+
+    pid: int
+    pidfd: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a process ended, as waitid(2) and getrusage(2) tell it; times in seconds."""
+
+    returncode: int
+    user_time: float
+    system_time: float
+    voluntary_switches: int
+    involuntary_switches: int
+
+
+class _Dumpable:
+    """
+    Keeps PR_GET_DUMPABLE of this process as it was.
+
+    A child that shares our memory and changes its ids makes the kernel mark
+    that memory as not dumpable (credentials(7), commit_creds). That protects
+    it: until its exec the child is a process of another user with our memory
+    in it. So the mark stays while any such child is on its way, and the last
+    one to finish takes it off. The callers are root, whose own /proc entries
+    belong to root either way.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._count == 0:
+                self._before = lowlevel.prctl(_PR_GET_DUMPABLE)
+            self._count += 1
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0 and self._before == 1:
+                lowlevel.prctl(_PR_SET_DUMPABLE, 1)
+
+
+_dumpable = _Dumpable()
+
+
+class Lowered:
+    """A plan as C structs, with the descriptors that it needs."""
+
+    def __init__(self, plan: Plan, joins: Mapping[str, Namespace]) -> None:
+        """
+        Lower a plan.
+
+        Args:
+            plan: What to lower.
+            joins: The namespaces of ``plan.joins``.
+
+        Raises:
+            SpawnError: If the source of an id-mapped bind does not exist.
+        """
+        self.plan = plan
+        self._joins = [joins[kind] for kind in plan.joins]
+        self._keep: list[object] = []
+        self._id_maps: dict[tuple[int, int], Namespace] = {}
+        self._fds = ffi.new("int32_t[]", max(1, len(self._joins)))
+        self._struct = self._lower_plan()
+        # With shared memory, and other ids than ours, the dumpable mark is at stake.
+        ids = plan.ids
+        self._changes_ids = not plan.private_memory and (
+            ids.idmapped or (not ids.mapped and not plan.joins and ids.uid != os.geteuid())
+        )
+
+    def spawn(self, request: Request) -> Started:
+        """
+        Start a payload, and wait until it executes.
+
+        Raises:
+            SpawnError: If a step failed; nothing is left then.
+        """
+        for position, namespace in enumerate(self._joins):
+            # Asked anew each time: a closed one raises here, before its number means another file.
+            self._fds[position] = namespace.fileno()
+        struct, keep = _lower_request(request)
+        result = ffi.new("struct nsbox_result *")
+        if self._changes_ids:
+            with _dumpable:
+                lib.nsbox_spawn(self._struct, struct, result)
+        else:
+            lib.nsbox_spawn(self._struct, struct, result)
+        del keep
+        if result.step:
+            raise self._error(int(result.step), int(result.error), int(result.index), request)
+        return Started(int(result.pid), int(result.pidfd))
+
+    # ---- errors ----
+
+    def _error(self, number: int, error: int, index: int, request: Request) -> Exception:
+        step = STEPS[number - 1]
+        op, path = None, None
+        if step is Step.EXECVE:
+            path = os.fsdecode(request.executable)
+        elif step is Step.CHDIR:
+            path = request.cwd
+        elif step is Step.SETNS:
+            path = self.plan.joins[index]
+        elif 0 <= index < len(self.plan.ops) and step not in _NO_OPERATION:
+            op = self.plan.ops[index]
+            path = op.source if step in _ABOUT_SOURCE else self._target(op)
+        advice = _diagnose.hint(step, error, self.plan, op, path)
+        return spawn_error(error, step, path, index if op is not None else -1, advice)
+
+    def _target(self, op: Op) -> str | None:
+        if op.code in (Code.LOOPBACK, Code.IDS, Code.PROPAGATION, Code.PIVOT):
+            return None
+        if op.code is Code.HOSTNAME:
+            return op.source
+        base = ""
+        if op.code in (Code.DEVICE, Code.DIRECTORY, Code.FILE, Code.SYMLINK):
+            base = self.plan.ops[op.parent].target
+        return "/" + "/".join(part for part in (base, op.target) if part)
+
+    # ---- lowering ----
+
+    def _text(self, text: str | None) -> Any:
+        if text is None:
+            return ffi.NULL
+        return self._kept(ffi.new("char[]", os.fsencode(text)))
+
+    def _kept(self, data: Any) -> Any:
+        self._keep.append(data)
+        return data
+
+    def _lower_plan(self) -> Any:
+        plan, ids = self.plan, self.plan.ids
+        flags = 0
+        for wanted, flag in (
+            (plan.parent_sources, lib.NSBOX_PLAN_PARENT_SOURCES),
+            (plan.private_memory, lib.NSBOX_PLAN_PRIVATE_MEMORY),
+            (ids.deny_setgroups, lib.NSBOX_PLAN_DENY_SETGROUPS),
+            (ids.clear_groups, lib.NSBOX_PLAN_CLEAR_GROUPS),
+            (plan.user_xattr, lib.NSBOX_PLAN_USER_XATTR),
+        ):
+            flags |= flag if wanted else 0
+        types = [NAMESPACE_FLAGS[kind] for kind in plan.joins]
+        return ffi.new(
+            "struct nsbox_plan *",
+            {
+                "clone_flags": plan.clone_flags,
+                "capabilities": plan.capabilities,
+                "flags": flags,
+                "uid": ids.uid,
+                "gid": ids.gid,
+                "n_joins": len(self._joins),
+                "n_ops": len(plan.ops),
+                "joins": self._fds,
+                "join_types": self._kept(ffi.new("int32_t[]", types)),
+                "uid_map": self._text(f"{ids.uid} {ids.host_uid} 1" if ids.mapped else None),
+                "gid_map": self._text(f"{ids.gid} {ids.host_gid} 1" if ids.mapped else None),
+                "ops": self._kept(
+                    ffi.new("struct nsbox_op[]", [self._lower_op(op) for op in plan.ops])
+                ),
+            },
+        )
+
+    def _lower_op(self, op: Op) -> dict[str, object]:
+        options = [(self._text(key), self._text(value)) for key, value in op.options]
+        return {
+            "code": int(op.code),
+            "parent": op.parent,
+            "flags": int(op.flags),
+            "mode": op.mode,
+            "attributes": op.attributes,
+            "device": op.device,
+            "idmap": self._id_map(op) if op.idmap else -1,
+            "n_options": len(options),
+            "options": self._kept(ffi.new("struct nsbox_option[]", options)),
+            "source": self._text(op.source),
+            "target": self._text(op.target),
+            "layers": self._text(op.layers),
+            "content": self._kept(ffi.new("char[]", op.content)),
+            "content_size": len(op.content),
+        }
+
+    def _id_map(self, op: Op) -> int:
+        """Return a user namespace that shows the owner of op.source as the payload."""
+        assert op.source is not None
+        try:
+            info = os.stat(op.source)
+        except OSError as error:
+            code = error.errno or 0
+            advice = _diagnose.hint(Step.OPEN_TREE, code, self.plan, op, op.source)
+            raise spawn_error(
+                code, Step.OPEN_TREE, op.source, self.plan.ops.index(op), advice
+            ) from None
+        ids = self.plan.ids
+        owner = (info.st_uid, info.st_gid)
+        if owner == (ids.host_uid, ids.host_gid):
+            return -1
+        if owner not in self._id_maps:
+            try:
+                self._id_maps[owner] = create_id_map_namespace(
+                    f"{owner[0]} {ids.host_uid} 1", f"{owner[1]} {ids.host_gid} 1"
+                )
+            except NamespaceError as error:
+                raise UnsupportedError(
+                    f"cannot map the owner of {op.source!r} ({owner[0]}:{owner[1]}): {error}"
+                ) from error
+        return self._id_maps[owner].fileno()
+
+
+# Steps that are about the host's side of a mount; the others are about the inside.
+_ABOUT_SOURCE: Final = {Step.OPEN_TREE, Step.SOURCE_ATTRIBUTES, Step.IDMAP, Step.DEVICE}
+# Their index counts something else than operations.
+_NO_OPERATION: Final = {Step.DUP, Step.PASS_FD, Step.CAPBSET_DROP}
+
+
+def _lower_request(request: Request) -> tuple[Any, list[object]]:
+    search = request.env.get("PATH", DEFAULT_PATH)
+    candidates = _candidates(request.executable, os.fsencode(search))
+    environment = [os.fsencode(f"{key}={value}") for key, value in request.env.items()]
+    arrays = [
+        lowlevel.string_array(items) for items in (candidates, request.argv, environment)
+    ]
+    flags = 0
+    for wanted, flag in (
+        (request.setsid, lib.NSBOX_REQUEST_SETSID),
+        (request.controlling_terminal, lib.NSBOX_REQUEST_CONTROLLING_TERMINAL),
+        (request.restore_signals, lib.NSBOX_REQUEST_RESTORE_SIGNALS),
+        (request.die_with_thread, lib.NSBOX_REQUEST_DIE_WITH_THREAD),
+    ):
+        flags |= flag if wanted else 0
+    cwd = ffi.new("char[]", os.fsencode(request.cwd))
+    pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))
+    struct = ffi.new(
+        "struct nsbox_request *",
+        {
+            "executables": arrays[0][0],
+            "argv": arrays[1][0],
+            "envp": arrays[2][0],
+            "cwd": cwd,
+            "stdio": request.stdio,
+            "umask": request.umask,
+            "flags": flags,
+            "n_pass_fds": len(pass_fds),
+            "pass_fds": pass_fds,
+        },
+    )
+    return struct, [arrays, cwd, pass_fds]
+
+
+def _candidates(executable: bytes, search: bytes) -> list[bytes]:
+    """Return the paths that execvpe(3) would try."""
+    if b"/" in executable:
+        return [executable]
+    return [(directory or b".") + b"/" + executable for directory in search.split(b":")]
+
+
+def wait(pidfd: int, *, block: bool) -> End | None:
+    """
+    Return how a child ended, and reap it; None while it runs.
+
+    Raises:
+        ChildProcessError: If another part of the program reaped it, and this
+            kernel (before Linux 6.15) has not kept its status.
+        InterruptedError: If a signal came while blocking; call again.
+    """
+    end = ffi.new("struct nsbox_exit *")
+    ret = lib.nsbox_wait(pidfd, not block, end)
+    if ret < 0:
+        raise OSError(-ret, os.strerror(-ret))
+    if end.code == 0:
+        return None
+    exited = end.code == os.CLD_EXITED
+    return End(
+        returncode=int(end.status) if exited else -int(end.status),
+        user_time=end.user_usec / 1e6,
+        system_time=end.system_usec / 1e6,
+        voluntary_switches=int(end.voluntary_switches),
+        involuntary_switches=int(end.involuntary_switches),
+    )

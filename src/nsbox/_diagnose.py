@@ -1,0 +1,229 @@
+"""
+After a failure: read what may explain it, and say what to do.
+
+Never called on success. A hint is a guess and reads like one; the facts of an
+error are its step, errno and path.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Final
+
+from ._plan import Code, Op, Plan
+from .errors import Step
+
+_SYSCTL: Final = "/proc/sys/"
+
+
+def hint(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    """Return advice for a failed step, or None."""
+    if error == errno.ENOSYS:
+        return "this kernel lacks the system call, or a seccomp filter hides it; nsbox needs 5.12"
+    advise = _ADVISORS.get(step)
+    if advise is not None:
+        found = advise(error, plan, op, path)
+        if found is not None:
+            return found
+    if error in (errno.EPERM, errno.EACCES) and plan.ids.mapped and _restricted_by_apparmor():
+        return (
+            "AppArmor takes all rights away in unprivileged user namespaces here: "
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or give the program a "
+            "profile that allows userns"
+        )
+    return None
+
+
+def _sysctl(name: str) -> str | None:
+    try:
+        with open(_SYSCTL + name.replace(".", "/")) as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _restricted_by_apparmor() -> bool:
+    return os.geteuid() != 0 and _sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1"
+
+
+def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOSPC:
+        limits = [
+            f"user.max_{kind}_namespaces=0"
+            for kind in ("user", "mnt", "pid", "uts", "ipc", "net", "cgroup")
+            if _sysctl(f"user.max_{kind}_namespaces") == "0"
+        ]
+        if limits:
+            return f"namespaces are forbidden by sysctl {', '.join(limits)}"
+        return "a limit of user.max_*_namespaces is reached, or namespaces nest too deep"
+    if error == errno.EPERM:
+        if _sysctl("kernel.unprivileged_userns_clone") == "0" and os.geteuid() != 0:
+            return "user namespaces are forbidden: sysctl kernel.unprivileged_userns_clone=1"
+        if not plan.ids.mapped:
+            return "new namespaces need CAP_SYS_ADMIN, or a user namespace of their own: user='new'"
+        return (
+            "user namespaces are refused here: a seccomp filter (container runtimes have one), "
+            "a security module, or a chroot forbids them"
+        )
+    if error == errno.EINVAL:
+        missing = [name for name in _kernel_lacks() if name]
+        if missing:
+            return f"this kernel has no {', '.join(missing)} namespaces"
+    if error == errno.EAGAIN:
+        return "the limit of processes (RLIMIT_NPROC or a pids cgroup) is reached"
+    return None
+
+
+def _kernel_lacks() -> list[str]:
+    from ._constants import NAMESPACE_FLAGS
+
+    try:
+        present = set(os.listdir("/proc/self/ns"))
+    except OSError:
+        return []
+    return [kind for kind in NAMESPACE_FLAGS if kind not in present]
+
+
+def _maps(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOENT:
+        return "/proc is not mounted here, and id maps are written through it"
+    if error == errno.EACCES:
+        return "the calling process is not dumpable, so its own /proc files belong to root"
+    if error == errno.EPERM:
+        return "mapping ids other than one's own needs CAP_SETUID and CAP_SETGID"
+    return None
+
+
+def _join(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EPERM:
+        return (
+            "joining needs CAP_SYS_ADMIN in the user namespace that owns the other one: "
+            "join that too, with Sandbox(user=namespace.owner(), ...)"
+        )
+    return None
+
+
+def _source(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOENT:
+        return "there is no such file or directory on the host"
+    if error == errno.EPERM and not plan.ids.mapped and not plan.joins:
+        return "cloning mounts needs CAP_SYS_ADMIN"
+    return None
+
+
+def _idmap(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    return (
+        "its file system (or one mounted below it) cannot be id-mapped, so a payload that is "
+        "not the caller could not write there; let its owner be the payload's host id "
+        f"({plan.ids.host_uid}) and pass idmap=False, or use another file system"
+    )
+
+
+def _mount(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if op is None or op.code not in (Code.MOUNT, Code.OVERLAY):
+        return None
+    if op.source == "proc" and error == errno.EPERM:
+        return (
+            "the host's /proc is covered in part, as in a container, and then the kernel "
+            "refuses a new one: unmask it there (docker: --security-opt systempaths=unconfined), "
+            "or use pid='host' with Bind('/proc')"
+        )
+    if op.source == "overlay":
+        return (
+            "overlayfs refused: its layers must be on file systems that support it, upper and "
+            "work on one that has extended attributes; the kernel log may say more"
+        )
+    if error in (errno.ENODEV, errno.EINVAL):
+        return f"this kernel may lack the file system {op.source}, or one of its options"
+    return None
+
+
+def _target(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOENT:
+        return (
+            "the mount point is missing, and nsbox creates none on a writable file system of "
+            "the host: create it, or use an Overlay"
+        )
+    if error in (errno.ELOOP, errno.EXDEV):
+        return "a symbolic link on the way to the mount point leads nowhere inside the sandbox"
+    return None
+
+
+def _mkdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EEXIST:
+        return "something that leads nowhere, such as a dangling symbolic link, is in the way"
+    return None
+
+
+def _pivot(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EINVAL:
+        return "the caller's root is no mount point (a chroot), or is the initial ramfs"
+    return None
+
+
+def _setresuid(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EINVAL:
+        return f"id {plan.ids.uid} or {plan.ids.gid} is not mapped in the joined user namespace"
+    return None
+
+
+def _capset(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    return "a capability that the set-up itself does not hold cannot be given to the payload"
+
+
+def _chdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOENT:
+        return "the working directory does not exist inside the sandbox"
+    if error == errno.ELOOP:
+        return "a working directory must not lead through a link such as /proc/self/fd/N"
+    if error == errno.EACCES:
+        return _foreign_owner(plan)
+    return None
+
+
+def _execve(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOENT:
+        return (
+            "no such program inside the sandbox, or the interpreter that it names (#! line, "
+            "dynamic linker) is missing there"
+        )
+    if error == errno.EACCES:
+        return _foreign_owner(plan) or "it is not executable"
+    if error == errno.ENOEXEC:
+        return "not a program for this machine, or a script without a #! line"
+    return None
+
+
+def _foreign_owner(plan: Plan) -> str | None:
+    if not plan.ids.idmapped:
+        return None
+    return (
+        f"not executable, or not accessible to the payload, which is user {plan.ids.host_uid} to "
+        "the host: open the directories to others (chmod o+rx), or bind them with idmap=True"
+    )
+
+
+_Advisor = Callable[[int, Plan, Op | None, str | None], str | None]
+_ADVISORS: Final[dict[Step, _Advisor]] = {
+    Step.CLONE: _clone,
+    Step.SETGROUPS_DENY: _maps,
+    Step.UID_MAP: _maps,
+    Step.GID_MAP: _maps,
+    Step.SETNS: _join,
+    Step.OPEN_TREE: _source,
+    Step.IDMAP: _idmap,
+    Step.FSOPEN: _mount,
+    Step.FSCONFIG: _mount,
+    Step.FSCONFIG_CREATE: _mount,
+    Step.FSMOUNT: _mount,
+    Step.TARGET: _target,
+    Step.MKDIR: _mkdir,
+    Step.PIVOT_ROOT: _pivot,
+    Step.SETRESUID: _setresuid,
+    Step.SETRESGID: _setresuid,
+    Step.CAPBSET_DROP: _capset,
+    Step.CAPSET: _capset,
+    Step.CAP_AMBIENT: _capset,
+    Step.CHDIR: _chdir,
+    Step.EXECVE: _execve,
+}

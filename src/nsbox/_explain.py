@@ -1,0 +1,174 @@
+"""A plan in the kernel's words: for teaching, tests and audit."""
+
+from dataclasses import dataclass
+
+from . import _constants
+from ._constants import CAPABILITIES, NAMESPACE_FLAGS
+from ._plan import Code, Op, OpFlag, Plan
+
+_ATTRIBUTES = {
+    name.removeprefix("MOUNT_ATTR_").lower(): value
+    for name, value in vars(_constants).items()
+    if name.startswith("MOUNT_ATTR_")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """
+    One step of a set-up.
+
+    Args:
+        who: "caller", "launcher" or "child".
+        call: The system call, or the file that is written.
+        arguments: What it is about, as text.
+        index: Position among the plan's operations (``SpawnError.index``), or -1.
+    """
+
+    who: str
+    call: str
+    arguments: str
+    index: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.who:<8}  {self.call:<14}  {self.arguments}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The ordered steps of a set-up; printing it gives one line each."""
+
+    actions: tuple[Action, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(str(action) for action in self.actions)
+
+
+def explain_plan(plan: Plan, cwd: str) -> Explanation:
+    """Return the steps of a plan in the order in which they happen."""
+    actions: list[Action] = []
+    sources = [
+        Action("caller" if plan.parent_sources else "child", *text, index=index)
+        for index, op in enumerate(plan.ops)
+        for text in _source(op)
+    ]
+    cloner = "launcher" if plan.joins else "caller"
+    if plan.parent_sources:
+        actions += sources
+    if plan.joins:
+        memory = "a copy of the memory" if plan.private_memory else "CLONE_VM"
+        actions.append(Action("caller", "clone3", f"CLONE_FILES, {memory}: the launcher"))
+        actions += [Action("launcher", "setns", NAME_OF_KIND[kind]) for kind in plan.joins]
+    actions.append(Action(cloner, "clone3", _clone_flags(plan)))
+    if plan.ids.mapped:
+        actions += _maps(plan, cloner)
+    if not plan.parent_sources:
+        actions += sources
+    for index, op in enumerate(plan.ops):
+        actions += [Action("child", *text, index=index) for text in _operation(op, plan)]
+    actions += [Action("child", *text) for text in _finish(plan, cwd)]
+    return Explanation(tuple(actions))
+
+
+NAME_OF_KIND = {
+    kind: "CLONE_NEWNS" if kind == "mnt" else f"CLONE_NEW{kind.upper()}" for kind in NAMESPACE_FLAGS
+}
+
+
+def _clone_flags(plan: Plan) -> str:
+    names = [NAME_OF_KIND[k] for k, flag in NAMESPACE_FLAGS.items() if plan.clone_flags & flag]
+    parent = ["CLONE_PARENT"] if plan.joins else []
+    return " | ".join(["CLONE_VM", "CLONE_PIDFD", *parent, *names])
+
+
+def _maps(plan: Plan, cloner: str) -> list[Action]:
+    ids = plan.ids
+    deny = [Action(cloner, "setgroups", "deny")] if ids.deny_setgroups else []
+    return [
+        *deny,
+        Action(cloner, "uid_map", f"{ids.uid} {ids.host_uid} 1"),
+        Action(cloner, "gid_map", f"{ids.gid} {ids.host_gid} 1"),
+    ]
+
+
+def _attributes(value: int) -> str:
+    return ",".join(name for name, bit in _ATTRIBUTES.items() if value & bit)
+
+
+def _source(op: Op) -> list[tuple[str, str]]:
+    if op.code not in (Code.BIND, Code.DEVICE):
+        return []
+    idmap = " and id-mapped to the payload" if op.idmap else ""
+    return [
+        ("open_tree", f"{op.source} (clone, recursive)"),
+        ("mount_setattr", f"{op.source}: {_attributes(op.attributes)},private recursively{idmap}"),
+    ]
+
+
+def _where(op: Op, plan: Plan) -> str:
+    if op.flags & OpFlag.IN_SCRATCH:
+        return f"scratch/{op.target}"
+    base = ""
+    if op.code in (Code.DEVICE, Code.DIRECTORY, Code.FILE, Code.SYMLINK):
+        holder = plan.ops[op.parent]
+        base = "scratch/" + holder.target if holder.flags & OpFlag.IN_SCRATCH else holder.target
+    return "/" + "/".join(part for part in (base, op.target) if part)
+
+
+def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
+    where = _where(op, plan)
+    options = ",".join(key if value is None else f"{key}={value}" for key, value in op.options)
+    match op.code:
+        case Code.LOOPBACK:
+            return [("ioctl", "SIOCSIFFLAGS lo up")]
+        case Code.HOSTNAME:
+            return [("sethostname", op.source or "")]
+        case Code.IDS:
+            groups = [("setgroups", "none")] if plan.ids.clear_groups and not plan.joins else []
+            ids = plan.ids
+            return [*groups, ("setresgid", f"{ids.gid}"), ("setresuid", f"{ids.uid}")]
+        case Code.PROPAGATION:
+            return [("mount_setattr", "/: private recursively")]
+        case Code.SCRATCH:
+            return [("fsmount", "tmpfs for the layers of overlays")]
+        case Code.BIND:
+            return [("move_mount", f"{op.source} -> {where}")]
+        case Code.DEVICE:
+            number = f"{op.device >> 32}:{op.device & 0xFFFFFFFF}"
+            return [
+                ("statx", f"{op.source} is character device {number}"),
+                ("mknodat", f"{where} (mount point)"),
+                ("move_mount", f"{op.source} -> {where}"),
+            ]
+        case Code.MOUNT | Code.OVERLAY:
+            flags = _attributes(op.attributes)
+            return [
+                ("fsmount", f"{op.source} {options} ({flags})".replace("  ", " ")),
+                ("move_mount", f"{op.source} -> {where}"),
+            ]
+        case Code.DIRECTORY:
+            return [("mkdirat", f"{where} {op.mode:o}")]
+        case Code.FILE:
+            return [("openat", f"{where} {op.mode:o}, {len(op.content)} bytes")]
+        case Code.SYMLINK:
+            return [("symlinkat", f"{where} -> {op.source}")]
+        case Code.READONLY:
+            return [("mount_setattr", f"{where}: rdonly")]
+        case Code.PIVOT:
+            return [("pivot_root", ". ."), ("umount2", "the host's mounts (MNT_DETACH)")]
+
+
+def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
+    names = [name for number, name in enumerate(CAPABILITIES) if plan.capabilities >> number & 1]
+    kept = ", ".join(names) or "none"
+    return [
+        ("dup3", "stdin, stdout, stderr into place"),
+        ("setsid", "no controlling terminal"),
+        ("close_range", "3- (close-on-exec)"),
+        ("prctl", f"PR_CAPBSET_DROP, all but: {kept}"),
+        ("capset", f"effective, permitted, inheritable: {kept}"),
+        ("prctl", f"PR_CAP_AMBIENT: {kept}"),
+        ("prctl", "PR_SET_NO_NEW_PRIVS"),
+        ("fchdir", cwd),
+        ("execve", "the payload"),
+    ]

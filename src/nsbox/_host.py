@@ -1,0 +1,157 @@
+"""
+Facts of the host and the caller that a plan depends on.
+
+Gathered here, by reading files only, so that making a plan from them is a pure
+function that tests can call with facts of their own.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+
+OVERFLOW_ID = 65534
+
+# Where distributions keep programs. /usr and the links to it nearly everywhere;
+# the stores of Nix and Guix hold theirs, and /usr has next to nothing there.
+_PROGRAM_DIRECTORIES = ("/usr", "/nix/store", "/gnu/store")
+_USR_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+
+# Without these programs fail to start or to find each other: the dynamic
+# linker's cache, alternatives (cc, java, awk, ...), name services, time zone,
+# the public certificates, and the settings a JVM refuses to start without.
+_ETC = (
+    "alternatives",
+    "ld.so.cache",
+    "localtime",
+    "nsswitch.conf",
+    "protocols",
+    "services",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+)
+_ETC_PREFIXES = ("java-",)
+
+DEVICES = (
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+)
+"""Name, major and minor number, as in the kernel's devices.txt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """
+    What a plan has to know.
+
+    Args:
+        uid: Effective user id of the caller.
+        gid: Effective group id of the caller.
+        privileged: The caller may map ids that are not its own.
+        overflow_uid: The host id "nobody" for root's payloads.
+        overflow_gid: The same for groups.
+        directories: Program directories that exist.
+        links: Name in / and what it links to.
+        etc: Paths below /etc to show.
+        etc_links: The same for symbolic links, with what they link to.
+    """
+
+    uid: int
+    gid: int
+    privileged: bool
+    overflow_uid: int = OVERFLOW_ID
+    overflow_gid: int = OVERFLOW_ID
+    directories: tuple[str, ...] = ("/usr",)
+    links: tuple[tuple[str, str], ...] = ()
+    etc: tuple[str, ...] = ()
+    etc_links: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def payload_uid(self) -> int:
+        """The host's user id of a payload, unless the user asks for another."""
+        return self.overflow_uid if self.privileged else self.uid
+
+    @property
+    def payload_gid(self) -> int:
+        return self.overflow_gid if self.privileged else self.gid
+
+
+def look() -> Host:
+    """Return the facts as they are now for the calling process."""
+    uid, gid = os.geteuid(), os.getegid()
+    overflow_uid = _read_int("/proc/sys/kernel/overflowuid")
+    overflow_gid = _read_int("/proc/sys/kernel/overflowgid")
+    directories, links = _root_directory()
+    etc, etc_links = _etc_entries()
+    return Host(
+        uid=uid,
+        gid=gid,
+        privileged=uid == 0 and _is_mapped("uid", overflow_uid) and _is_mapped("gid", overflow_gid),
+        overflow_uid=overflow_uid,
+        overflow_gid=overflow_gid,
+        directories=directories,
+        links=links,
+        etc=etc,
+        etc_links=etc_links,
+    )
+
+
+def id_maps(kind: str) -> list[tuple[int, int, int]]:
+    """Return the caller's uid or gid map: inside, outside, count; [] if it cannot be read."""
+    try:
+        with open(f"/proc/self/{kind}_map") as file:
+            return [(int(a), int(b), int(c)) for a, b, c in (line.split() for line in file)]
+    except OSError:
+        return []
+
+
+def _is_mapped(kind: str, number: int) -> bool:
+    """Tell whether an id exists in the caller's own user namespace."""
+    return any(inside <= number < inside + count for inside, _, count in id_maps(kind))
+
+
+def _read_int(path: str) -> int:
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return OVERFLOW_ID
+
+
+@lru_cache(maxsize=1)
+def _root_directory() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Find the program directories: merged into /usr by links, or beside it."""
+    directories = [path for path in _PROGRAM_DIRECTORIES if os.path.isdir(path)]
+    links = []
+    for name in _USR_LINKS:
+        path = f"/{name}"
+        if os.path.islink(path):
+            links.append((name, os.readlink(path)))
+        elif os.path.isdir(path):
+            directories.append(path)
+    return tuple(directories), tuple(links)
+
+
+@lru_cache(maxsize=1)
+def _etc_entries() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    names = list(_ETC)
+    try:
+        names += sorted(name for name in os.listdir("/etc") if name.startswith(_ETC_PREFIXES))
+    except OSError:
+        pass
+    entries, links = [], []
+    for name in names:
+        path = f"/etc/{name}"
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            continue
+        if stat.S_ISLNK(mode):
+            links.append((name, os.readlink(path)))
+        elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+            entries.append(path)
+    return tuple(entries), tuple(links)

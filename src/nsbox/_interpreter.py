@@ -1,0 +1,48 @@
+"""Where the running Python lives, as mounts."""
+
+import os
+import sys
+import sysconfig
+
+from .mount import Bind
+
+
+def interpreter_mounts() -> list[Bind]:
+    """
+    Return read-only binds that make the running Python work inside.
+
+    They show its prefix, that of the Python its virtual environment was made
+    from, and the directories that its executable's links lead through, each at
+    its own path::
+
+        Sandbox(mounts=interpreter_mounts()).run([sys.executable, "-c", "print(1)"])
+
+    Modules that lie elsewhere (PYTHONPATH, editable installs) are not included.
+    """
+    directories = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
+    library = sysconfig.get_config_var("LIBDIR")
+    if sysconfig.get_config_var("Py_ENABLE_SHARED") and library and os.path.isdir(library):
+        directories.add(library)
+    directories.update(_link_directories(sys.executable))
+    directories = {os.path.abspath(directory) for directory in directories}
+    # A target must not run through a link, or it would hide what the link leads to.
+    directories |= {os.path.realpath(directory) for directory in directories}
+    outermost = [
+        directory
+        for directory in sorted(directories)
+        if not any(directory.startswith(other.rstrip("/") + "/") for other in directories)
+    ]
+    return [Bind(directory) for directory in outermost if directory != "/"]
+
+
+def _link_directories(path: str) -> set[str]:
+    """Return the directory of every symbolic link between path and the file it means."""
+    directories = set()
+    for _ in range(40):  # as many as the kernel follows
+        if not path or not os.path.islink(path):
+            break
+        directories.add(os.path.dirname(path))
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    if path:
+        directories.add(os.path.dirname(path))
+    return directories

@@ -1,0 +1,6 @@
+"""Types of the compiled module: cffi's, which no checker can see through."""
+
+from typing import Any
+
+ffi: Any
+lib: Any

@@ -1,0 +1,586 @@
+"""
+From a description of a sandbox to the ordered operations that make it.
+
+A pure function: objects in, an immutable, comparable, printable plan out. No
+I/O, no compiled module. Rules that concern several objects are checked here,
+and the order of operations is decided here: the C core walks the plan and
+decides nothing.
+"""
+
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Final
+
+from . import _host
+from ._constants import (
+    CAPABILITIES,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    NAMESPACE_FLAGS,
+)
+from ._host import Host
+from .errors import PlanError
+from .mount import Bind, Dev, Mount, Overlay, Proc, Tmpfs
+
+HOME: Final = "/home/sandbox"
+_BASE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+
+
+class Code(IntEnum):
+    """What an operation does: ``enum nsbox_opcode`` of csrc/nsbox.h."""
+
+    LOOPBACK = 0
+    HOSTNAME = 1
+    IDS = 2
+    PROPAGATION = 3
+    SCRATCH = 4
+    BIND = 5
+    DEVICE = 6
+    MOUNT = 7
+    OVERLAY = 8
+    DIRECTORY = 9
+    FILE = 10
+    SYMLINK = 11
+    READONLY = 12
+    PIVOT = 13
+
+
+class OpFlag(IntFlag):
+    """``enum nsbox_op_flag`` of csrc/nsbox.h."""
+
+    IN_SCRATCH = 1
+    OWN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """
+    One operation; the fields are those of ``struct nsbox_op``.
+
+    Args:
+        code: What to do.
+        target: Path inside without the leading "/"; for the content of a file
+            system (DIRECTORY, FILE, SYMLINK, DEVICE) relative to its root.
+        source: Path on the host, type of file system, or text of a link.
+        parent: Index of the operation whose mount holds target, or -1.
+        attributes: MOUNT_ATTR_*.
+        options: Parameters of a new file system.
+        mode: Permission bits of what is created.
+        flags: See :class:`OpFlag`.
+        device: Device number that source must have, as (major << 32) | minor.
+        idmap: Show the owner of source as the payload, by an id-mapped mount.
+        layers: Name of the directory that holds an overlay's layers.
+        content: Of a file.
+    """
+
+    code: Code
+    target: str = ""
+    source: str | None = None
+    parent: int = -1
+    attributes: int = 0
+    options: tuple[tuple[str, str | None], ...] = ()
+    mode: int = 0
+    flags: OpFlag = OpFlag(0)
+    device: int = 0
+    idmap: bool = False
+    layers: str | None = None
+    content: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """
+    Who the payload is.
+
+    Args:
+        uid: User id inside.
+        gid: Group id inside.
+        host_uid: The same user as the host sees it, or None where it is not ours to say.
+        host_gid: The same for the group.
+        mapped: A new user namespace gets a map of one id each.
+        deny_setgroups: The map has to be written without privilege.
+        clear_groups: The caller's supplementary groups are dropped.
+        idmapped: The payload is not the caller, so binds may need an id map.
+    """
+
+    uid: int
+    gid: int
+    host_uid: int | None
+    host_gid: int | None
+    mapped: bool
+    deny_setgroups: bool
+    clear_groups: bool
+    idmapped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about a spawn that does not differ from spawn to spawn."""
+
+    clone_flags: int
+    joins: tuple[str, ...]
+    ids: Ids
+    capabilities: int
+    ops: tuple[Op, ...]
+    parent_sources: bool
+    private_memory: bool
+    user_xattr: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """
+    What a Sandbox asks for, each value checked already.
+
+    ``namespaces`` says "new", "host" or "join" for every kind but "mnt".
+    """
+
+    namespaces: dict[str, str]
+    root: str | Overlay | None = None
+    writable: bool = False
+    mounts: tuple[Mount, ...] = ()
+    default_mounts: bool = True
+    hostname: str | None = None
+    uid: int = 0
+    gid: int = 0
+    host_uid: int | None = None
+    host_gid: int | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+def compile_plan(box: Description, host: Host) -> Plan:
+    """
+    Return the plan of a sandbox.
+
+    Raises:
+        PlanError: If the parts contradict each other.
+    """
+    ids = _ids(box, host)
+    joins = tuple(kind for kind, mode in box.namespaces.items() if mode == "join")
+    # The user namespace last: whoever is privileged outside can still join the others.
+    joins = tuple(sorted(joins, key=lambda kind: kind == "user"))
+    flags = NAMESPACE_FLAGS["mnt"]
+    for kind, mode in box.namespaces.items():
+        if mode == "new":
+            flags |= NAMESPACE_FLAGS[kind]
+    user_mode = box.namespaces["user"]
+    return Plan(
+        clone_flags=flags,
+        joins=joins,
+        ids=ids,
+        capabilities=sum(1 << CAPABILITIES.index(name) for name in box.capabilities),
+        ops=_operations(box, host, ids),
+        # The child of a privileged caller is unprivileged on the host and might
+        # not reach what the caller can.
+        parent_sources=host.privileged and user_mode != "host",
+        # In these another process may see or trace the newcomer; and a time
+        # namespace can only be entered by a process that shares its memory with none.
+        private_memory=not {"user", "pid", "time"}.isdisjoint(joins),
+        user_xattr=user_mode != "host",
+    )
+
+
+def _ids(box: Description, host: Host) -> Ids:
+    mode = box.namespaces["user"]
+    if mode != "new":
+        if box.host_uid is not None or box.host_gid is not None:
+            raise PlanError("host_uid, host_gid: only a new user namespace has a map to set")
+        outside = (box.uid, box.gid) if mode == "host" else (None, None)
+        return Ids(box.uid, box.gid, *outside, False, False, host.privileged, False)
+    uid = host.payload_uid if box.host_uid is None else box.host_uid
+    gid = host.payload_gid if box.host_gid is None else box.host_gid
+    if not host.privileged and (uid, gid) != (host.uid, host.gid):
+        raise PlanError(
+            f"host_uid, host_gid: a caller without privilege can only map its own ids, "
+            f"{host.uid} and {host.gid}"
+        )
+    return Ids(
+        uid=box.uid,
+        gid=box.gid,
+        host_uid=uid,
+        host_gid=gid,
+        mapped=True,
+        deny_setgroups=not host.privileged,
+        clear_groups=host.privileged,
+        idmapped=(uid, gid) != (host.uid, host.gid),
+    )
+
+
+# ---- mounts ------------------------------------------------------------
+
+
+def _parts(target: str) -> tuple[str, ...]:
+    return tuple(part for part in target.split("/") if part)
+
+
+def _within(inner: str, outer: str) -> bool:
+    """Tell whether a path is another one or lies below it."""
+    return _parts(inner)[: len(_parts(outer))] == _parts(outer)
+
+
+def _default_mounts(box: Description, host: Host) -> list[Mount]:
+    mounts: list[Mount] = []
+    if box.default_mounts:
+        mounts += [Proc(), Dev(), Tmpfs("/tmp")]
+    if box.root is None:
+        mounts += [Bind(path) for path in host.directories]
+        mounts += [Bind(path) for path in host.etc]
+        if box.default_mounts:
+            mounts.append(Tmpfs(HOME, mode=0o700))
+    return mounts
+
+
+def _all_mounts(box: Description, host: Host) -> list[Mount]:
+    """Return what to mount below the root, sorted so that each comes after what holds it."""
+    taken: dict[str, Mount] = {}
+    for mount in box.mounts:
+        _check_mount(mount, box)
+        if mount.target in taken:
+            raise PlanError(
+                f"two mounts on {mount.target!r}: {taken[mount.target]!r} and {mount!r}"
+            )
+        taken[mount.target] = mount
+    defaults = [
+        mount
+        for mount in _default_mounts(box, host)
+        if not any(_within(mount.target, target) for target in taken)
+    ]
+    return sorted([*defaults, *taken.values()], key=lambda mount: _parts(mount.target))
+
+
+def _check_mount(mount: Mount, box: Description) -> None:
+    if mount.target == "/":
+        raise PlanError(f"{mount!r} covers the root; give it as Sandbox(root=...)")
+    if mount.target == "/dev" and not isinstance(mount, Dev):
+        raise PlanError(f"{mount!r}: only a Dev may be mounted on /dev")
+    # A procfs of another pid namespace would lie to the payload, or show the host's processes.
+    host_proc = isinstance(mount, Bind) and mount.source == "/proc"
+    if host_proc and box.namespaces["pid"] != "host":
+        raise PlanError(f"{mount!r}: the host's /proc may only be shown with pid='host'")
+    if mount.target == "/proc" and not host_proc and not isinstance(mount, Proc):
+        raise PlanError(f"{mount!r}: only a Proc may be mounted on /proc")
+
+
+# ---- operations --------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Collects operations; knows which mount holds which path."""
+
+    ids: Ids
+    user_xattr: bool
+    ops: list[Op] = field(default_factory=list)
+    mounted: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+    readonly: list[int] = field(default_factory=list)
+
+    def add(self, op: Op) -> int:
+        self.ops.append(op)
+        return len(self.ops) - 1
+
+    def holder(self, target: str) -> int:
+        """Return the index of the operation whose mount a new mount on target lies in."""
+        parts = _parts(target)
+        found = -1
+        for prefix, index in self.mounted:  # sorted by depth: the last match is the deepest
+            if parts[: len(prefix)] == prefix and parts != prefix:
+                found = index
+        return found
+
+    def mount(self, op: Op, *, readonly: bool = False) -> int:
+        """Add an operation that mounts something on op.target."""
+        index = self.add(op)
+        self.mounted.append((_parts(op.target), index))
+        if readonly:
+            self.readonly.append(index)
+        return index
+
+
+def _operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
+    mounts = _all_mounts(box, host)
+    build = _Builder(ids, user_xattr=box.namespaces["user"] != "host")
+    if box.namespaces["net"] == "new":
+        build.add(Op(Code.LOOPBACK))
+    if box.namespaces["uts"] == "new":
+        build.add(Op(Code.HOSTNAME, source=box.hostname or "sandbox"))
+    elif box.hostname is not None:
+        raise PlanError("hostname: needs uts='new', or it would be the host's that changes")
+    build.add(Op(Code.IDS))
+    if box.namespaces["user"] == "host":
+        # In a user namespace of one's own the kernel has cut the ties already.
+        build.add(Op(Code.PROPAGATION))
+    if _needs_scratch(box, mounts):
+        build.add(Op(Code.SCRATCH, flags=OpFlag.OWN))
+    _add_root(build, box, host, mounts)
+    for mount in mounts:
+        _add_mount(build, mount)
+    for index in build.readonly:
+        build.add(Op(Code.READONLY, target=build.ops[index].target, parent=index))
+    build.add(Op(Code.PIVOT))
+    return tuple(build.ops)
+
+
+def _needs_scratch(box: Description, mounts: Sequence[Mount]) -> bool:
+    """Tell whether an overlay is wanted, or may be needed for missing mount points."""
+    holders = [mount for mount in mounts if isinstance(mount, Bind) and mount.readonly]
+    return (
+        isinstance(box.root, Overlay)
+        or any(isinstance(mount, Overlay) for mount in mounts)
+        or (isinstance(box.root, str) and not box.writable and bool(mounts))
+        or any(_holds(mount, mounts) for mount in holders)
+    )
+
+
+def _holds(holder: Mount, mounts: Sequence[Mount]) -> bool:
+    return any(
+        mount is not holder and _within(mount.target, holder.target) for mount in mounts
+    )
+
+
+def _add_root(build: _Builder, box: Description, host: Host, mounts: Sequence[Mount]) -> None:
+    if isinstance(box.root, Overlay):
+        _add_overlay(build, box.root, "")
+        return
+    if box.root is not None:
+        root = Bind(box.root, "/", readonly=not box.writable)
+        _add_bind(build, root, "", bool(mounts))
+        return
+    options = (("size", "16M"), ("nr_inodes", "16384"), ("mode", "0755"))
+    index = build.mount(
+        Op(Code.MOUNT, source="tmpfs", attributes=_BASE, options=options, flags=OpFlag.OWN),
+        readonly=not box.writable,
+    )
+    for name, text in host.links:
+        if not any(mount.target == f"/{name}" for mount in mounts):
+            build.add(Op(Code.SYMLINK, name, text, parent=index))
+    covered = [mount.target for mount in mounts]
+    if "/etc" not in covered:
+        _add_etc(build, index, box, host, covered)
+
+
+def _add_etc(
+    build: _Builder, root: int, box: Description, host: Host, covered: Sequence[str]
+) -> None:
+    """A minimal /etc: links as the host has them, and accounts for the ids that exist inside."""
+    build.add(Op(Code.DIRECTORY, "etc", parent=root, mode=0o755))
+    made = {"etc"}
+    for name, text in host.etc_links:
+        directory = os.path.dirname(f"etc/{name}")
+        if f"/etc/{name}" in covered or any(_within(f"/{directory}", path) for path in covered):
+            continue
+        if directory not in made:
+            build.add(Op(Code.DIRECTORY, directory, parent=root, mode=0o755))
+            made.add(directory)
+        build.add(Op(Code.SYMLINK, f"etc/{name}", text, parent=root))
+    for name, content in _accounts(box).items():
+        if f"/etc/{name}" not in covered:
+            build.add(
+                Op(Code.FILE, f"etc/{name}", parent=root, mode=0o644, content=content.encode())
+            )
+
+
+def _accounts(box: Description) -> dict[str, str]:
+    users = {0: "root", _host.OVERFLOW_ID: "nobody"}
+    users.setdefault(box.uid, "sandbox")
+    groups = {0: "root", _host.OVERFLOW_ID: "nogroup"}
+    groups.setdefault(box.gid, "sandbox")
+    passwd = "".join(
+        f"{name}:x:{uid}:{box.gid if uid == box.uid else uid}::"
+        f"{HOME if uid == box.uid else '/'}:/bin/sh\n"
+        for uid, name in users.items()
+    )
+    return {
+        "passwd": passwd,
+        "group": "".join(f"{name}:x:{gid}:\n" for gid, name in groups.items()),
+        "hosts": f"127.0.0.1 localhost {box.hostname or 'sandbox'}\n::1 localhost\n",
+    }
+
+
+def _add_mount(build: _Builder, mount: Mount) -> None:
+    target = mount.target.lstrip("/")
+    if isinstance(mount, Bind):
+        _add_bind(build, mount, target, build_overlay=True)
+    elif isinstance(mount, Overlay):
+        _add_overlay(build, mount, target)
+    elif isinstance(mount, Dev):
+        _add_dev(build, mount, target)
+    elif isinstance(mount, Proc):
+        build.mount(
+            Op(
+                Code.MOUNT,
+                target,
+                "proc",
+                build.holder(target),
+                _BASE | MOUNT_ATTR_NOEXEC,
+            )
+        )
+    else:
+        build.mount(
+            Op(
+                Code.MOUNT,
+                target,
+                "tmpfs",
+                build.holder(target),
+                _BASE,
+                _tmpfs_options(mount.size, mount.inodes, mount.mode),
+                flags=OpFlag.OWN,
+            )
+        )
+
+
+def _tmpfs_options(size: int, inodes: int, mode: int) -> tuple[tuple[str, str], ...]:
+    return (("size", str(size)), ("nr_inodes", str(inodes)), ("mode", f"{mode:o}"))
+
+
+def _add_bind(build: _Builder, mount: Bind, target: str, build_overlay: bool) -> None:
+    idmap = not mount.readonly if mount.idmap is None else mount.idmap
+    attributes = _BASE | (MOUNT_ATTR_RDONLY if mount.readonly else 0)
+    overlay = mount.readonly and build_overlay
+    build.mount(
+        Op(
+            Code.BIND,
+            target,
+            mount.source,
+            build.holder(target),
+            attributes,
+            idmap=idmap and build.ids.idmapped,
+            layers=str(len(build.ops)) if overlay else None,
+        )
+    )
+
+
+def _add_dev(build: _Builder, mount: Dev, target: str) -> None:
+    options = (("size", "64K"), ("nr_inodes", "64"), ("mode", "0755"))
+    dev = build.mount(
+        Op(
+            Code.MOUNT,
+            target,
+            "tmpfs",
+            build.holder(target),
+            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+            options,
+            flags=OpFlag.OWN,
+        ),
+        readonly=True,
+    )
+    for name, major, minor in _host.DEVICES:
+        build.add(
+            Op(
+                Code.DEVICE,
+                name,
+                f"/dev/{name}",
+                dev,
+                MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_RDONLY,
+                mode=0o666,
+                device=major << 32 | minor,
+            )
+        )
+    links = (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    )
+    for name, text in links:
+        build.add(Op(Code.SYMLINK, name, text, dev))
+    for name in ("pts", "shm"):
+        build.add(Op(Code.DIRECTORY, name, parent=dev, mode=0o755))
+    build.mount(
+        Op(
+            Code.MOUNT,
+            f"{target}/pts",
+            "devpts",
+            dev,
+            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+            (("mode", "620"), ("ptmxmode", "666")),
+        )
+    )
+    build.mount(
+        Op(
+            Code.MOUNT,
+            f"{target}/shm",
+            "tmpfs",
+            dev,
+            _BASE | MOUNT_ATTR_NOEXEC,
+            _tmpfs_options(mount.shm_size, _host_inodes(mount.shm_size), 0o1777),
+            flags=OpFlag.OWN,
+        )
+    )
+
+
+def _host_inodes(size: int) -> int:
+    """As many files as pages fit, which is tmpfs's own measure."""
+    return max(16, size // 4096)
+
+
+def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
+    """
+    Lay out the layers in a directory of scratch, then stack them.
+
+    All names in the options are relative to that directory: layers are clones
+    of the host's mounts, attached there, so nothing has to be escaped and no
+    path of the host is resolved twice.
+    """
+    layers = str(len(build.ops))
+    idmap = build.ids.idmapped
+    lowers = [f"lower{number}" for number in range(len(mount.lower))]
+
+    def layer(name: str, source: str, *, writable: bool = False) -> None:
+        attributes = _BASE | (0 if writable else MOUNT_ATTR_RDONLY)
+        build.add(
+            Op(
+                Code.BIND,
+                f"{layers}/{name}",
+                source,
+                attributes=attributes,
+                flags=OpFlag.IN_SCRATCH,
+                idmap=idmap,
+            )
+        )
+
+    if mount.upper is None or mount.work is None:
+        store = build.add(
+            Op(
+                Code.MOUNT,
+                layers,
+                "tmpfs",
+                attributes=_BASE,
+                options=_tmpfs_options(mount.size, _host_inodes(mount.size), 0o755),
+                flags=OpFlag.IN_SCRATCH | OpFlag.OWN,
+            )
+        )
+        for name in ("upper", "work"):
+            build.add(Op(Code.DIRECTORY, name, parent=store, mode=0o755))
+        upper, work = "upper", "work"
+    else:
+        # The kernel wants both on one mount: clone the directory that holds them.
+        paths = [os.path.normpath(mount.upper), os.path.normpath(mount.work)]
+        common = os.path.commonpath(paths)
+        layer("store", common, writable=True)
+        upper, work = (os.path.join("store", os.path.relpath(path, common)) for path in paths)
+    for name, source in zip(lowers, mount.lower, strict=True):
+        layer(name, source)
+    options: list[tuple[str, str | None]] = [
+        ("lowerdir", ":".join(lowers)),
+        ("upperdir", upper.replace("\\", "\\\\")),
+        ("workdir", work.replace("\\", "\\\\")),
+    ]
+    if build.user_xattr:
+        options.append(("userxattr", None))
+    build.mount(
+        Op(
+            Code.OVERLAY,
+            target,
+            "overlay",
+            build.holder(target) if target else -1,
+            _BASE,
+            tuple(options),
+            flags=OpFlag.OWN if mount.upper is None else OpFlag(0),
+            layers=layers,
+        )
+    )

@@ -1,0 +1,204 @@
+"""
+What can go wrong, as types.
+
+::
+
+    NsboxError
+      +-- PlanError (ValueError)        the request cannot be meant; nothing was started
+      |     +-- PlanTypeError (TypeError)
+      +-- UnsupportedError              this kernel or host cannot do it; says what to do instead
+      +-- SpawnError (OSError)          a system call of the set-up failed; nothing is left of it
+      +-- NamespaceError (OSError)      a namespace could not be made, opened or entered
+
+An exec that finds no program, may not run it, or whose working directory is
+missing raises a :class:`SpawnError` that is also the built-in exception users
+of :mod:`subprocess` catch: FileNotFoundError, PermissionError or
+NotADirectoryError.
+"""
+
+import errno as errno_codes
+import os
+from enum import StrEnum
+from typing import Any
+
+
+class Step(StrEnum):
+    """
+    The system call that failed, one member per call site.
+
+    The order is that of ``enum nsbox_step`` in csrc/nsbox.h, whose zero means
+    that nothing failed.
+    """
+
+    MMAP = "mmap"
+    PIDFD_OPEN = "pidfd_open"
+    CLONE = "clone3"
+    KILLED = "killed"
+    SETNS = "setns"
+    UNSHARE = "unshare"
+    SETGROUPS_DENY = "setgroups_deny"
+    UID_MAP = "uid_map"
+    GID_MAP = "gid_map"
+    NAMESPACE_OPEN = "namespace_open"
+    OPEN_TREE = "open_tree"
+    SOURCE_ATTRIBUTES = "mount_setattr"
+    IDMAP = "idmap"
+    SOCKET = "socket"
+    LOOPBACK_UP = "loopback_up"
+    SETHOSTNAME = "sethostname"
+    SETGROUPS = "setgroups"
+    SETRESGID = "setresgid"
+    SETRESUID = "setresuid"
+    KEEP_CAPABILITIES = "keep_capabilities"
+    PROPAGATION = "propagation"
+    FSOPEN = "fsopen"
+    FSCONFIG = "fsconfig"
+    FSCONFIG_CREATE = "fsconfig_create"
+    FSMOUNT = "fsmount"
+    TARGET = "target"
+    MKDIR = "mkdirat"
+    MKNOD = "mknodat"
+    SYMLINK = "symlinkat"
+    CREATE_FILE = "create_file"
+    WRITE_FILE = "write_file"
+    DEVICE = "device"
+    MOVE_MOUNT = "move_mount"
+    FCHDIR = "fchdir"
+    READONLY = "readonly"
+    PIVOT_ROOT = "pivot_root"
+    UMOUNT = "umount2"
+    SETSID = "setsid"
+    CONTROLLING_TERMINAL = "controlling_terminal"
+    DUP = "dup3"
+    CLOSE_RANGE = "close_range"
+    PASS_FD = "pass_fd"
+    CAPBSET_DROP = "capbset_drop"
+    CAPSET = "capset"
+    CAP_AMBIENT = "cap_ambient"
+    NO_NEW_PRIVS = "no_new_privs"
+    PDEATHSIG = "pdeathsig"
+    CHDIR = "chdir"
+    EXECVE = "execve"
+
+
+STEPS: tuple[Step, ...] = tuple(Step)
+"""``STEPS[n - 1]`` is the step numbered n in csrc/nsbox.h."""
+
+
+class NsboxError(Exception):
+    """Base of everything that nsbox raises on purpose."""
+
+
+class PlanError(NsboxError, ValueError):
+    """A value, or a combination of values, that cannot be meant."""
+
+
+class PlanTypeError(PlanError, TypeError):
+    """A value of a wrong type."""
+
+
+class UnsupportedError(NsboxError):
+    """Something that this kernel, host or situation does not allow."""
+
+
+class NamespaceError(NsboxError, OSError):
+    """
+    A namespace could not be made, opened, entered or kept.
+
+    Attributes:
+        errno: The error number.
+        step: The system call that failed.
+        hint: What to do about it, or None.
+    """
+
+    def __init__(
+        self, errno: int, step: Step, filename: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(errno, os.strerror(errno), filename)
+        self.step = step
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errno, self.step, self.filename, self.hint)
+
+    def __str__(self) -> str:
+        return _message(self.step, self.strerror, self.filename, self.hint)
+
+
+class SpawnError(NsboxError, OSError):
+    """
+    A system call between clone and exec failed.
+
+    The half-built sandbox has been killed and reaped, and every descriptor of
+    it closed, when this is raised.
+
+    Attributes:
+        errno: The error number of the system call.
+        step: Which call it was (a :class:`Step`, which is a str).
+        path: The path it was about, or None.
+        filename: The same, under the name that OSError gives it.
+        index: Position in ``Sandbox.explain()``'s operations, or -1.
+        hint: What to do about it, or None.
+    """
+
+    def __init__(
+        self,
+        errno: int,
+        step: Step,
+        path: str | None = None,
+        index: int = -1,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(errno, os.strerror(errno), path)
+        self.step = step
+        self.index = index
+        self.hint = hint
+
+    @property
+    def path(self) -> str | None:
+        return self.filename  # type: ignore[no-any-return]  # typeshed: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errno, self.step, self.path, self.index, self.hint)
+
+    def __str__(self) -> str:
+        return _message(self.step, self.strerror, self.path, self.hint)
+
+
+class SpawnFileNotFoundError(SpawnError, FileNotFoundError):
+    """The program or working directory does not exist inside the sandbox."""
+
+
+class SpawnPermissionError(SpawnError, PermissionError):
+    """The program or working directory may not be used by the payload."""
+
+
+class SpawnNotADirectoryError(SpawnError, NotADirectoryError):
+    """A part of the program's or working directory's path is no directory."""
+
+
+_PAYLOAD_ERRORS: dict[int, type[SpawnError]] = {
+    errno_codes.ENOENT: SpawnFileNotFoundError,
+    errno_codes.EACCES: SpawnPermissionError,
+    errno_codes.EPERM: SpawnPermissionError,
+    errno_codes.ENOTDIR: SpawnNotADirectoryError,
+}
+
+
+def spawn_error(
+    errno: int, step: Step, path: str | None = None, index: int = -1, hint: str | None = None
+) -> SpawnError:
+    """Return the SpawnError of the fitting class."""
+    cls = SpawnError
+    if step in (Step.EXECVE, Step.CHDIR):
+        cls = _PAYLOAD_ERRORS.get(errno, SpawnError)
+    return cls(errno, step, path, index, hint)
+
+
+def _message(step: Step, strerror: str, path: str | None, hint: str | None) -> str:
+    text = f"{step}: {strerror}"
+    if path is not None:
+        text += f": {path!r}"
+    if hint is not None:
+        text += f" ({hint})"
+    return text

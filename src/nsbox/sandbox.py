@@ -1,0 +1,398 @@
+"""The description of a sandbox, and how to run things in it."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Final
+
+from . import _host
+from ._bridge import DEFAULT_PATH, Lowered, Request, Started
+from ._constants import CAPABILITIES
+from ._explain import Explanation, explain_plan
+from ._host import Host
+from ._plan import HOME, Description, Plan, compile_plan
+from ._values import (
+    PathArg,
+    check_bool,
+    check_capabilities,
+    check_environment,
+    check_id,
+    check_path,
+    check_target,
+    check_text,
+)
+from .errors import PlanError, PlanTypeError
+from .mount import Mount, Overlay, check_mounts
+from .namespace import Namespace
+from .process import Args, Process
+from .result import Result
+
+NamespaceArg = str | Namespace
+
+# Field of Sandbox -> kind of namespace.
+_NAMESPACE_FIELDS: Final = {
+    "user": "user",
+    "pid": "pid",
+    "uts": "uts",
+    "ipc": "ipc",
+    "net": "net",
+    "cgroup_ns": "cgroup",
+    "time": "time",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """
+    The description of a world to run processes in.
+
+    A value: immutable, comparable, picklable (unless it holds a Namespace).
+    Nothing happens on the host until :meth:`spawn` or :meth:`run`, each of
+    which makes the world anew.
+
+    With no arguments: the host's program directories (/usr and what links to
+    it) and the few files of /etc that programs need, read-only; a private
+    /tmp, /dev, /proc and home directory; no network but loopback; no
+    capabilities; none of the caller's environment.
+
+    Args:
+        root: Directory of the host to be "/", or an Overlay. Read-only unless
+            writable. Where a mount point is missing in a read-only root, it is
+            made in an overlay above it; the directory itself is never changed.
+        writable: Make the root writable.
+        mounts: Bind, Tmpfs, Proc, Dev and Overlay objects, in any order. One
+            on the target of a default mount, or above it, replaces that.
+        default_mounts: Mount /proc, /dev, /tmp and, with no root given, the
+            home directory. Default True.
+        hostname: Default "sandbox". Needs uts="new".
+        cwd: Working directory inside, absolute. Default "/".
+        env: Variables, added to the default PATH, HOME and LANG.
+        uid: User id inside. Default 0, which has no rights over the host.
+        gid: Group id inside. Default 0.
+        host_uid: The host's user id that uid stands for. Default: the caller's;
+            for root the overflow id (65534). Only root may choose; 0 makes
+            the payload host root and is never a default.
+        host_gid: The same for the group.
+        user, pid, uts, ipc, net, cgroup_ns: "new" (default), "host", or a
+            Namespace to join. The mount namespace is always new. Joining a
+            user, pid or time namespace costs a copy of the caller's page tables.
+        time: None (default: the host's), "new", or a Namespace.
+        capabilities: Names of capabilities that the payload keeps, over its
+            own namespaces only (unless user="host"). Default: none. A payload
+            with CAP_SYS_ADMIN can make its read-only mounts writable.
+
+    Raises:
+        PlanError: If a value cannot be meant.
+    """
+
+    root: str | Overlay | None = None
+    writable: bool = False
+    mounts: Sequence[Mount] = ()
+    default_mounts: bool = True
+    hostname: str | None = None
+    cwd: str = "/"
+    env: Mapping[str, str] = field(default_factory=dict)
+    uid: int = 0
+    gid: int = 0
+    host_uid: int | None = None
+    host_gid: int | None = None
+    user: NamespaceArg = "new"
+    pid: NamespaceArg = "new"
+    uts: NamespaceArg = "new"
+    ipc: NamespaceArg = "new"
+    net: NamespaceArg = "new"
+    cgroup_ns: NamespaceArg = "new"
+    time: NamespaceArg | None = None
+    capabilities: Sequence[str] = ()
+    _cache: "_Cache" = field(
+        init=False, repr=False, compare=False, default_factory=lambda: _Cache()
+    )
+
+    def __post_init__(self) -> None:
+        normalised: dict[str, object] = {
+            "writable": check_bool("writable", self.writable),
+            "default_mounts": check_bool("default_mounts", self.default_mounts),
+            "mounts": check_mounts(self.mounts),
+            "cwd": check_target("cwd", self.cwd),
+            "env": MappingProxyType(check_environment("env", self.env)),
+            "uid": check_id("uid", self.uid),
+            "gid": check_id("gid", self.gid),
+            "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
+        }
+        if self.root is not None and not isinstance(self.root, Overlay):
+            normalised["root"] = check_path("root", self.root)
+        if isinstance(self.root, Overlay) and self.root.target != "/":
+            raise PlanError(f"root: {self.root!r} has a target; as a root it is '/'")
+        if self.hostname is not None:
+            _check_hostname(self.hostname)
+        for name in ("host_uid", "host_gid"):
+            if getattr(self, name) is not None:
+                check_id(name, getattr(self, name))
+        for name, kind in _NAMESPACE_FIELDS.items():
+            _check_namespace(name, kind, getattr(self, name))
+        for name, value in normalised.items():
+            object.__setattr__(self, name, value)
+        # Contradictions show on any host; a privileged caller's may ask for the most.
+        compile_plan(self._describe(), Host(uid=0, gid=0, privileged=True))
+
+    def __hash__(self) -> int:
+        names = [item.name for item in fields(self) if item.compare and item.name != "env"]
+        return hash((tuple(getattr(self, name) for name in names), tuple(self.env.items())))
+
+    def __getstate__(self) -> dict[str, object]:
+        state = {item.name: getattr(self, item.name) for item in fields(self)}
+        del state["_cache"]
+        return {**state, "env": dict(self.env)}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
+        object.__setattr__(self, "_cache", _Cache())
+
+    # ---- running ----
+
+    def spawn(
+        self,
+        args: Args,
+        *,
+        cwd: PathArg | None = None,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = True,
+        controlling_terminal: bool = False,
+        **options: Any,
+    ) -> Process:
+        """
+        Start a process in a fresh world.
+
+        Returns when the program executes, so every failure up to then is an
+        exception here.
+
+        Args:
+            args: Program and arguments, as for subprocess.Popen. A program
+                without "/" is searched in the PATH inside.
+            cwd: Working directory inside. Default: the sandbox's.
+            env: Variables, added to those of the sandbox.
+            start_new_session: Detach from the caller's terminal. False lets
+                the payload forge input of that terminal.
+            controlling_terminal: Make stdin, a terminal of its own, the
+                session's controlling terminal.
+            **options: stdin, stdout, stderr, text, encoding, errors,
+                universal_newlines, bufsize, pipesize, pass_fds, shell,
+                executable, umask, restore_signals: as for subprocess.Popen.
+
+        Returns:
+            The running process.
+
+        Raises:
+            SpawnError: If a step of the set-up failed, with step, errno, path
+                and hint; nothing is left of it.
+            PlanError: If an argument cannot be meant.
+            NamespaceError: If a namespace to join is closed.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        return self._spawn(
+            args,
+            cwd=cwd,
+            env=env,
+            start_new_session=start_new_session,
+            controlling_terminal=controlling_terminal,
+            die_with_thread=main,
+            **options,
+        )
+
+    def run(
+        self,
+        args: Args,
+        *,
+        input: Any = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> Result:
+        """
+        Run a process in a fresh world, and wait for its end.
+
+        Args:
+            args: As for :meth:`spawn`.
+            input: What to write to its stdin.
+            capture_output: Capture stdout and stderr.
+            timeout: Seconds until the whole sandbox is killed.
+            check: Raise if the exit status is not zero.
+            **options: As for :meth:`spawn`.
+
+        Returns:
+            A Result, which is a subprocess.CompletedProcess.
+
+        Raises:
+            subprocess.TimeoutExpired: At the timeout; carries what was captured.
+            subprocess.CalledProcessError: With check, for a status other than 0.
+            SpawnError, PlanError: As for :meth:`spawn`.
+        """
+        if input is not None:
+            if options.get("stdin") is not None:
+                raise PlanError("stdin and input may not both be given")
+            options["stdin"] = subprocess.PIPE
+        if capture_output:
+            if options.get("stdout") is not None or options.get("stderr") is not None:
+                raise PlanError("stdout and stderr may not be given with capture_output")
+            options["stdout"] = options["stderr"] = subprocess.PIPE
+        # This thread stays until the payload has ended, so its end may be the payload's.
+        with self._spawn(args, die_with_thread=True, **options) as process:
+            stdout, stderr = _communicate(process, input, timeout)
+        assert process.usage is not None and process.returncode is not None
+        result = Result(process.args, process.returncode, stdout, stderr, process.usage)
+        if check:
+            result.check_returncode()
+        return result
+
+    def _spawn(
+        self,
+        args: Args,
+        *,
+        cwd: PathArg | None = None,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = True,
+        controlling_terminal: bool = False,
+        die_with_thread: bool,
+        **options: Any,
+    ) -> Process:
+        unknown = options.keys() - _OPTIONS
+        if unknown:
+            raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
+        return Process(
+            self._start,
+            self._environment(env),
+            args,
+            cwd=self.cwd if cwd is None else check_target("cwd", cwd),
+            start_new_session=start_new_session,
+            controlling_terminal=controlling_terminal,
+            die_with_thread=die_with_thread,
+            **options,
+        )
+
+    def _start(self, request: Request) -> Started:
+        return self._cache.lowered(self).spawn(request)
+
+    def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        if not self.default_mounts:
+            home = "/"
+        else:
+            home = HOME if self.root is None else "/tmp"
+        variables = {"PATH": DEFAULT_PATH, "HOME": home, "LANG": "C.UTF-8", **self.env}
+        if env is not None:
+            variables.update(check_environment("env", env))
+        return variables
+
+    # ---- looking ahead ----
+
+    def explain(self) -> Explanation:
+        """
+        Return what a spawn will do, step by step, in the kernel's words.
+
+        The steps are data; ``print(box.explain())`` shows them as text. Nothing
+        is started.
+        """
+        return explain_plan(self._plan(), self.cwd)
+
+    def _plan(self) -> Plan:
+        return compile_plan(self._describe(), _host.look())
+
+    def _joins(self) -> dict[str, Namespace]:
+        values = {kind: getattr(self, name) for name, kind in _NAMESPACE_FIELDS.items()}
+        return {kind: value for kind, value in values.items() if isinstance(value, Namespace)}
+
+    def _describe(self) -> Description:
+        modes = {}
+        for name, kind in _NAMESPACE_FIELDS.items():
+            value = getattr(self, name)
+            modes[kind] = "join" if isinstance(value, Namespace) else value or "host"
+        return Description(
+            namespaces=modes,
+            root=self.root,
+            writable=self.writable,
+            mounts=tuple(self.mounts),
+            default_mounts=self.default_mounts,
+            hostname=self.hostname,
+            uid=self.uid,
+            gid=self.gid,
+            host_uid=self.host_uid,
+            host_gid=self.host_gid,
+            capabilities=tuple(self.capabilities),
+        )
+
+
+class _Cache:
+    """
+    The lowered plan of a Sandbox, made at the first spawn.
+
+    It depends on who the caller is; a change of ids makes it anew.
+    """
+
+    __slots__ = ("_caller", "_lock", "_lowered")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._caller: tuple[int, int] | None = None
+        self._lowered: Lowered | None = None
+
+    def lowered(self, box: Sandbox) -> Lowered:
+        caller = (os.geteuid(), os.getegid())
+        with self._lock:
+            if self._lowered is None or self._caller != caller:
+                self._lowered = Lowered(box._plan(), box._joins())
+                self._caller = caller
+            return self._lowered
+
+
+# What subprocess.Popen takes and means the same here.
+_OPTIONS: Final = frozenset(
+    (
+        "bufsize",
+        "close_fds",
+        "encoding",
+        "errors",
+        "executable",
+        "pass_fds",
+        "pipesize",
+        "restore_signals",
+        "shell",
+        "stderr",
+        "stdin",
+        "stdout",
+        "text",
+        "umask",
+        "universal_newlines",
+    )
+)
+
+
+def _communicate(process: Process, input: Any, timeout: float | None) -> tuple[Any, Any]:
+    try:
+        return process.communicate(input, timeout=timeout)
+    except subprocess.TimeoutExpired as expired:
+        process.kill()
+        # All writers are dead: this ends at once, with what is left in the pipes.
+        expired.stdout, expired.stderr = process.communicate()
+        raise
+    except BaseException:
+        process.kill()
+        raise
+
+
+def _check_hostname(value: object) -> None:
+    name = check_text("hostname", value)
+    if not 0 < len(os.fsencode(name)) <= 64:
+        raise PlanError(f"hostname: {name!r} must have 1 to 64 bytes")
+
+
+def _check_namespace(name: str, kind: str, value: object) -> None:
+    if isinstance(value, Namespace):
+        if value.kind != kind:
+            raise PlanError(f"{name}: {value!r} is not of the kind {kind!r}")
+    elif not (value in ("new", "host") or (value is None and kind == "time")):
+        raise PlanError(f"{name}: must be 'new', 'host' or a Namespace, not {value!r}")
