@@ -150,6 +150,9 @@ int take_ids(struct spawn *spawn);
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);
 
+/* spawn.c: the step that failed, with -errno in *err, or NSBOX_STEP_NONE */
+enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err);
+
 /* syscalls.c */
 long clone_and_call(struct clone_call *call);
 long futex_wait(uint32_t *word, uint32_t value);
@@ -157,6 +160,7 @@ long futex_wake(uint32_t *word);
 long wait_for(int idtype, int id, int options);
 __attribute__((noreturn)) void exit_process(int status);
 void reset_signals(void);
+int loopback_up(struct nsbox_result *result);
 size_t format_uint(char *buffer, uint64_t value);
 int write_file(int dirfd, const char *path, const char *text, size_t size);
 size_t string_length(const char *text);

@@ -18,9 +18,6 @@
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/stat.h>
-#include <net/if.h>
-#include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #ifndef AT_RECURSIVE
@@ -426,13 +423,8 @@ static int op_file(struct spawn *spawn, uint32_t index)
 
 static int op_loopback(struct spawn *spawn, uint32_t index)
 {
-	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
-	long fd = sys(__NR_socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return fail(spawn, NSBOX_STEP_SOCKET, (int)index, fd);
-	long err = sys(__NR_ioctl, fd, SIOCSIFFLAGS, &request);
-	sys(__NR_close, fd);
-	return err < 0 ? fail(spawn, NSBOX_STEP_LOOPBACK_UP, (int)index, err) : 0;
+	spawn->result.index = (int32_t)index;
+	return loopback_up(&spawn->result);
 }
 
 static int op_hostname(struct spawn *spawn, uint32_t index)

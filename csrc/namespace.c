@@ -2,7 +2,9 @@
  * namespace.c - a namespace without a process in it, held by an fd.
  *
  * The kernel makes namespaces only for processes: a short-lived child makes
- * one, the caller opens it through /proc and then lets the child end.
+ * one and opens it, in the descriptor table that it shares with the caller.
+ * (The caller could not always open it: a child that entered another user
+ * namespace is not dumpable, so its /proc entries are root's.)
  */
 #include "internal.h"
 
@@ -24,9 +26,9 @@ enum { STACK = 64 * 1024 };
 struct creation {
 	uint64_t nstype;
 	int owner;       /* user namespace to make it in, or -1 */
-	uint32_t ready;  /* the namespace is there, or result tells why not */
-	uint32_t go;     /* the caller has opened it */
-	uint32_t alive;
+	int fd;          /* the namespace */
+	uint32_t ready;  /* fd is there, or result tells why not */
+	uint32_t go;     /* the caller has written the id maps */
 	struct nsbox_result result;
 };
 
@@ -51,93 +53,67 @@ static void await(uint32_t *word, uint32_t value)
 		futex_wait(word, value);
 }
 
-__attribute__((noreturn)) static void creation_main(void *argument)
+static const char *proc_path(uint64_t nstype)
 {
-	struct creation *creation = argument;
+	switch (nstype) {
+	case CLONE_NEWUSER: return "/proc/self/ns/user";
+	case CLONE_NEWNS: return "/proc/self/ns/mnt";
+	case CLONE_NEWUTS: return "/proc/self/ns/uts";
+	case CLONE_NEWIPC: return "/proc/self/ns/ipc";
+	case CLONE_NEWNET: return "/proc/self/ns/net";
+	case CLONE_NEWCGROUP: return "/proc/self/ns/cgroup";
+	/* A time namespace is for the children of the process that makes it. */
+	default: return "/proc/self/ns/time_for_children";
+	}
+}
 
+static void make_namespace(struct creation *creation)
+{
 	/* Without an owner to enter first, the clone has made the namespace. */
 	if (creation->owner >= 0) {
 		sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 		int err = nsbox_setns(creation->owner, CLONE_NEWUSER);
-		if (creation_failed(creation, NSBOX_STEP_SETNS, err) == 0)
-			creation_failed(creation, NSBOX_STEP_UNSHARE,
-					nsbox_unshare(creation->nstype));
+		if (creation_failed(creation, NSBOX_STEP_SETNS, err))
+			return;
+		err = nsbox_unshare(creation->nstype);
+		if (creation_failed(creation, NSBOX_STEP_UNSHARE, err))
+			return;
 	}
+	if (creation->nstype == CLONE_NEWNET && loopback_up(&creation->result) < 0)
+		return;
+	long fd = RETRY(sys(__NR_openat, AT_FDCWD, proc_path(creation->nstype),
+			    O_RDONLY | O_CLOEXEC, 0));
+	if (creation_failed(creation, NSBOX_STEP_NAMESPACE_OPEN, fd) == 0)
+		creation->fd = (int)fd;
+}
+
+__attribute__((noreturn)) static void creation_main(void *argument)
+{
+	struct creation *creation = argument;
+
+	make_namespace(creation);
 	announce(&creation->ready);
 	await(&creation->go, 0);
 	exit_process(0);
 }
 
-static const char *proc_name(uint64_t nstype)
+static void create(struct creation *creation, struct clone_call *call,
+		   const struct nsbox_plan *maps)
 {
-	switch (nstype) {
-	case CLONE_NEWUSER: return "user";
-	case CLONE_NEWNS: return "mnt";
-	case CLONE_NEWUTS: return "uts";
-	case CLONE_NEWIPC: return "ipc";
-	case CLONE_NEWNET: return "net";
-	case CLONE_NEWCGROUP: return "cgroup";
-	/* unshare(CLONE_NEWTIME) is for the children of the process that calls it */
-	case CLONE_NEWTIME: return "time_for_children";
-	default: return "pid_for_children";
-	}
-}
-
-static int open_proc(int pid)
-{
-	char path[32] = "/proc/";
-	size_t length = 6 + format_uint(path + 6, (uint64_t)pid);
-	path[length] = '\0';
-	return (int)RETRY(sys(__NR_openat, AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
-}
-
-static int write_map(int proc, const char *name, const char *text)
-{
-	return write_file(proc, name, text, string_length(text));
-}
-
-/* Write the maps of a user namespace, then open the namespace. */
-static int take_hold(struct creation *creation, int proc, const char *uid_map, const char *gid_map,
-		     int deny_setgroups)
-{
-	char path[32] = "ns/";
-	const char *name = proc_name(creation->nstype);
-
-	if (uid_map && deny_setgroups &&
-	    creation_failed(creation, NSBOX_STEP_SETGROUPS_DENY, write_map(proc, "setgroups", "deny")))
-		return -1;
-	if (uid_map &&
-	    creation_failed(creation, NSBOX_STEP_UID_MAP, write_map(proc, "uid_map", uid_map)))
-		return -1;
-	if (uid_map &&
-	    creation_failed(creation, NSBOX_STEP_GID_MAP, write_map(proc, "gid_map", gid_map)))
-		return -1;
-	memcpy(path + 3, name, string_length(name) + 1);
-	long fd = RETRY(sys(__NR_openat, proc, path, O_RDONLY | O_CLOEXEC, 0));
-	if (creation_failed(creation, NSBOX_STEP_NAMESPACE_OPEN, fd))
-		return -1;
-	return (int)fd;
-}
-
-static int create(struct creation *creation, struct clone_call *call, const char *uid_map,
-		  const char *gid_map, int deny_setgroups)
-{
+	int err = 0;
 	long pid = clone_and_call(call);
-	int fd = -1;
 
 	if (creation_failed(creation, NSBOX_STEP_CLONE, pid))
-		return -1;
+		return;
 	await(&creation->ready, 0);
 	if (!creation->result.step) {
-		int proc = open_proc((int)pid);
-		if (!creation_failed(creation, NSBOX_STEP_NAMESPACE_OPEN, proc)) {
-			fd = take_hold(creation, proc, uid_map, gid_map, deny_setgroups);
-			sys(__NR_close, proc);
-		}
+		enum nsbox_step step = write_id_maps(maps, (int)pid, &err);
+		creation_failed(creation, step, err);
 	}
 	announce(&creation->go);
 	wait_for(P_PID, (int)pid, WEXITED);
-	return fd;
+	if (creation->result.step && creation->fd >= 0)
+		sys(__NR_close, creation->fd);
 }
 
 /*
@@ -163,18 +139,24 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	}
 	struct creation *creation = (struct creation *)address;
 	*creation = (struct creation){ .nstype = nstype, .owner = owner,
-				       .result = { .pidfd = -1, .index = -1 } };
+				       .fd = -1, .result = { .pidfd = -1, .index = -1 } };
+	const struct nsbox_plan maps = {
+		.uid_map = uid_map,
+		.gid_map = gid_map,
+		.flags = deny_setgroups ? NSBOX_PLAN_DENY_SETGROUPS : 0,
+	};
 	struct clone_call call = {
-		.flags = owner >= 0 ? 0 : CLONE_VM | nstype,
+		.flags = CLONE_FILES | (owner >= 0 ? 0 : CLONE_VM | nstype),
 		.stack = (char *)address + 4096,
 		.stack_size = STACK - 4096,
 		.function = creation_main,
 		.argument = creation,
 	};
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof mask);
-	int fd = create(creation, &call, uid_map, gid_map, deny_setgroups);
+	create(creation, &call, &maps);
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
 	*result = creation->result;
+	int fd = creation->fd;
 	sys(__NR_munmap, address, STACK);
-	return fd >= 0 ? fd : -result->error;
+	return result->step ? -result->error : fd;
 }

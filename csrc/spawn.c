@@ -93,7 +93,7 @@ static int write_proc(int pid, const char *name, const char *text)
 }
 
 /* user_namespaces(7): "deny" must come before gid_map for a writer without CAP_SETGID. */
-static enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err)
+enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err)
 {
 	if (!plan->uid_map)
 		return NSBOX_STEP_NONE;

@@ -9,10 +9,12 @@
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
+#include <net/if.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #ifndef P_PIDFD
@@ -223,6 +225,26 @@ int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end)
 	end->system_usec = usec(&usage.ru_stime);
 	end->voluntary_switches = usage.ru_nvcsw;
 	end->involuntary_switches = usage.ru_nivcsw;
+	return 0;
+}
+
+/* Bring up "lo" of the calling process's network namespace; see netdevice(7). */
+int loopback_up(struct nsbox_result *result)
+{
+	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
+	long fd = sys(__NR_socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0) {
+		result->step = NSBOX_STEP_SOCKET;
+		result->error = (int32_t)-fd;
+		return -1;
+	}
+	long err = sys(__NR_ioctl, fd, SIOCSIFFLAGS, &request);
+	sys(__NR_close, fd);
+	if (err < 0) {
+		result->step = NSBOX_STEP_LOOPBACK_UP;
+		result->error = (int32_t)-err;
+		return -1;
+	}
 	return 0;
 }
 

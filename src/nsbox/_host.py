@@ -31,6 +31,7 @@ _ETC = (
     "ssl/openssl.cnf",
 )
 _ETC_PREFIXES = ("java-",)
+_SMALL = 65536
 
 DEVICES = (
     ("null", 1, 3),
@@ -56,8 +57,10 @@ class Host:
         overflow_gid: The same for groups.
         directories: Program directories that exist.
         links: Name in / and what it links to.
-        etc: Paths below /etc to show.
-        etc_links: The same for symbolic links, with what they link to.
+        etc: Directories and large files of /etc to show, as paths.
+        etc_files: Small files of /etc: name and content. To write a copy costs
+            a quarter of what a bind of the file does.
+        etc_links: Symbolic links in /etc: name and what it links to.
     """
 
     uid: int
@@ -68,6 +71,7 @@ class Host:
     directories: tuple[str, ...] = ("/usr",)
     links: tuple[tuple[str, str], ...] = ()
     etc: tuple[str, ...] = ()
+    etc_files: tuple[tuple[str, bytes], ...] = ()
     etc_links: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -86,7 +90,7 @@ def look() -> Host:
     overflow_uid = _read_int("/proc/sys/kernel/overflowuid")
     overflow_gid = _read_int("/proc/sys/kernel/overflowgid")
     directories, links = _root_directory()
-    etc, etc_links = _etc_entries()
+    etc, etc_files, etc_links = _etc_entries()
     return Host(
         uid=uid,
         gid=gid,
@@ -96,6 +100,7 @@ def look() -> Host:
         directories=directories,
         links=links,
         etc=etc,
+        etc_files=etc_files,
         etc_links=etc_links,
     )
 
@@ -137,21 +142,26 @@ def _root_directory() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
 
 
 @lru_cache(maxsize=1)
-def _etc_entries() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+def _etc_entries() -> tuple[
+    tuple[str, ...], tuple[tuple[str, bytes], ...], tuple[tuple[str, str], ...]
+]:
     names = list(_ETC)
     try:
         names += sorted(name for name in os.listdir("/etc") if name.startswith(_ETC_PREFIXES))
     except OSError:
         pass
-    entries, links = [], []
+    entries, files, links = [], [], []
     for name in names:
         path = f"/etc/{name}"
         try:
-            mode = os.lstat(path).st_mode
+            info = os.lstat(path)
+            if stat.S_ISLNK(info.st_mode):
+                links.append((name, os.readlink(path)))
+            elif stat.S_ISREG(info.st_mode) and info.st_size <= _SMALL:
+                with open(path, "rb") as file:
+                    files.append((name, file.read(_SMALL)))
+            elif stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode):
+                entries.append(path)
         except OSError:
             continue
-        if stat.S_ISLNK(mode):
-            links.append((name, os.readlink(path)))
-        elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
-            entries.append(path)
-    return tuple(entries), tuple(links)
+    return tuple(entries), tuple(files), tuple(links)

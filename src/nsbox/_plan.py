@@ -357,30 +357,29 @@ def _add_root(build: _Builder, box: Description, host: Host, mounts: Sequence[Mo
     for name, text in host.links:
         if not any(mount.target == f"/{name}" for mount in mounts):
             build.add(Op(Code.SYMLINK, name, text, parent=index))
-    covered = [mount.target for mount in mounts]
-    if "/etc" not in covered:
-        _add_etc(build, index, box, host, covered)
+    _add_etc(build, index, box, host, [mount.target for mount in mounts])
 
 
 def _add_etc(
     build: _Builder, root: int, box: Description, host: Host, covered: Sequence[str]
 ) -> None:
-    """A minimal /etc: links as the host has them, and accounts for the ids that exist inside."""
-    build.add(Op(Code.DIRECTORY, "etc", parent=root, mode=0o755))
-    made = {"etc"}
-    for name, text in host.etc_links:
-        directory = os.path.dirname(f"etc/{name}")
-        if f"/etc/{name}" in covered or any(_within(f"/{directory}", path) for path in covered):
+    """A minimal /etc: what the host has, and accounts for the ids that exist inside."""
+    accounts = [(name, text.encode()) for name, text in _accounts(box).items()]
+    entries = [
+        Op(Code.FILE, f"etc/{name}", parent=root, mode=0o644, content=content)
+        for name, content in (*host.etc_files, *accounts)
+    ]
+    entries += [Op(Code.SYMLINK, f"etc/{name}", text, root) for name, text in host.etc_links]
+    made: set[str] = set()
+    for op in entries:
+        if any(_within(f"/{op.target}", path) for path in covered):
             continue
-        if directory not in made:
-            build.add(Op(Code.DIRECTORY, directory, parent=root, mode=0o755))
-            made.add(directory)
-        build.add(Op(Code.SYMLINK, f"etc/{name}", text, parent=root))
-    for name, content in _accounts(box).items():
-        if f"/etc/{name}" not in covered:
-            build.add(
-                Op(Code.FILE, f"etc/{name}", parent=root, mode=0o644, content=content.encode())
-            )
+        directory = os.path.dirname(op.target)
+        for parent in ("etc", directory):
+            if parent not in made:
+                build.add(Op(Code.DIRECTORY, parent, parent=root, mode=0o755))
+                made.add(parent)
+        build.add(op)
 
 
 def _accounts(box: Description) -> dict[str, str]:

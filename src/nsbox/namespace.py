@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from . import lowlevel
+from . import _host, lowlevel
 from ._constants import NAMESPACE_FLAGS
 from ._native import ffi, lib
 from ._values import PathArg, check_id, check_path
@@ -84,8 +84,12 @@ class Namespace:
         Args:
             kind: "user", "mnt", "uts", "ipc", "net", "cgroup" or "time".
             owner: The user namespace that is to own it. Default: the caller's,
-                which needs CAP_SYS_ADMIN, except for kind "user". A new user
-                namespace maps id 0 to the caller's effective ids.
+                which needs CAP_SYS_ADMIN, except for kind "user". The owner of
+                a new user namespace is always the caller's; its id 0 stands
+                for the caller's ids or, if the caller is root, for the
+                overflow ids.
+
+        A new network namespace has its loopback device up.
 
         Raises:
             UnsupportedError: For "pid": a pid namespace lives and dies with
@@ -101,13 +105,13 @@ class Namespace:
             )
         if owner is not None and owner.kind != "user":
             raise PlanError(f"owner: a user namespace is needed, not {owner.kind!r}")
-        uid_map: object = ffi.NULL
-        gid_map: object = ffi.NULL
-        if kind == "user":
-            # Inside another owner this process has that namespace's id 0, if it has one.
-            uid_map = b"0 %d 1" % (os.geteuid() if owner is None else 0)
-            gid_map = b"0 %d 1" % (os.getegid() if owner is None else 0)
-        return cls(_create(kind, flag, owner, uid_map, gid_map))
+        if kind != "user":
+            return cls(_create(kind, flag, owner))
+        if owner is not None:
+            raise PlanError("owner: a user namespace belongs to the one it is made in")
+        host = _host.look()
+        maps = (f"0 {host.payload_uid} 1", f"0 {host.payload_gid} 1")
+        return cls(_create(kind, flag, None, maps, deny_setgroups=not host.privileged))
 
     @classmethod
     def of(cls, pid: int, kind: str) -> Self:
@@ -312,18 +316,24 @@ class Namespace:
 
 
 def _create(
-    kind: str, flag: int, owner: Namespace | None, uid_map: object, gid_map: object
+    kind: str,
+    flag: int,
+    owner: Namespace | None,
+    maps: tuple[str, str] | None = None,
+    *,
+    deny_setgroups: bool = False,
 ) -> int:
     record = ffi.new("struct nsbox_result *")
     owner_fd = -1 if owner is None else owner.fileno()
-    fd = lib.nsbox_namespace_create(flag, owner_fd, uid_map, gid_map, True, record)
+    uid_map, gid_map = (ffi.NULL, ffi.NULL) if maps is None else (text.encode() for text in maps)
+    fd = lib.nsbox_namespace_create(flag, owner_fd, uid_map, gid_map, deny_setgroups, record)
     if fd >= 0:
         return int(fd)
     hint = None
-    if record.error == errno.EPERM and kind != "user" and owner is None:
+    if record.error == errno.EPERM and kind != "user":
         hint = (
-            "needs CAP_SYS_ADMIN; as a plain user make it in a user namespace: "
-            "Namespace.create(kind, owner=Namespace.create('user'))"
+            "needs CAP_SYS_ADMIN in the user namespace that is to own it; a plain user has that "
+            "in one of its own: Namespace.create(kind, owner=Namespace.create('user'))"
         )
     elif record.error == errno.ENOSPC:
         hint = f"the limit in /proc/sys/user/max_{kind}_namespaces is reached, or it is 0"
@@ -338,9 +348,4 @@ def create_id_map_namespace(uid_map: str, gid_map: str) -> Namespace:
 
     Needs CAP_SETUID and CAP_SETGID, for maps with ids that are not the caller's.
     """
-    record = ffi.new("struct nsbox_result *")
-    flag = NAMESPACE_FLAGS["user"]
-    fd = lib.nsbox_namespace_create(flag, -1, uid_map.encode(), gid_map.encode(), False, record)
-    if fd < 0:
-        raise NamespaceError(int(record.error), STEPS[record.step - 1])
-    return Namespace(int(fd))
+    return Namespace(_create("user", NAMESPACE_FLAGS["user"], None, (uid_map, gid_map)))

@@ -1,0 +1,151 @@
+"""
+What every test gets: probed capabilities, and a check that nothing is left.
+
+A capability that is missing skips the test with the probed reason, or fails it
+when NSBOX_MUST_RUN=1 says that it should be there.
+"""
+
+import gc
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+import nsbox
+from nsbox import NsboxError, Sandbox
+
+MUST_RUN = os.environ.get("NSBOX_MUST_RUN") == "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long forms of long tests")
+
+
+def unavailable(reason: str) -> None:
+    """Skip the running test, or fail it where it has to run."""
+    if MUST_RUN:
+        pytest.fail(f"NSBOX_MUST_RUN=1, but: {reason}")
+    pytest.skip(reason)
+
+
+@lru_cache(maxsize=1)
+def _why_no_sandbox() -> str | None:
+    try:
+        Sandbox().run(["/bin/true"], check=True)
+    except (NsboxError, OSError) as error:
+        return f"no sandbox can be made here: {error}"
+    return None
+
+
+@pytest.fixture
+def box() -> Sandbox:
+    """A default Sandbox, on a host where one can be made."""
+    reason = _why_no_sandbox()
+    if reason is not None:
+        unavailable(reason)
+    return Sandbox()
+
+
+@pytest.fixture
+def root() -> None:
+    """The test needs root; it is not meant for plain users, so never fails for them."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture
+def plain_user() -> None:
+    """The test needs a caller without privilege."""
+    if os.geteuid() == 0:
+        pytest.skip("needs a plain user")
+
+
+@pytest.fixture
+def busybox() -> str:
+    """Path of a static busybox."""
+    path = shutil.which("busybox")
+    if path is None:
+        unavailable("no busybox (Debian: apt-get install busybox-static)")
+    assert path is not None
+    return path
+
+
+@pytest.fixture
+def strace() -> str:
+    """Path of strace, for tests that make system calls fail."""
+    path = shutil.which("strace")
+    if path is None:
+        unavailable("no strace (Debian: apt-get install strace)")
+    assert path is not None
+    return path
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path, busybox: str) -> Path:
+    """A minimal root file system: busybox and the links sh, ls, cat, id, touch, ps, mount."""
+    root = tmp_path / "rootfs"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(busybox, root / "bin" / "busybox")
+    for name in ("sh", "ls", "cat", "id", "touch", "ps", "mount", "mkdir", "rm"):
+        (root / "bin" / name).symlink_to("busybox")
+    for directory in (tmp_path, root, root / "bin"):
+        directory.chmod(0o755)
+    return root
+
+
+Shell = Callable[..., nsbox.Result]
+
+
+@pytest.fixture
+def sh(box: Sandbox) -> Shell:
+    """Run a shell command: ``sh("id -u")``, or in another box: ``sh("id -u", Sandbox(...))``."""
+
+    def run(command: str, sandbox: Sandbox = box, **options: object) -> nsbox.Result:
+        return sandbox.run(
+            ["/bin/sh", "-c", command], capture_output=True, text=True, **options
+        )
+
+    return run
+
+
+# ---- nothing is left -----------------------------------------------------
+
+
+def open_fds() -> dict[int, str]:
+    fds = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the one that listed the directory
+    return fds
+
+
+def children() -> set[int]:
+    """Return this process's children, zombies too, of all its threads."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        text = Path(f"/proc/self/task/{task}/children").read_text()
+        found.update(int(pid) for pid in text.split())
+    return found
+
+
+def mounts() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """After each test: no fd, child, mount or thread more than before."""
+    before = open_fds(), children(), mounts(), threading.active_count()
+    yield
+    gc.collect()  # a failed test's traceback may hold objects
+    after = open_fds(), children(), mounts(), threading.active_count()
+    assert after[0].keys() - before[0].keys() == set(), f"left open: {after[0]}"
+    assert after[1] - before[1] == set(), "left children"
+    assert after[2] == before[2], "left mounts"
+    assert after[3] == before[3], "left threads"
