@@ -190,7 +190,8 @@ static int set_capabilities(struct spawn *spawn)
 	err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	for (unsigned capability = 0; capability < 64 && err == 0; capability++)
 		if (keep >> capability & 1)
-			err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+			err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0,
+				  0);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_CAP_AMBIENT, -1, err);
 	err = sys(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);

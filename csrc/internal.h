@@ -84,13 +84,12 @@ static inline long raw_syscall6(long nr, long a, long b, long c, long d, long e,
 #define sys2(nr, a, b) raw_syscall6(nr, (long)(a), (long)(b), 0, 0, 0, 0)
 #define sys3(nr, a, b, c) raw_syscall6(nr, (long)(a), (long)(b), (long)(c), 0, 0, 0)
 #define sys4(nr, a, b, c, d) raw_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
-#define sys5(nr, a, b, c, d, e) \
+#define sys5(nr, a, b, c, d, e)                                                                    \
 	raw_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
-#define sys6(nr, a, b, c, d, e, f) \
+#define sys6(nr, a, b, c, d, e, f)                                                                 \
 	raw_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 /* sys(nr, ...): as many arguments as given. */
-#define sys(...) \
-	SYS_PICK(__VA_ARGS__, sys6, sys5, sys4, sys3, sys2, sys1, sys0, )(__VA_ARGS__)
+#define sys(...) SYS_PICK(__VA_ARGS__, sys6, sys5, sys4, sys3, sys2, sys1, sys0, )(__VA_ARGS__)
 
 enum { SIGNAL_COUNT = 64 };
 typedef uint64_t signal_mask; /* the kernel's sigset_t: one bit for each signal */
@@ -108,7 +107,7 @@ struct clone_call {
 	size_t stack_size;
 	void (*function)(void *); /* must not return */
 	void *argument;
-	bool kept_handlers;  /* set if the child must reset its signal handlers itself */
+	bool kept_handlers; /* set if the child must reset its signal handlers itself */
 };
 
 /* States of spawn.go, on which the child waits for its id maps. */
@@ -122,18 +121,18 @@ struct spawn {
 	const struct nsbox_plan *plan;
 	const struct nsbox_request *request;
 	struct nsbox_result result;
-	signal_mask mask;            /* the caller's, for the payload */
-	int caller_pidfd;            /* -1 unless the child must know that its caller lives */
+	signal_mask mask; /* the caller's, for the payload */
+	int caller_pidfd; /* -1 unless the child must know that its caller lives */
 	uint32_t go;
-	uint32_t alive;              /* cleared by the kernel when the child execs or ends */
-	bool executing;              /* the set-up is done: what ends the child now ends the payload */
-	uint64_t parent_flags;       /* CLONE_PARENT in a launcher */
+	uint32_t alive;        /* cleared by the kernel when the child execs or ends */
+	bool executing;        /* the set-up is done: what ends the child now ends the payload */
+	uint64_t parent_flags; /* CLONE_PARENT in a launcher */
 	struct clone_call call;
-	int *sources;                /* for each operation: fd of its detached source, or -1 */
-	int *mounts;                 /* for each operation: fd of the mount it made, or -1 */
-	uint64_t *mount_ids;         /* for each operation: its mount's id once asked for, or 0 */
-	bool *own;                   /* for each operation: mount points may be made in its mount */
-	int root;                    /* the new root */
+	int *sources;        /* for each operation: fd of its detached source, or -1 */
+	int *mounts;         /* for each operation: fd of the mount it made, or -1 */
+	uint64_t *mount_ids; /* for each operation: its mount's id once asked for, or 0 */
+	bool *own;           /* for each operation: mount points may be made in its mount */
+	int root;            /* the new root */
 	int scratch;
 	char *stack;
 	size_t stack_size;
@@ -166,13 +165,13 @@ int write_file(int dirfd, const char *path, const char *text, size_t size);
 size_t string_length(const char *text);
 
 /* A system call that a signal may cut short: our signals are blocked, but a debugger's are not. */
-#define RETRY(call)                                   \
-	__extension__({                               \
-		long retry_;                          \
-		do {                                  \
-			retry_ = (call);              \
-		} while (retry_ == -EINTR);           \
-		retry_;                               \
+#define RETRY(call)                                                                                \
+	__extension__({                                                                            \
+		long retry_;                                                                       \
+		do {                                                                               \
+			retry_ = (call);                                                           \
+		} while (retry_ == -EINTR);                                                        \
+		retry_;                                                                            \
 	})
 
 #endif

@@ -245,7 +245,8 @@ static int op_mount(struct spawn *spawn, uint32_t index)
 
 static int op_scratch(struct spawn *spawn, uint32_t index)
 {
-	struct filesystem fs = { .type = "tmpfs", .attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV };
+	struct filesystem fs = { .type = "tmpfs",
+				 .attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV };
 	spawn->scratch = make_mount(spawn, index, &fs);
 	if (spawn->scratch < 0)
 		return spawn->scratch;
@@ -317,7 +318,9 @@ static int make_layer_directory(struct spawn *spawn, uint32_t index, int parent,
 static int scaffold(struct spawn *spawn, uint32_t index, int tree)
 {
 	static const struct nsbox_option options[] = {
-		{ "lowerdir", "lower" }, { "upperdir", "upper" }, { "workdir", "work" },
+		{ "lowerdir", "lower" },
+		{ "upperdir", "upper" },
+		{ "workdir", "work" },
 		{ "userxattr", 0 },
 	};
 	const struct nsbox_op *op = operation(spawn, index);
@@ -436,7 +439,8 @@ static int op_hostname(struct spawn *spawn, uint32_t index)
 
 static int op_propagation(struct spawn *spawn, uint32_t index)
 {
-	int err = nsbox_mount_setattr(AT_FDCWD, "/", AT_RECURSIVE, 0, 0, MS_PRIVATE_PROPAGATION, -1);
+	int err =
+		nsbox_mount_setattr(AT_FDCWD, "/", AT_RECURSIVE, 0, 0, MS_PRIVATE_PROPAGATION, -1);
 	return err < 0 ? fail(spawn, NSBOX_STEP_PROPAGATION, (int)index, err) : 0;
 }
 
@@ -472,20 +476,13 @@ static int op_ids(struct spawn *spawn, uint32_t index)
 int run_operations(struct spawn *spawn)
 {
 	static int (*const run[])(struct spawn *, uint32_t) = {
-		[NSBOX_OP_LOOPBACK] = op_loopback,
-		[NSBOX_OP_HOSTNAME] = op_hostname,
-		[NSBOX_OP_IDS] = op_ids,
-		[NSBOX_OP_PROPAGATION] = op_propagation,
-		[NSBOX_OP_SCRATCH] = op_scratch,
-		[NSBOX_OP_BIND] = op_bind,
-		[NSBOX_OP_DEVICE] = op_device,
-		[NSBOX_OP_MOUNT] = op_mount,
-		[NSBOX_OP_OVERLAY] = op_overlay,
-		[NSBOX_OP_DIRECTORY] = op_directory,
-		[NSBOX_OP_FILE] = op_file,
-		[NSBOX_OP_SYMLINK] = op_symlink,
-		[NSBOX_OP_READONLY] = op_readonly,
-		[NSBOX_OP_PIVOT] = op_pivot,
+		[NSBOX_OP_LOOPBACK] = op_loopback, [NSBOX_OP_HOSTNAME] = op_hostname,
+		[NSBOX_OP_IDS] = op_ids,           [NSBOX_OP_PROPAGATION] = op_propagation,
+		[NSBOX_OP_SCRATCH] = op_scratch,   [NSBOX_OP_BIND] = op_bind,
+		[NSBOX_OP_DEVICE] = op_device,     [NSBOX_OP_MOUNT] = op_mount,
+		[NSBOX_OP_OVERLAY] = op_overlay,   [NSBOX_OP_DIRECTORY] = op_directory,
+		[NSBOX_OP_FILE] = op_file,         [NSBOX_OP_SYMLINK] = op_symlink,
+		[NSBOX_OP_READONLY] = op_readonly, [NSBOX_OP_PIVOT] = op_pivot,
 	};
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
 		const struct nsbox_op *op = operation(spawn, index);

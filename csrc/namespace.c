@@ -25,10 +25,10 @@ enum { STACK = 64 * 1024 };
 
 struct creation {
 	uint64_t nstype;
-	int owner;       /* user namespace to make it in, or -1 */
-	int fd;          /* the namespace */
-	uint32_t ready;  /* fd is there, or result tells why not */
-	uint32_t go;     /* the caller has written the id maps */
+	int owner;      /* user namespace to make it in, or -1 */
+	int fd;         /* the namespace */
+	uint32_t ready; /* fd is there, or result tells why not */
+	uint32_t go;    /* the caller has written the id maps */
 	struct nsbox_result result;
 };
 
@@ -81,8 +81,8 @@ static void make_namespace(struct creation *creation)
 	}
 	if (creation->nstype == CLONE_NEWNET && loopback_up(&creation->result) < 0)
 		return;
-	long fd = RETRY(sys(__NR_openat, AT_FDCWD, proc_path(creation->nstype),
-			    O_RDONLY | O_CLOEXEC, 0));
+	long fd = RETRY(
+		sys(__NR_openat, AT_FDCWD, proc_path(creation->nstype), O_RDONLY | O_CLOEXEC, 0));
 	if (creation_failed(creation, NSBOX_STEP_NAMESPACE_OPEN, fd) == 0)
 		creation->fd = (int)fd;
 }
@@ -131,15 +131,18 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	 * capabilities gets a copy of our memory, not the memory (see spawn.c).
 	 */
 	int sharing = owner >= 0 ? MAP_SHARED : MAP_PRIVATE;
-	long address = sys(__NR_mmap, 0, STACK, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
+	long address =
+		sys(__NR_mmap, 0, STACK, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
 	if (address < 0 && address > -4096) {
-		*result = (struct nsbox_result){ .step = NSBOX_STEP_MMAP, .error = ENOMEM,
-						 .pidfd = -1, .index = -1 };
+		*result = (struct nsbox_result){
+			.step = NSBOX_STEP_MMAP, .error = ENOMEM, .pidfd = -1, .index = -1
+		};
 		return -ENOMEM;
 	}
 	struct creation *creation = (struct creation *)address;
-	*creation = (struct creation){ .nstype = nstype, .owner = owner,
-				       .fd = -1, .result = { .pidfd = -1, .index = -1 } };
+	*creation = (struct creation){
+		.nstype = nstype, .owner = owner, .fd = -1, .result = { .pidfd = -1, .index = -1 }
+	};
 	const struct nsbox_plan maps = {
 		.uid_map = uid_map,
 		.gid_map = gid_map,

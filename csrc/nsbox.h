@@ -93,7 +93,7 @@ enum nsbox_opcode {
 
 enum nsbox_op_flag {
 	NSBOX_OP_IN_SCRATCH = 1, /* target is relative to scratch, not to the new root */
-	NSBOX_OP_OWN = 2         /* a file system of the sandbox's own: mount points may be made in it */
+	NSBOX_OP_OWN = 2 /* a file system of the sandbox's own: mount points may be made in it */
 };
 
 /* A parameter for fsconfig(2); a flag has no value. */
@@ -104,7 +104,7 @@ struct nsbox_option {
 
 struct nsbox_op {
 	int32_t code;
-	int32_t parent;      /* index of the operation whose mount holds target, or -1 */
+	int32_t parent; /* index of the operation whose mount holds target, or -1 */
 	uint32_t flags;
 	uint32_t mode;       /* permission bits of what is created */
 	uint64_t attributes; /* MOUNT_ATTR_* */
@@ -119,17 +119,18 @@ struct nsbox_op {
 	 * "" is the new root itself.
 	 */
 	const char *target;
-	const char *layers;  /* directory in scratch for the overlay's layers, or NULL */
+	const char *layers; /* directory in scratch for the overlay's layers, or NULL */
 	const char *content;
 	uint64_t content_size;
 };
 
 enum nsbox_plan_flag {
 	NSBOX_PLAN_PARENT_SOURCES = 1, /* the caller, not the child, opens the sources */
-	NSBOX_PLAN_PRIVATE_MEMORY = 2, /* do not share memory with the child: it joins foreign namespaces */
+	NSBOX_PLAN_PRIVATE_MEMORY =
+		2, /* do not share memory with the child: it joins foreign namespaces */
 	NSBOX_PLAN_DENY_SETGROUPS = 4,
 	NSBOX_PLAN_CLEAR_GROUPS = 8,
-	NSBOX_PLAN_USER_XATTR = 16     /* overlays keep their marks in user.* attributes */
+	NSBOX_PLAN_USER_XATTR = 16 /* overlays keep their marks in user.* attributes */
 };
 
 /* What is the same for every spawn of a sandbox. */
@@ -141,9 +142,9 @@ struct nsbox_plan {
 	uint32_t gid;
 	uint32_t n_joins;
 	uint32_t n_ops;
-	const int32_t *joins;       /* namespace fds for setns(2) */
-	const int32_t *join_types;  /* CLONE_NEW* of each */
-	const char *uid_map;        /* NULL: no map is written */
+	const int32_t *joins;      /* namespace fds for setns(2) */
+	const int32_t *join_types; /* CLONE_NEW* of each */
+	const char *uid_map;       /* NULL: no map is written */
 	const char *gid_map;
 	const struct nsbox_op *ops;
 };
@@ -161,12 +162,12 @@ struct nsbox_request {
 	const char *const *executables; /* candidates for execve, tried in order */
 	const char *const *argv;
 	const char *const *envp;
-	const char *cwd;                /* inside */
-	int32_t stdio[3];               /* fds for 0, 1, 2; -1 leaves the caller's */
-	int32_t umask;                  /* -1 leaves the caller's */
+	const char *cwd;  /* inside */
+	int32_t stdio[3]; /* fds for 0, 1, 2; -1 leaves the caller's */
+	int32_t umask;    /* -1 leaves the caller's */
 	uint32_t flags;
 	uint32_t n_pass_fds;
-	const int32_t *pass_fds;        /* sorted, all > 2 */
+	const int32_t *pass_fds; /* sorted, all > 2 */
 };
 
 /* Whole after nsbox_spawn returns; step tells success from failure. */

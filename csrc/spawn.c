@@ -280,8 +280,9 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	size_t size;
 	struct spawn *spawn = allocate(plan, &size);
 	if (!spawn) {
-		*result = (struct nsbox_result){ .pidfd = -1, .step = NSBOX_STEP_MMAP,
-						 .error = ENOMEM, .index = -1 };
+		*result = (struct nsbox_result){
+			.pidfd = -1, .step = NSBOX_STEP_MMAP, .error = ENOMEM, .index = -1
+		};
 		return -ENOMEM;
 	}
 	spawn->plan = plan;

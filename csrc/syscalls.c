@@ -33,13 +33,13 @@
  * must not return. The two live in registers that the kernel preserves.
  */
 #if defined(__x86_64__)
-#define ENTER_CHILD                     \
-	"test %%rax, %%rax\n\t"         \
-	"jnz 1f\n\t"                    \
-	"xor %%ebp, %%ebp\n\t"          \
-	"mov %%r13, %%rdi\n\t"          \
-	"call *%%r12\n\t"               \
-	"hlt\n"                         \
+#define ENTER_CHILD                                                                                \
+	"test %%rax, %%rax\n\t"                                                                    \
+	"jnz 1f\n\t"                                                                               \
+	"xor %%ebp, %%ebp\n\t"                                                                     \
+	"mov %%r13, %%rdi\n\t"                                                                     \
+	"call *%%r12\n\t"                                                                          \
+	"hlt\n"                                                                                    \
 	"1:"
 
 static long raw_clone(long nr, const long args[5], void (*function)(void *), void *argument)
@@ -57,13 +57,13 @@ static long raw_clone(long nr, const long args[5], void (*function)(void *), voi
 	return ret;
 }
 #elif defined(__aarch64__)
-#define ENTER_CHILD                     \
-	"cbnz x0, 1f\n\t"               \
-	"mov x29, #0\n\t"               \
-	"mov x30, #0\n\t"               \
-	"mov x0, x20\n\t"               \
-	"blr x19\n\t"                   \
-	"brk #0\n"                      \
+#define ENTER_CHILD                                                                                \
+	"cbnz x0, 1f\n\t"                                                                          \
+	"mov x29, #0\n\t"                                                                          \
+	"mov x30, #0\n\t"                                                                          \
+	"mov x0, x20\n\t"                                                                          \
+	"blr x19\n\t"                                                                              \
+	"brk #0\n"                                                                                 \
 	"1:"
 
 static long raw_clone(long nr, const long args[5], void (*function)(void *), void *argument)

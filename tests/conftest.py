@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,10 +105,8 @@ Shell = Callable[..., nsbox.Result]
 def sh(box: Sandbox) -> Shell:
     """Run a shell command: ``sh("id -u")``, or in another box: ``sh("id -u", Sandbox(...))``."""
 
-    def run(command: str, sandbox: Sandbox = box, **options: object) -> nsbox.Result:
-        return sandbox.run(
-            ["/bin/sh", "-c", command], capture_output=True, text=True, **options
-        )
+    def run(command: str, sandbox: Sandbox = box, **options: Any) -> nsbox.Result:
+        return sandbox.run(["/bin/sh", "-c", command], capture_output=True, text=True, **options)
 
     return run
 

@@ -25,8 +25,6 @@ from .process import Process
 from .result import Reason, Result, Usage
 from .sandbox import Sandbox
 
-
-
 __all__ = [
     "DEVNULL",
     "PIPE",

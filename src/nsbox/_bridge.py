@@ -293,9 +293,7 @@ def _lower_request(request: Request) -> tuple[Any, list[object]]:
     search = request.env.get("PATH", DEFAULT_PATH)
     candidates = _candidates(request.executable, os.fsencode(search))
     environment = [os.fsencode(f"{key}={value}") for key, value in request.env.items()]
-    arrays = [
-        lowlevel.string_array(items) for items in (candidates, request.argv, environment)
-    ]
+    arrays = [lowlevel.string_array(items) for items in (candidates, request.argv, environment)]
     flags = 0
     for wanted, flag in (
         (request.setsid, lib.NSBOX_REQUEST_SETSID),

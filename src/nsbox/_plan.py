@@ -56,6 +56,9 @@ class OpFlag(IntFlag):
     OWN = 2
 
 
+_NO_FLAGS: Final = OpFlag(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """
@@ -84,7 +87,7 @@ class Op:
     attributes: int = 0
     options: tuple[tuple[str, str | None], ...] = ()
     mode: int = 0
-    flags: OpFlag = OpFlag(0)
+    flags: OpFlag = _NO_FLAGS
     device: int = 0
     idmap: bool = False
     layers: str | None = None
@@ -189,8 +192,17 @@ def _ids(box: Description, host: Host) -> Ids:
     if mode != "new":
         if box.host_uid is not None or box.host_gid is not None:
             raise PlanError("host_uid, host_gid: only a new user namespace has a map to set")
-        outside = (box.uid, box.gid) if mode == "host" else (None, None)
-        return Ids(box.uid, box.gid, *outside, False, False, host.privileged, False)
+        same = mode == "host"
+        return Ids(
+            uid=box.uid,
+            gid=box.gid,
+            host_uid=box.uid if same else None,
+            host_gid=box.gid if same else None,
+            mapped=False,
+            deny_setgroups=False,
+            clear_groups=host.privileged,
+            idmapped=False,
+        )
     uid = host.payload_uid if box.host_uid is None else box.host_uid
     gid = host.payload_gid if box.host_gid is None else box.host_gid
     if not host.privileged and (uid, gid) != (host.uid, host.gid):
@@ -336,9 +348,7 @@ def _needs_scratch(box: Description, mounts: Sequence[Mount]) -> bool:
 
 
 def _holds(holder: Mount, mounts: Sequence[Mount]) -> bool:
-    return any(
-        mount is not holder and _within(mount.target, holder.target) for mount in mounts
-    )
+    return any(mount is not holder and _within(mount.target, holder.target) for mount in mounts)
 
 
 def _add_root(build: _Builder, box: Description, host: Host, mounts: Sequence[Mount]) -> None:
@@ -579,7 +589,7 @@ def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
             build.holder(target) if target else -1,
             _BASE,
             tuple(options),
-            flags=OpFlag.OWN if mount.upper is None else OpFlag(0),
+            flags=OpFlag.OWN if mount.upper is None else _NO_FLAGS,
             layers=layers,
         )
     )

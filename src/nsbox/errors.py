@@ -195,7 +195,7 @@ def spawn_error(
     return cls(errno, step, path, index, hint)
 
 
-def _message(step: Step, strerror: str, path: str | None, hint: str | None) -> str:
+def _message(step: Step, strerror: str | None, path: str | None, hint: str | None) -> str:
     text = f"{step}: {strerror}"
     if path is not None:
         text += f": {path!r}"

@@ -39,8 +39,9 @@ __all__ = [
     "pidfd_open",
     "pidfd_send_signal",
     "pivot_root",
-    "setns",
+    "prctl",
     "sethostname",
+    "setns",
     "umount2",
     "unshare",
 ]
@@ -351,10 +352,14 @@ def clone(
     candidates, arguments = [_path(path)], [_path(item) for item in argv]
     if not arguments:
         raise ValueError("argv is empty")
-    variables = os.environb if env is None else {
-        os.fsencode(check_text("env", key)): os.fsencode(check_text("env", value))
-        for key, value in env.items()
-    }
+    variables = (
+        os.environb
+        if env is None
+        else {
+            os.fsencode(check_text("env", key)): os.fsencode(check_text("env", value))
+            for key, value in env.items()
+        }
+    )
     environment = [key + b"=" + value for key, value in variables.items()]
     arrays = [string_array(items) for items in (candidates, arguments, environment)]
     request = ffi.new(

@@ -209,7 +209,5 @@ def check_mounts(value: object) -> tuple[Mount, ...]:
         raise PlanTypeError(f"mounts: must be a list or tuple, not {type(value).__name__}")
     for item in value:
         if not isinstance(item, Mount):
-            raise PlanTypeError(
-                f"mounts: {item!r} is not a Bind, Tmpfs, Proc, Dev or Overlay"
-            )
+            raise PlanTypeError(f"mounts: {item!r} is not a Bind, Tmpfs, Proc, Dev or Overlay")
     return tuple(value)

@@ -114,7 +114,7 @@ class Process(subprocess.Popen[Any]):
 
     # ---- starting ----
 
-    def _execute_child(  # type: ignore[override]  # typeshed does not know it
+    def _execute_child(
         self,
         args: Any,
         executable: Any,
@@ -202,7 +202,7 @@ class Process(subprocess.Popen[Any]):
         if end is not None:
             self._ended(end)
 
-    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:  # type: ignore[override]
+    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None and self._waitpid_lock.acquire(False):  # type: ignore[attr-defined]
             try:
                 self._reap(block=False)
@@ -210,7 +210,7 @@ class Process(subprocess.Popen[Any]):
                 self._waitpid_lock.release()  # type: ignore[attr-defined]
         return self.returncode
 
-    def _wait(self, timeout: float | None) -> int:  # type: ignore[override]
+    def _wait(self, timeout: float | None) -> int:
         if timeout is None:
             self._wait_forever()
         else:
@@ -267,7 +267,7 @@ class Process(subprocess.Popen[Any]):
         self.kill()
         self.wait()
 
-    def __reduce__(self) -> NoReturn:  # type: ignore[override]
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")
 
 

@@ -58,9 +58,7 @@ class Result(subprocess.CompletedProcess[Any]):
 
     usage: Usage
 
-    def __init__(
-        self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage
-    ) -> None:
+    def __init__(self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self.usage = usage
 

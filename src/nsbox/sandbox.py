@@ -244,7 +244,7 @@ class Sandbox:
         # This thread stays until the payload has ended, so its end may be the payload's.
         with self._spawn(args, die_with_thread=True, **options) as process:
             stdout, stderr = _communicate(process, input, timeout)
-        assert process.usage is not None and process.returncode is not None
+        assert process.usage is not None  # it has been waited for
         result = Result(process.args, process.returncode, stdout, stderr, process.usage)
         if check:
             result.check_returncode()
@@ -279,10 +279,9 @@ class Sandbox:
         return self._cache.lowered(self).spawn(request)
 
     def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        home = HOME if self.root is None else "/tmp"
         if not self.default_mounts:
             home = "/"
-        else:
-            home = HOME if self.root is None else "/tmp"
         variables = {"PATH": DEFAULT_PATH, "HOME": home, "LANG": "C.UTF-8", **self.env}
         if env is not None:
             variables.update(check_environment("env", env))
