@@ -195,6 +195,9 @@ int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end);
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);
 
+/* AT_SECURE of getauxval(3): is the program more privileged than who started it? */
+int nsbox_secure_execution(void);
+
 /* System calls one to one; see src/nsbox/lowlevel.py. */
 int nsbox_unshare(uint64_t flags);
 int nsbox_setns(int fd, int nstype);

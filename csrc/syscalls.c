@@ -12,6 +12,7 @@
 #include <net/if.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -283,6 +284,11 @@ int write_file(int dirfd, const char *path, const char *text, size_t size)
 	if (written < 0)
 		return (int)written;
 	return (size_t)written == size ? 0 : -EIO;
+}
+
+int nsbox_secure_execution(void)
+{
+	return getauxval(AT_SECURE) != 0;
 }
 
 /* ---- one to one, for nsbox.lowlevel --------------------------------- */

@@ -132,7 +132,14 @@ class Lowered:
 
         Raises:
             SpawnError: If the source of an id-mapped bind does not exist.
+            UnsupportedError: In a set-user-ID program, or one with file
+                capabilities: nothing here is made to resist its caller.
         """
+        if lib.nsbox_secure_execution():
+            raise UnsupportedError(
+                "this program runs with privileges that its caller does not have (setuid, "
+                "setgid or file capabilities); nsbox refuses to work for it"
+            )
         self.plan = plan
         self._joins = [joins[kind] for kind in plan.joins]
         self._keep: list[object] = []
@@ -140,10 +147,8 @@ class Lowered:
         self._fds = ffi.new("int32_t[]", max(1, len(self._joins)))
         self._struct = self._lower_plan()
         # With shared memory, and other ids than ours, the dumpable mark is at stake.
-        ids = plan.ids
-        self._changes_ids = not plan.private_memory and (
-            ids.idmapped or (not ids.mapped and not plan.joins and ids.uid != os.geteuid())
-        )
+        outside = (plan.ids.host_uid, plan.ids.host_gid)
+        self._changes_ids = not plan.private_memory and outside != (os.geteuid(), os.getegid())
 
     def spawn(self, request: Request) -> Started:
         """
