@@ -5,9 +5,11 @@ Describe the world once as a :class:`Sandbox`; call ``run()`` or ``spawn()`` as
 often as needed, each time in fresh namespaces.
 """
 
+from importlib import import_module
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from . import lowlevel
 from ._explain import Action, Explanation
 from ._interpreter import interpreter_mounts
 from ._version import __version__
@@ -24,6 +26,9 @@ from .namespace import Namespace
 from .process import Process
 from .result import Reason, Result, Usage
 from .sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from . import lowlevel
 
 __all__ = [
     "DEVNULL",
@@ -54,3 +59,10 @@ __all__ = [
     "interpreter_mounts",
     "lowlevel",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Its flag types take a tenth of the whole import; few programs need them.
+    if name == "lowlevel":
+        return import_module("nsbox.lowlevel")
+    raise AttributeError(f"module 'nsbox' has no attribute {name!r}")

@@ -9,11 +9,10 @@ buffer that a struct points to is kept beside the struct.
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from . import _diagnose, lowlevel
+from . import _calls
 from ._constants import NAMESPACE_FLAGS
 from ._native import ffi, lib
 from ._plan import Code, Op, Plan
@@ -26,8 +25,7 @@ _PR_SET_DUMPABLE: Final = 4
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """
     What differs from spawn to spawn.
 
@@ -58,16 +56,14 @@ class Request:
     die_with_thread: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """A child that has become the payload. Whoever receives it owns the pidfd."""
 
     pid: int
     pidfd: int
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How a process ended, as waitid(2) and getrusage(2) tell it; times in seconds."""
 
     returncode: int
@@ -101,7 +97,7 @@ class _Dumpable:
     def __enter__(self) -> None:
         with self._lock:
             if self._count == 0:
-                self._before = lowlevel.prctl(_PR_GET_DUMPABLE)
+                self._before = _calls.prctl(_PR_GET_DUMPABLE)
             self._count += 1
 
     def __exit__(
@@ -113,7 +109,7 @@ class _Dumpable:
         with self._lock:
             self._count -= 1
             if self._count == 0 and self._before == 1:
-                lowlevel.prctl(_PR_SET_DUMPABLE, 1)
+                _calls.prctl(_PR_SET_DUMPABLE, 1)
 
 
 _dumpable = _Dumpable()
@@ -186,6 +182,8 @@ class Lowered:
         elif 0 <= index < len(self.plan.ops) and step not in _NO_OPERATION:
             op = self.plan.ops[index]
             path = op.source if step in _ABOUT_SOURCE else self._target(op)
+        from . import _diagnose  # only needed when something has failed
+
         advice = _diagnose.hint(step, error, self.plan, op, path)
         return spawn_error(error, step, path, index if op is not None else -1, advice)
 
@@ -267,6 +265,8 @@ class Lowered:
         try:
             info = os.stat(op.source)
         except OSError as error:
+            from . import _diagnose
+
             code = error.errno or 0
             advice = _diagnose.hint(Step.OPEN_TREE, code, self.plan, op, op.source)
             raise spawn_error(
@@ -298,7 +298,7 @@ def _lower_request(request: Request) -> tuple[Any, list[object]]:
     search = request.env.get("PATH", DEFAULT_PATH)
     candidates = _candidates(request.executable, os.fsencode(search))
     environment = [os.fsencode(f"{key}={value}") for key, value in request.env.items()]
-    arrays = [lowlevel.string_array(items) for items in (candidates, request.argv, environment)]
+    arrays = [_calls.string_array(items) for items in (candidates, request.argv, environment)]
     flags = 0
     for wanted, flag in (
         (request.setsid, lib.NSBOX_REQUEST_SETSID),

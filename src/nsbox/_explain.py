@@ -1,6 +1,6 @@
 """A plan in the kernel's words: for teaching, tests and audit."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import _constants
 from ._constants import CAPABILITIES, NAMESPACE_FLAGS
@@ -13,8 +13,7 @@ _ATTRIBUTES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """
     One step of a set-up.
 
@@ -22,33 +21,32 @@ class Action:
         who: "caller", "launcher" or "child".
         call: The system call, or the file that is written.
         arguments: What it is about, as text.
-        index: Position among the plan's operations (``SpawnError.index``), or -1.
+        op: Position among the plan's operations (``SpawnError.index``), or -1.
     """
 
     who: str
     call: str
     arguments: str
-    index: int = -1
+    op: int = -1
 
     def __str__(self) -> str:
         return f"{self.who:<8}  {self.call:<14}  {self.arguments}"
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(tuple[Action, ...]):
     """The ordered steps of a set-up; printing it gives one line each."""
 
-    actions: tuple[Action, ...]
+    __slots__ = ()
 
     def __str__(self) -> str:
-        return "\n".join(str(action) for action in self.actions)
+        return "\n".join(str(action) for action in self)
 
 
 def explain_plan(plan: Plan, cwd: str) -> Explanation:
     """Return the steps of a plan in the order in which they happen."""
     actions: list[Action] = []
     sources = [
-        Action("caller" if plan.parent_sources else "child", *text, index=index)
+        Action("caller" if plan.parent_sources else "child", *text, op=index)
         for index, op in enumerate(plan.ops)
         for text in _source(op)
     ]
@@ -65,9 +63,9 @@ def explain_plan(plan: Plan, cwd: str) -> Explanation:
     if not plan.parent_sources:
         actions += sources
     for index, op in enumerate(plan.ops):
-        actions += [Action("child", *text, index=index) for text in _operation(op, plan)]
+        actions += [Action("child", *text, op=index) for text in _operation(op, plan)]
     actions += [Action("child", *text) for text in _finish(plan, cwd)]
-    return Explanation(tuple(actions))
+    return Explanation(actions)
 
 
 NAME_OF_KIND = {

@@ -7,8 +7,8 @@ function that tests can call with facts of their own.
 
 import os
 import stat
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 OVERFLOW_ID = 65534
 
@@ -44,8 +44,7 @@ DEVICES = (
 """Name, major and minor number, as in the kernel's devices.txt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """
     What a plan has to know.
 

@@ -9,9 +9,8 @@ decides nothing.
 
 import os.path
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import _host
 from ._constants import (
@@ -59,8 +58,7 @@ class OpFlag(IntFlag):
 _NO_FLAGS: Final = OpFlag(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(NamedTuple):
     """
     One operation; the fields are those of ``struct nsbox_op``.
 
@@ -94,8 +92,7 @@ class Op:
     content: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+class Ids(NamedTuple):
     """
     Who the payload is.
 
@@ -120,8 +117,7 @@ class Ids:
     idmapped: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything about a spawn that does not differ from spawn to spawn."""
 
     clone_flags: int
@@ -134,8 +130,7 @@ class Plan:
     user_xattr: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+class Description(NamedTuple):
     """
     What a Sandbox asks for, each value checked already.
 
@@ -280,15 +275,15 @@ def _check_mount(mount: Mount, box: Description) -> None:
 # ---- operations --------------------------------------------------------
 
 
-@dataclass(slots=True)
 class _Builder:
     """Collects operations; knows which mount holds which path."""
 
-    ids: Ids
-    user_xattr: bool
-    ops: list[Op] = field(default_factory=list)
-    mounted: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
-    readonly: list[int] = field(default_factory=list)
+    def __init__(self, ids: Ids, *, user_xattr: bool) -> None:
+        self.ids = ids
+        self.user_xattr = user_xattr
+        self.ops: list[Op] = []
+        self.mounted: list[tuple[tuple[str, ...], int]] = []
+        self.readonly: list[int] = []
 
     def add(self, op: Op) -> int:
         self.ops.append(op)

@@ -11,15 +11,29 @@ exist. So it takes what the child is to execute.
 """
 
 import os
-from collections.abc import Mapping, Sequence
 from enum import IntFlag
-from typing import NoReturn
 
 from . import _constants
-from ._native import ffi, lib
-from ._values import PathArg, check_text
+from ._calls import (
+    clone,
+    close_range,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    openat2,
+    pidfd_open,
+    pidfd_send_signal,
+    pivot_root,
+    prctl,
+    sethostname,
+    setns,
+    umount2,
+    unshare,
+)
 
 __all__ = [
+    "AT_FDCWD",
     "CloneFlag",
     "CloseRangeFlag",
     "MountAttr",
@@ -47,6 +61,7 @@ __all__ = [
 ]
 
 AT_FDCWD = -100
+"""Stands for the working directory where a dirfd is wanted."""
 
 
 class CloneFlag(IntFlag):
@@ -161,227 +176,3 @@ class CloseRangeFlag(IntFlag):
 
     CLOSE_RANGE_UNSHARE = 2
     CLOSE_RANGE_CLOEXEC = 4
-
-
-def _path(path: PathArg) -> bytes:
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
-    return encoded
-
-
-def _fail(ret: int, *paths: PathArg) -> NoReturn:
-    filename = os.fsdecode(paths[0]) if paths else None
-    if len(paths) > 1:
-        raise OSError(-ret, os.strerror(-ret), filename, None, os.fsdecode(paths[1]))
-    raise OSError(-ret, os.strerror(-ret), filename)
-
-
-def unshare(flags: CloneFlag | int) -> None:
-    """
-    Move the calling thread into new namespaces: unshare(2).
-
-    Raises:
-        OSError: EINVAL for CLONE_NEWUSER in a program with threads; EPERM
-            without CAP_SYS_ADMIN, or, for CLONE_NEWUSER, where the host forbids it.
-    """
-    ret = lib.nsbox_unshare(flags)
-    if ret < 0:
-        _fail(ret)
-
-
-def setns(fd: int, nstype: CloneFlag | int = 0) -> None:
-    """
-    Move the calling thread into the namespace that fd refers to: setns(2).
-
-    Args:
-        fd: Of a /proc/pid/ns file, or a pidfd (Linux 5.8; then nstype says which).
-        nstype: CLONE_NEW* that fd must be of, or 0 for any.
-    """
-    ret = lib.nsbox_setns(fd, nstype)
-    if ret < 0:
-        _fail(ret)
-
-
-def pivot_root(new_root: PathArg, put_old: PathArg) -> None:
-    """Change the root mount: pivot_root(2)."""
-    ret = lib.nsbox_pivot_root(_path(new_root), _path(put_old))
-    if ret < 0:
-        _fail(ret, new_root, put_old)
-
-
-def mount(
-    source: PathArg | None,
-    target: PathArg,
-    filesystemtype: str | None,
-    mountflags: MountFlag | int = 0,
-    data: str | None = None,
-) -> None:
-    """Mount a file system, or change a mount: mount(2)."""
-    ret = lib.nsbox_mount(
-        ffi.NULL if source is None else _path(source),
-        _path(target),
-        ffi.NULL if filesystemtype is None else _path(filesystemtype),
-        mountflags,
-        ffi.NULL if data is None else _path(data),
-    )
-    if ret < 0:
-        _fail(ret, target)
-
-
-def umount2(target: PathArg, flags: UmountFlag | int = 0) -> None:
-    """Unmount: umount2(2)."""
-    ret = lib.nsbox_umount2(_path(target), flags)
-    if ret < 0:
-        _fail(ret, target)
-
-
-def open_tree(dirfd: int, path: PathArg, flags: OpenTreeFlag | int = 0) -> int:
-    """Open a mount, or clone it detached: open_tree(2), Linux 5.2. Returns an fd."""
-    ret = lib.nsbox_open_tree(dirfd, _path(path), flags)
-    if ret < 0:
-        _fail(ret, path)
-    return int(ret)
-
-
-def move_mount(
-    from_dirfd: int,
-    from_path: PathArg,
-    to_dirfd: int,
-    to_path: PathArg,
-    flags: MoveMountFlag | int = 0,
-) -> None:
-    """Attach or move a mount: move_mount(2), Linux 5.2."""
-    ret = lib.nsbox_move_mount(from_dirfd, _path(from_path), to_dirfd, _path(to_path), flags)
-    if ret < 0:
-        _fail(ret, from_path, to_path)
-
-
-def mount_setattr(
-    dirfd: int,
-    path: PathArg,
-    flags: SetattrFlag | int = 0,
-    *,
-    attr_set: MountAttr | int = 0,
-    attr_clr: MountAttr | int = 0,
-    propagation: MountFlag | int = 0,
-    userns_fd: int = -1,
-) -> None:
-    """Change attributes of a mount or, with AT_RECURSIVE, a tree: mount_setattr(2), Linux 5.12."""
-    ret = lib.nsbox_mount_setattr(
-        dirfd, _path(path), flags, attr_set, attr_clr, propagation, userns_fd
-    )
-    if ret < 0:
-        _fail(ret, path)
-
-
-def openat2(
-    dirfd: int, path: PathArg, flags: int, mode: int = 0, resolve: ResolveFlag | int = 0
-) -> int:
-    """Open a path under the given rules of resolution: openat2(2), Linux 5.6. Returns an fd."""
-    ret = lib.nsbox_openat2(dirfd, _path(path), flags, mode, resolve)
-    if ret < 0:
-        _fail(ret, path)
-    return int(ret)
-
-
-def pidfd_open(pid: int, flags: int = 0) -> int:
-    """Open a process: pidfd_open(2), Linux 5.3. Returns an fd, close-on-exec."""
-    ret = lib.nsbox_pidfd_open(pid, flags)
-    if ret < 0:
-        _fail(ret)
-    return int(ret)
-
-
-def pidfd_send_signal(pidfd: int, sig: int, flags: int = 0) -> None:
-    """Send a signal to the process that pidfd refers to: pidfd_send_signal(2), Linux 5.1."""
-    ret = lib.nsbox_pidfd_send_signal(pidfd, sig, flags)
-    if ret < 0:
-        _fail(ret)
-
-
-def close_range(first: int, last: int, flags: CloseRangeFlag | int = 0) -> None:
-    """Close descriptors first to last: close_range(2), Linux 5.9 (CLOEXEC 5.11)."""
-    ret = lib.nsbox_close_range(first, last, flags)
-    if ret < 0:
-        _fail(ret)
-
-
-def sethostname(name: str) -> None:
-    """Set the host name of the calling thread's uts namespace: sethostname(2)."""
-    encoded = _path(name)
-    ret = lib.nsbox_sethostname(encoded, len(encoded))
-    if ret < 0:
-        _fail(ret)
-
-
-def prctl(option: int, argument: int = 0) -> int:
-    """Operate on the calling thread or process: prctl(2), with one argument."""
-    ret = lib.nsbox_prctl(option, argument)
-    if ret < 0:
-        _fail(ret)
-    return int(ret)
-
-
-def clone(
-    flags: CloneFlag | int,
-    path: PathArg,
-    argv: Sequence[str | bytes],
-    env: Mapping[str, str] | None = None,
-) -> tuple[int, int]:
-    """
-    Start a program in new namespaces and do nothing else: clone3(2), execve(2).
-
-    No mount is changed, no id mapped, no privilege dropped: what the program
-    sees is what the kernel gives it. Descriptors that are not close-on-exec
-    are inherited.
-
-    Args:
-        flags: CLONE_NEW* flags. The child never shares memory with the caller
-            once its program runs.
-        path: Program to execute, as for execve(2).
-        argv: Its arguments, the first being its name.
-        env: Its environment. Default: the caller's.
-
-    Returns:
-        The child's pid, which the caller has to wait for, and its pidfd.
-
-    Raises:
-        OSError: What clone3(2) or execve(2) failed with.
-    """
-    candidates, arguments = [_path(path)], [_path(item) for item in argv]
-    if not arguments:
-        raise ValueError("argv is empty")
-    variables = (
-        os.environb
-        if env is None
-        else {
-            os.fsencode(check_text("env", key)): os.fsencode(check_text("env", value))
-            for key, value in env.items()
-        }
-    )
-    environment = [key + b"=" + value for key, value in variables.items()]
-    arrays = [string_array(items) for items in (candidates, arguments, environment)]
-    request = ffi.new(
-        "struct nsbox_request *",
-        {
-            "executables": arrays[0][0],
-            "argv": arrays[1][0],
-            "envp": arrays[2][0],
-            "stdio": [-1, -1, -1],
-            "umask": -1,
-            "flags": lib.NSBOX_REQUEST_BARE,
-        },
-    )
-    plan = ffi.new("struct nsbox_plan *", {"clone_flags": flags})
-    result = ffi.new("struct nsbox_result *")
-    ret = lib.nsbox_spawn(plan, request, result)
-    if ret < 0:
-        _fail(ret, path)
-    return int(result.pid), int(result.pidfd)
-
-
-def string_array(items: Sequence[bytes]) -> tuple[object, list[object]]:
-    """Return a NULL-terminated ``char *[]`` and the strings that it points to."""
-    strings = [ffi.new("char[]", item) for item in items]
-    return ffi.new("char *[]", [*strings, ffi.NULL]), strings

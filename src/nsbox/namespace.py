@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from . import _host, lowlevel
+from . import _calls, _host
 from ._constants import NAMESPACE_FLAGS
 from ._native import ffi, lib
 from ._values import PathArg, check_id, check_path
@@ -27,6 +27,7 @@ from .errors import (
     UnsupportedError,
 )
 
+_MS_BIND: Final = 4096  # mount(2)
 # ioctl_ns(2): _IO(0xb7, n)
 _NS_GET_USERNS: Final = 0xB701
 _NS_GET_PARENT: Final = 0xB702
@@ -226,13 +227,13 @@ class Namespace:
             try:
                 yield self
             finally:
-                lowlevel.setns(back, NAMESPACE_FLAGS[self._kind])
+                _calls.setns(back, NAMESPACE_FLAGS[self._kind])
         finally:
             os.close(back)
 
     def _setns(self, fd: int) -> None:
         try:
-            lowlevel.setns(fd, NAMESPACE_FLAGS[self._kind])
+            _calls.setns(fd, NAMESPACE_FLAGS[self._kind])
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.EUSERS) and self._kind in ("mnt", "time"):
                 raise UnsupportedError(
@@ -269,7 +270,7 @@ class Namespace:
         except OSError as error:
             raise NamespaceError(error.errno or 0, Step.CREATE_FILE, text) from None
         try:
-            lowlevel.mount(f"/proc/self/fd/{fd}", text, None, lowlevel.MountFlag.MS_BIND)
+            _calls.mount(f"/proc/self/fd/{fd}", text, None, _MS_BIND)
         except OSError as error:
             if created:
                 os.unlink(text)

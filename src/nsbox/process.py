@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from . import _bridge, lowlevel
+from . import _bridge, _calls
 from ._bridge import End, Request, Started
 from ._constants import NAMESPACE_FLAGS
 from ._values import PathArg
@@ -255,7 +255,7 @@ class Process(subprocess.Popen[Any]):
             if self._pidfd < 0:
                 return
             try:
-                lowlevel.pidfd_send_signal(self._pidfd, sig)
+                _calls.pidfd_send_signal(self._pidfd, sig)
             except ProcessLookupError:
                 pass
 

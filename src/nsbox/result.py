@@ -2,9 +2,8 @@
 
 import signal
 import subprocess
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Reason(StrEnum):
@@ -16,8 +15,7 @@ class Reason(StrEnum):
     """A signal ended it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """
     What a payload used.
 
