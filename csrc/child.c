@@ -226,10 +226,10 @@ static int die_with_thread(struct spawn *spawn)
 static int change_directory(struct spawn *spawn)
 {
 	const char *cwd = spawn->request->cwd;
-	long fd = RETRY(nsbox_openat2(AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0));
-	if (fd >= 0)
-		fd = RETRY(nsbox_openat2((int)fd, cwd, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
-					 RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS));
+	if (!cwd[1])
+		return 0; /* "/", where pivot_root has left us */
+	long fd = RETRY(nsbox_openat2(AT_FDCWD, cwd, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+				      RESOLVE_NO_MAGICLINKS));
 	long err = fd < 0 ? fd : sys(__NR_fchdir, fd);
 	return err < 0 ? fail(spawn, NSBOX_STEP_CHDIR, -1, err) : 0;
 }
