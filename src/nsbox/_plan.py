@@ -265,7 +265,7 @@ def _check_mount(mount: Mount, box: Description) -> None:
     if mount.target == "/dev" and not isinstance(mount, Dev):
         raise PlanError(f"{mount!r}: only a Dev may be mounted on /dev")
     # A procfs of another pid namespace would lie to the payload, or show the host's processes.
-    host_proc = isinstance(mount, Bind) and mount.source == "/proc"
+    host_proc = isinstance(mount, Bind) and _parts(os.path.normpath(mount.source)) == ("proc",)
     if host_proc and box.namespaces["pid"] != "host":
         raise PlanError(f"{mount!r}: the host's /proc may only be shown with pid='host'")
     if mount.target == "/proc" and not host_proc and not isinstance(mount, Proc):

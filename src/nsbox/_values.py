@@ -8,9 +8,17 @@ from .errors import PlanError, PlanTypeError
 
 PathArg = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-_SIZE = re.compile(r"([0-9]+)([KMGT]?)", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,19})([KMGT]?)", re.ASCII)  # 2**63 has 19 digits
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_ID = 2**32 - 2
+
+
+def _short(value: object) -> str:
+    """Return a value for a message; Python refuses to print ints of thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a number of more than 64 bits"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def parse_size(name: str, value: object) -> int:
@@ -27,12 +35,14 @@ def parse_size(name: str, value: object) -> int:
     if isinstance(value, str):
         match = _SIZE.fullmatch(value)
         if match is None:
-            raise PlanError(f"{name}: {value!r} is not a size; use bytes or '64K', '256M', '1G'")
+            raise PlanError(
+                f"{name}: {_short(value)} is not a size; use bytes or '64K', '256M', '1G'"
+            )
         value = int(match[1]) * _UNITS[match[2]]
     elif not isinstance(value, int) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: a size is an int or a str, not {type(value).__name__}")
     if not 0 < value < 2**63:
-        raise PlanError(f"{name}: a size is positive and below 2**63, not {value}")
+        raise PlanError(f"{name}: a size is positive and below 2**63, not {_short(value)}")
     return value
 
 
@@ -41,7 +51,7 @@ def check_id(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: an id is an int, not {value!r}")
     if not 0 <= value <= MAX_ID:
-        raise PlanError(f"{name}: an id is between 0 and {MAX_ID}, not {value}")
+        raise PlanError(f"{name}: an id is between 0 and {MAX_ID}, not {_short(value)}")
     return value
 
 
@@ -49,7 +59,7 @@ def check_mode(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: permission bits are an int, not {value!r}")
     if not 0 <= value <= 0o7777:
-        raise PlanError(f"{name}: permission bits are between 0 and 0o7777, not {value:#o}")
+        raise PlanError(f"{name}: permission bits are between 0 and 0o7777, not {_short(value)}")
     return value
 
 
@@ -65,6 +75,10 @@ def check_text(name: str, value: object) -> str:
         raise PlanTypeError(f"{name}: must be a str, not {type(value).__name__}")
     if "\0" in value:
         raise PlanError(f"{name}: {value!r} contains a NUL character")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise PlanError(f"{name}: {value!r} cannot be encoded for the kernel") from None
     return value
 
 
@@ -111,9 +125,7 @@ def check_environment(name: str, value: object) -> dict[str, str]:
         key, text = os.fsdecode(key), os.fsdecode(text)
         if not key or "=" in key:
             raise PlanError(f"{name}: {key!r} cannot be the name of a variable")
-        if "\0" in key or "\0" in text:
-            raise PlanError(f"{name}: {key!r} contains a NUL character")
-        result[key] = text
+        result[check_text(name, key)] = check_text(f"{name} {key}", text)
     return result
 
 

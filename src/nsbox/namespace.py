@@ -163,6 +163,7 @@ class Namespace:
 
     @property
     def closed(self) -> bool:
+        """True after :meth:`close`."""
         return self._fd < 0
 
     def fileno(self) -> int:

@@ -297,6 +297,8 @@ def _argument(item: Any) -> bytes:
         raise PlanTypeError(
             f"args: every argument must be a str, bytes or os.PathLike, not {item!r}"
         ) from None
+    except UnicodeEncodeError:
+        raise PlanError(f"args: {item!r} cannot be encoded for the kernel") from None
     if b"\0" in encoded:
         raise PlanError(f"args: {item!r} contains a NUL character")
     return encoded

@@ -140,18 +140,11 @@ class Sandbox:
 
     def __hash__(self) -> int:
         names = [item.name for item in fields(self) if item.compare and item.name != "env"]
-        return hash((tuple(getattr(self, name) for name in names), tuple(self.env.items())))
+        return hash((*(getattr(self, name) for name in names), frozenset(self.env.items())))
 
-    def __getstate__(self) -> dict[str, object]:
-        state = {item.name: getattr(self, item.name) for item in fields(self)}
-        del state["_cache"]
-        return {**state, "env": dict(self.env)}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
-        object.__setattr__(self, "_cache", _Cache())
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        return _restore, (type(self), {**values, "env": dict(self.env)})
 
     # ---- running ----
 
@@ -323,6 +316,11 @@ class Sandbox:
             host_gid=self.host_gid,
             capabilities=tuple(self.capabilities),
         )
+
+
+def _restore(cls: type[Sandbox], values: dict[str, Any]) -> Sandbox:
+    """Make a pickled or copied Sandbox anew; a copy spawns from a plan of its own."""
+    return cls(**values)
 
 
 class _Cache:
