@@ -1,0 +1,139 @@
+"""
+Ways to start a program and wait for its end, each as a function that returns how long it took.
+
+All of them are timed in Python around the call a user would write, and check that it worked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from nsbox import NsboxError, Sandbox
+
+Sampler = Callable[[], int]
+
+
+class Unavailable(Exception):
+    """A contender cannot run here; the message says why."""
+
+
+def find_payload() -> list[str]:
+    """
+    Find the program that every contender starts: the smallest there is, a static `true`.
+
+    A dynamic one would spend more time in the loader than in any of the sandboxes.
+
+    Raises:
+        Unavailable: busybox is not installed.
+    """
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise Unavailable("busybox is not on PATH; it is the static program that is started")
+    return [os.path.realpath(busybox), "true"]
+
+
+def by_command(argv: Sequence[str], stdio: int | None = None) -> Sampler:
+    """
+    Start argv by subprocess.run, the way a caller of a sandbox binary does.
+
+    Args:
+        argv: program and arguments.
+        stdio: descriptor for all three standard streams; None inherits the caller's.
+    """
+    command = list(argv)
+
+    def sample() -> int:
+        start = time.perf_counter_ns()
+        subprocess.run(command, check=True, stdin=stdio, stdout=stdio, stderr=stdio)
+        return time.perf_counter_ns() - start
+
+    return sample
+
+
+def by_posix_spawn(argv: Sequence[str]) -> Sampler:
+    """
+    Start argv by os.posix_spawn: the least that starting a process from Python can cost.
+    """
+    command = list(argv)
+
+    def sample() -> int:
+        start = time.perf_counter_ns()
+        pid = os.posix_spawn(command[0], command, os.environ)
+        _, status = os.waitpid(pid, 0)
+        elapsed = time.perf_counter_ns() - start
+        _expect_success("posix_spawn", os.waitstatus_to_exitcode(status))
+        return elapsed
+
+    return sample
+
+
+def by_fork(argv: Sequence[str]) -> Sampler:
+    """
+    Start argv by os.fork and exec, whose cost grows with the memory of the caller.
+    """
+    command = list(argv)
+
+    def sample() -> int:
+        start = time.perf_counter_ns()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.execv(command[0], command)
+            finally:
+                os._exit(127)
+        _, status = os.waitpid(pid, 0)
+        elapsed = time.perf_counter_ns() - start
+        _expect_success("fork and exec", os.waitstatus_to_exitcode(status))
+        return elapsed
+
+    return sample
+
+
+def by_nsbox(argv: Sequence[str]) -> Sampler:
+    """
+    Start argv in a Sandbox that is described once and used for every sample.
+
+    Raises:
+        Unavailable: nsbox refuses to run here.
+    """
+    box = Sandbox()
+    return _by_sandbox(lambda: box, argv)
+
+
+def by_new_sandbox(argv: Sequence[str]) -> Sampler:
+    """
+    Start argv in a Sandbox that is described, validated and lowered again for every sample.
+
+    Raises:
+        Unavailable: nsbox refuses to run here.
+    """
+    return _by_sandbox(Sandbox, argv)
+
+
+def _by_sandbox(sandbox: Callable[[], Sandbox], argv: Sequence[str]) -> Sampler:
+    command = list(argv)
+
+    def sample() -> int:
+        start = time.perf_counter_ns()
+        result = sandbox().run(command)
+        elapsed = time.perf_counter_ns() - start
+        _expect_success("nsbox", result.returncode)
+        return elapsed
+
+    try:
+        sample()
+    except NsboxError as error:
+        raise Unavailable(f"nsbox cannot run here: {error}") from error
+    return sample
+
+
+def _expect_success(what: str, returncode: int) -> None:
+    """
+    Refuse to time a failure: it is usually the fastest of all.
+    """
+    if returncode != 0:
+        raise RuntimeError(f"{what}: the program ended with {returncode} instead of 0")

@@ -1,0 +1,120 @@
+"""What several test modules need: Python inside a sandbox, and children of their own."""
+
+import hashlib
+import json
+import os
+import pickle
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nsbox import Sandbox, interpreter_mounts, lowlevel
+from nsbox.lowlevel import CloneFlag, MountFlag
+from nsbox.mount import Mount
+
+T = TypeVar("T")
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+PYTHON = [sys.executable, "-I", "-S", "-c"]
+"""Runs code, outside as well as inside; without site, which is most of the start-up time."""
+
+CHILD_DEADLINE = 120.0
+
+
+def python_box(*, mounts: Sequence[Mount] = (), **fields: Any) -> Sandbox:
+    """Return a sandbox in which the running Python works."""
+    return Sandbox(mounts=[*interpreter_mounts(), *mounts], **fields)
+
+
+def inside(code: str, *args: str, box: Sandbox | None = None, **options: Any) -> Any:
+    """Run Python code inside and return the JSON that it prints."""
+    result = (box or python_box()).run(
+        [*PYTHON, code, *args], capture_output=True, text=True, **options
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def in_child(function: Callable[[], T]) -> T:
+    """
+    Call a function in a forked child, which has one thread, and return its result.
+
+    For what must not happen to the process of the tests.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        try:
+            outcome: tuple[bool, Any] = (True, function())
+        except BaseException:
+            outcome = (False, traceback.format_exc())
+        with open(writer, "wb") as file:
+            pickle.dump(outcome, file)
+        os._exit(0)
+    os.close(writer)
+    data = b""
+    with open(reader, "rb", buffering=0) as file:
+        while True:
+            if not select.select([file], [], [], CHILD_DEADLINE)[0]:
+                os.kill(pid, signal.SIGKILL)
+            chunk = file.read(65536)
+            if not chunk:
+                break
+            data += chunk
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"the child ended with wait status {status}"
+    succeeded, value = pickle.loads(data)
+    assert succeeded, f"in the child:\n{value}"
+    result: T = value
+    return result
+
+
+def enter_private_mounts() -> None:
+    """
+    Give the calling process a mount namespace of its own, and the right to change it.
+
+    Only for children: see in_child(). A plain user gets a user namespace with
+    the same ids as outside.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        lowlevel.unshare(CloneFlag.CLONE_NEWNS)
+    else:
+        lowlevel.unshare(CloneFlag.CLONE_NEWUSER | CloneFlag.CLONE_NEWNS)
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    lowlevel.mount(None, "/", None, MountFlag.MS_REC | MountFlag.MS_PRIVATE)
+
+
+def mount_tmpfs(path: Path, *, extra: int = 0) -> None:
+    """Mount a tmpfs; for children after enter_private_mounts()."""
+    lowlevel.mount("tmpfs", path, "tmpfs", extra, "mode=755")
+
+
+def tree(path: Path) -> dict[str, tuple[int, int, int, str]]:
+    """Return what lies below a directory: mode, owner, time of change, content's hash or link."""
+    found = {}
+    for directory, names, files in os.walk(path):
+        for name in [".", *names, *files]:
+            entry = Path(directory, name)
+            info = entry.lstat()
+            content = ""
+            if entry.is_symlink():
+                content = os.readlink(entry)
+            elif entry.is_file():
+                content = hashlib.sha256(entry.read_bytes()).hexdigest()
+            key = str(entry.relative_to(path))
+            found[key] = (info.st_mode, info.st_uid, info.st_mtime_ns, content)
+    return found
+
+
+def expose(path: Path) -> Path:
+    """Make a directory of a test accessible to the payloads of a root caller."""
+    path.chmod(0o755)
+    return path
