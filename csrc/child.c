@@ -4,8 +4,11 @@
  * The rule: the child shares its memory with a program that has other threads,
  * which may hold any lock and be inside malloc. So nothing but raw system
  * calls and memory of this spawn: no libc function that could lock, allocate
- * or store errno, no Python. It ends by execve or exit_process, never by
- * return, hence frees nothing; all its descriptors are close-on-exec.
+ * or store errno, no Python. (The compiler may call memcpy, memset and strlen,
+ * which do neither; the module is linked so that they are bound when it is
+ * loaded, since the dynamic linker's lazy binding would take locks here.) It
+ * ends by execve or exit_process, never by return, hence frees nothing; all
+ * its descriptors are close-on-exec.
  */
 #include "internal.h"
 
@@ -81,13 +84,13 @@ int take_ids(struct spawn *spawn)
 		exit_process(1);
 	/* In a user namespace of our own the old uid is not its root: nothing to keep. */
 	if (spawn->plan->uid_map)
-		return set_ids(spawn);
+		return set_ids(spawn) < 0 ? -1 : die_with_caller(spawn);
 	long err = sys(__NR_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_KEEP_CAPABILITIES, -1, err);
-	if (set_ids(spawn) < 0)
+	if (set_ids(spawn) < 0 || regain_capabilities(spawn) < 0)
 		return -1;
-	return regain_capabilities(spawn);
+	return die_with_caller(spawn);
 }
 
 /* ---- descriptors ---------------------------------------------------- */
@@ -199,22 +202,29 @@ static int set_capabilities(struct spawn *spawn)
 }
 
 /*
- * Asked for after the last change of credentials, which would clear it. If the
- * caller died before that, no signal comes any more: look, and follow.
+ * Until the payload runs, and then too if it was asked for, this process dies
+ * with its caller. Called again after each change of ids, which clears the
+ * setting. If the caller died before that, no signal comes any more: look.
  */
-static int die_with_thread(struct spawn *spawn)
+int die_with_caller(struct spawn *spawn)
 {
 	struct pollfd caller = { .fd = spawn->caller_pidfd, .events = POLLIN };
 	const uint64_t no_time[2] = { 0, 0 };
 
-	if (spawn->caller_pidfd < 0)
-		return 0;
-	long err = sys(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	int err = nsbox_prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_PDEATHSIG, -1, err);
 	if (sys(__NR_ppoll, &caller, 1, no_time, 0, sizeof(signal_mask)) > 0)
 		exit_process(1);
 	return 0;
+}
+
+static int outlive_thread(struct spawn *spawn)
+{
+	if (spawn->request->flags & NSBOX_REQUEST_DIE_WITH_THREAD)
+		return 0;
+	int err = nsbox_prctl(PR_SET_PDEATHSIG, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_PDEATHSIG, -1, err) : 0;
 }
 
 /* ---- the payload ---------------------------------------------------- */
@@ -249,18 +259,15 @@ static void restore_signals(struct spawn *spawn)
 static int execute(struct spawn *spawn)
 {
 	const struct nsbox_request *request = spawn->request;
-	long error = -ENOENT;
-	int index = 0;
+	long last = -ENOENT, kept = 0;
 
 	spawn->executing = true;
 	for (int i = 0; request->executables[i]; i++) {
-		long err = sys(__NR_execve, request->executables[i], request->argv, request->envp);
-		if (err != -ENOENT && err != -ENOTDIR && error == -ENOENT) {
-			error = err;
-			index = i;
-		}
+		last = sys(__NR_execve, request->executables[i], request->argv, request->envp);
+		if (last != -ENOENT && last != -ENOTDIR && !kept)
+			kept = last;
 	}
-	return fail(spawn, NSBOX_STEP_EXECVE, index, error);
+	return fail(spawn, NSBOX_STEP_EXECVE, -1, kept ? kept : last);
 }
 
 int open_sources(struct spawn *spawn)
@@ -288,7 +295,7 @@ static int set_up(struct spawn *spawn)
 	    close_others(spawn) < 0)
 		return -1;
 	sys(__NR_umask, umask);
-	if (set_capabilities(spawn) < 0 || die_with_thread(spawn) < 0)
+	if (set_capabilities(spawn) < 0 || outlive_thread(spawn) < 0)
 		return -1;
 	return change_directory(spawn);
 }
@@ -300,7 +307,7 @@ void child_main(void *argument)
 	if (spawn->call.kept_handlers)
 		reset_signals();
 	bool bare = spawn->request->flags & NSBOX_REQUEST_BARE;
-	if (bare || set_up(spawn) == 0) {
+	if (bare || (die_with_caller(spawn) == 0 && set_up(spawn) == 0)) {
 		restore_signals(spawn);
 		execute(spawn);
 	}

@@ -33,7 +33,11 @@ ffibuilder.set_source(
     sources=[relative(name) for name in SOURCES],
     depends=[relative("nsbox.h"), relative("internal.h")],
     include_dirs=["csrc"],
-    extra_compile_args=["-std=gnu11", "-O2", *WARNINGS],
+    # Our functions are nobody else's: without these two, a symbol of the same name
+    # in the program would replace one of them, and could skip the set-up.
+    extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *WARNINGS],
+    # Bound when loaded: lazy binding takes locks, which the child must not (csrc/child.c).
+    extra_link_args=["-Wl,-Bsymbolic", "-Wl,-z,now"],
     py_limited_api=True,
 )
 

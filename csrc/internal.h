@@ -101,6 +101,7 @@ typedef uint64_t signal_mask; /* the kernel's sigset_t: one bit for each signal 
  */
 struct clone_call {
 	uint64_t flags;
+	int32_t *pid;        /* where the kernel stores the pid, or NULL (clone3 only) */
 	int *pidfd;          /* where the pidfd goes, or NULL for none */
 	uint32_t *child_tid; /* cleared and woken when the child gives up this memory, or NULL */
 	char *stack;
@@ -122,7 +123,7 @@ struct spawn {
 	const struct nsbox_request *request;
 	struct nsbox_result result;
 	signal_mask mask; /* the caller's, for the payload */
-	int caller_pidfd; /* -1 unless the child must know that its caller lives */
+	int caller_pidfd; /* becomes readable when the caller dies */
 	uint32_t go;
 	uint32_t alive;        /* cleared by the kernel when the child execs or ends */
 	bool executing;        /* the set-up is done: what ends the child now ends the payload */
@@ -134,8 +135,6 @@ struct spawn {
 	bool *own;           /* for each operation: mount points may be made in its mount */
 	int root;            /* the new root */
 	int scratch;
-	char *stack;
-	size_t stack_size;
 };
 
 /* Record the first failure and return its -errno, for `return fail(...)`. */
@@ -145,6 +144,7 @@ int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
 __attribute__((noreturn)) void child_main(void *spawn);
 int open_sources(struct spawn *spawn);
 int take_ids(struct spawn *spawn);
+int die_with_caller(struct spawn *spawn);
 /* mounts.c */
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);

@@ -18,6 +18,7 @@
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/stat.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #ifndef AT_RECURSIVE
@@ -73,12 +74,6 @@ static int resolve(int root, const char *path, uint64_t flags)
 static int identify(int fd, uint32_t mask, struct statx *info)
 {
 	return (int)sys(__NR_statx, fd, "", AT_EMPTY_PATH, mask, info);
-}
-
-static bool is_directory(int fd)
-{
-	struct statx info;
-	return identify(fd, STATX_TYPE, &info) == 0 && S_ISDIR(info.stx_mode);
 }
 
 static uint64_t mount_id(int fd)
@@ -164,27 +159,42 @@ static int create_target(struct spawn *spawn, uint32_t index, int root, bool dir
 	return parent;
 }
 
-/* Move the detached mount fd onto the operation's target, and remember it. */
-static int attach(struct spawn *spawn, uint32_t index, int fd)
+/* The target's fd: it is found, or made like the root of the mount fd, a directory or a file. */
+static int find_target(struct spawn *spawn, uint32_t index, int fd)
 {
 	const struct nsbox_op *op = operation(spawn, index);
 	int root = op->flags & NSBOX_OP_IN_SCRATCH ? spawn->scratch : spawn->root;
+	struct statx info;
+
+	int target = resolve(root, op->target, 0);
+	if (target >= 0)
+		return target;
+	int err = target == -ENOENT ? identify(fd, STATX_TYPE, &info) : target;
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_TARGET, (int)index, err);
+	return create_target(spawn, index, root, S_ISDIR(info.stx_mode));
+}
+
+/*
+ * Move the detached mount fd onto the operation's target, and remember it.
+ *
+ * The new root, and scratch below it, are stacked on the host's "/": the one
+ * directory that is sure to exist. The process still stands beneath them, on
+ * the host's root.
+ */
+static int attach(struct spawn *spawn, uint32_t index, int fd)
+{
+	const struct nsbox_op *op = operation(spawn, index);
 	int err;
 
 	spawn->mounts[index] = fd;
 	if (!*op->target) {
-		/*
-		 * The new root, and scratch below it, are stacked on the host's
-		 * "/": the one directory that is sure to exist. The process
-		 * still stands beneath them, on the host's root.
-		 */
 		err = nsbox_move_mount(fd, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH);
+	} else if (op->flags & NSBOX_OP_PLACED) {
+		err = nsbox_move_mount(fd, "", spawn->mounts[op->parent], op->target,
+				       MOVE_MOUNT_F_EMPTY_PATH);
 	} else {
-		int target = resolve(root, op->target, 0);
-		if (target == -ENOENT)
-			target = create_target(spawn, index, root, is_directory(fd));
-		else if (target < 0)
-			return fail(spawn, NSBOX_STEP_TARGET, (int)index, target);
+		int target = find_target(spawn, index, fd);
 		if (target < 0)
 			return target;
 		err = nsbox_move_mount(fd, "", target, "",
@@ -224,34 +234,7 @@ static int make_mount(struct spawn *spawn, uint32_t index, const struct filesyst
 	return fd < 0 ? fail(spawn, NSBOX_STEP_FSMOUNT, (int)index, fd) : fd;
 }
 
-static int op_mount(struct spawn *spawn, uint32_t index)
-{
-	const struct nsbox_op *op = operation(spawn, index);
-	struct filesystem fs = {
-		.type = op->source,
-		.options = op->options,
-		.n_options = op->n_options,
-		.attributes = (uint32_t)op->attributes,
-	};
-	int fd = make_mount(spawn, index, &fs);
-	if (fd < 0)
-		return fd;
-	if (!*op->target)
-		spawn->root = fd;
-	return attach(spawn, index, fd);
-}
-
 /* ---- overlays ------------------------------------------------------- */
-
-static int op_scratch(struct spawn *spawn, uint32_t index)
-{
-	struct filesystem fs = { .type = "tmpfs",
-				 .attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV };
-	spawn->scratch = make_mount(spawn, index, &fs);
-	if (spawn->scratch < 0)
-		return spawn->scratch;
-	return attach(spawn, index, spawn->scratch);
-}
 
 /*
  * An overlay from the directory op->layers of scratch. The layers are named
@@ -271,25 +254,28 @@ static int make_overlay(struct spawn *spawn, uint32_t index, const struct filesy
 	return make_mount(spawn, index, fs);
 }
 
-static int op_overlay(struct spawn *spawn, uint32_t index)
+/* A new file system, or an overlay if there are layers. */
+static int op_mount(struct spawn *spawn, uint32_t index)
 {
 	const struct nsbox_op *op = operation(spawn, index);
 	struct filesystem fs = {
-		.type = "overlay",
+		.type = op->source,
 		.options = op->options,
 		.n_options = op->n_options,
 		.attributes = (uint32_t)op->attributes,
 	};
-	int fd = make_overlay(spawn, index, &fs);
+	int fd = op->layers ? make_overlay(spawn, index, &fs) : make_mount(spawn, index, &fs);
 	if (fd < 0)
 		return fd;
-	if (!*op->target)
+	if (op->code == NSBOX_OP_SCRATCH)
+		spawn->scratch = fd;
+	else if (!*op->target)
 		spawn->root = fd;
 	return attach(spawn, index, fd);
 }
 
-/* Is the mount point of some later operation missing in the tree of this one? */
-static bool lacks_mount_point(struct spawn *spawn, uint32_t index, int tree)
+/* Is the mount point of some later operation missing in the tree of this one? 1, 0 or -errno. */
+static int lacks_mount_point(struct spawn *spawn, uint32_t index, int tree)
 {
 	size_t skip = string_length(operation(spawn, index)->target);
 	for (uint32_t i = index + 1; i < spawn->plan->n_ops; i++) {
@@ -298,17 +284,115 @@ static bool lacks_mount_point(struct spawn *spawn, uint32_t index, int tree)
 			continue;
 		int fd = resolve(tree, later->target + skip + (skip ? 1 : 0), 0);
 		if (fd == -ENOENT)
-			return true;
-		if (fd >= 0)
-			sys(__NR_close, fd);
+			return 1;
+		if (fd < 0)
+			return fail(spawn, NSBOX_STEP_TARGET, (int)i, fd);
+		sys(__NR_close, fd);
 	}
-	return false;
+	return 0;
 }
 
-static int make_layer_directory(struct spawn *spawn, uint32_t index, int parent, const char *name)
+/*
+ * What the payload may do in a directory of the lower tree it shall be able to
+ * do in its copy in the upper layer, which always belongs to it: its rights as
+ * the owner, or else those of others.
+ */
+static int copied_mode(struct spawn *spawn, uint32_t index, int fd)
 {
-	int err = (int)sys(__NR_mkdirat, parent, name, 0755);
+	struct statx info;
+	int err = identify(fd, STATX_MODE | STATX_UID, &info);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_TARGET, (int)index, err);
+	return info.stx_uid == spawn->plan->uid ? info.stx_mode & 0777 : (info.stx_mode & 7) * 0111;
+}
+
+static int make_directory(struct spawn *spawn, uint32_t index, int parent, const char *name,
+			  int mode)
+{
+	int err = mode < 0 ? mode : (int)sys(__NR_mkdirat, parent, name, mode);
+	if (err == -EEXIST)
+		return 0;
 	return err < 0 ? fail(spawn, NSBOX_STEP_MKDIR, (int)index, err) : 0;
+}
+
+/* Copy the directories on a path of the lower tree, one that has no links, to the upper layer. */
+static int copy_directories(struct spawn *spawn, uint32_t index, int tree, int upper, char *path)
+{
+	for (char *end = path; *end; end++) {
+		if (end[1] && end[1] != '/')
+			continue;
+		char rest = end[1];
+		end[1] = '\0';
+		int fd = resolve(tree, path, O_DIRECTORY | O_NOFOLLOW);
+		if (fd < 0)
+			return fail(spawn, NSBOX_STEP_TARGET, (int)index, fd);
+		int err = make_directory(spawn, index, upper, path, copied_mode(spawn, index, fd));
+		sys(__NR_close, fd);
+		if (err < 0)
+			return err;
+		end[1] = rest;
+	}
+	return 0;
+}
+
+/* The path below the root of its mount that fd was opened by, without links. */
+static long real_path(int fd, char *buffer, size_t size)
+{
+	char link[40] = "/proc/self/fd/";
+	link[14 + format_uint(link + 14, (uint64_t)fd)] = '\0';
+	long length = sys(__NR_readlinkat, AT_FDCWD, link, buffer, size - 1);
+	buffer[length < 0 ? 0 : length] = '\0';
+	return length;
+}
+
+/*
+ * Directories of the lower tree can belong to users that this user namespace
+ * does not know, and then nothing can be made in them, not even in an overlay.
+ * The part of path that exists is therefore copied to the upper layer.
+ */
+static int copy_existing_part(struct spawn *spawn, uint32_t index, int tree, int upper,
+			      const char *path)
+{
+	char prefix[PATH_MAX], real[PATH_MAX];
+	size_t length = string_length(path);
+	int fd = -ENOENT;
+
+	if (length >= sizeof prefix)
+		return fail(spawn, NSBOX_STEP_TARGET, (int)index, -ENAMETOOLONG);
+	memcpy(prefix, path, length + 1);
+	while (fd == -ENOENT) {
+		while (length && prefix[length - 1] != '/')
+			length--;
+		if (!length)
+			return 0; /* nothing of it exists but the root, which has its copy */
+		prefix[--length] = '\0';
+		fd = resolve(tree, prefix, O_DIRECTORY);
+	}
+	if (fd < 0)
+		return fail(spawn, NSBOX_STEP_TARGET, (int)index, fd);
+	long err = real_path(fd, real, sizeof real);
+	sys(__NR_close, fd);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_TARGET, (int)index, err);
+	return copy_directories(spawn, index, tree, upper, real + (*real == '/'));
+}
+
+static int fill_upper(struct spawn *spawn, uint32_t index, int tree, int layers)
+{
+	size_t skip = string_length(operation(spawn, index)->target);
+	int upper = resolve(layers, "upper", O_DIRECTORY);
+	if (upper < 0)
+		return fail(spawn, NSBOX_STEP_TARGET, (int)index, upper);
+	for (uint32_t i = index + 1; i < spawn->plan->n_ops; i++) {
+		const struct nsbox_op *later = operation(spawn, i);
+		if (later->parent != (int)index || later->code == NSBOX_OP_READONLY)
+			continue;
+		const char *path = later->target + skip + (skip ? 1 : 0);
+		if (copy_existing_part(spawn, i, tree, upper, path) < 0)
+			return -1;
+	}
+	sys(__NR_close, upper);
+	return 0;
 }
 
 /*
@@ -324,21 +408,23 @@ static int scaffold(struct spawn *spawn, uint32_t index, int tree)
 		{ "userxattr", 0 },
 	};
 	const struct nsbox_op *op = operation(spawn, index);
-	uint32_t plain = spawn->plan->flags & NSBOX_PLAN_USER_XATTR ? 0 : 1;
 	struct filesystem fs = {
 		.type = "overlay",
 		.options = options,
-		.n_options = 4 - plain,
+		.n_options = spawn->plan->flags & NSBOX_PLAN_USER_XATTR ? 4 : 3,
+		/* Writable until the mount points are made; the plan has a READONLY for later. */
 		.attributes = (uint32_t)(op->attributes & ~(uint64_t)MOUNT_ATTR_RDONLY),
 	};
-	if (make_layer_directory(spawn, index, spawn->scratch, op->layers) < 0)
+	if (make_directory(spawn, index, spawn->scratch, op->layers, 0700) < 0)
 		return -1;
 	int layers = resolve(spawn->scratch, op->layers, O_DIRECTORY);
 	if (layers < 0)
 		return fail(spawn, NSBOX_STEP_TARGET, (int)index, layers);
-	if (make_layer_directory(spawn, index, layers, "lower") < 0 ||
-	    make_layer_directory(spawn, index, layers, "upper") < 0 ||
-	    make_layer_directory(spawn, index, layers, "work") < 0)
+	int mode = copied_mode(spawn, index, tree);
+	if (make_directory(spawn, index, layers, "lower", 0700) < 0 ||
+	    make_directory(spawn, index, layers, "upper", mode) < 0 ||
+	    make_directory(spawn, index, layers, "work", 0700) < 0 ||
+	    fill_upper(spawn, index, tree, layers) < 0)
 		return -1;
 	int err = nsbox_move_mount(tree, "", layers, "lower", MOVE_MOUNT_F_EMPTY_PATH);
 	if (err < 0)
@@ -354,12 +440,21 @@ static int op_bind(struct spawn *spawn, uint32_t index)
 {
 	const struct nsbox_op *op = operation(spawn, index);
 	int fd = spawn->sources[index];
+	struct statx info;
 
-	if (op->layers && lacks_mount_point(spawn, index, fd)) {
-		fd = scaffold(spawn, index, fd);
-		if (fd < 0)
-			return fd;
+	/* move_mount would take a file for "/", and all that comes later would fail. */
+	if (!*op->target) {
+		int err = identify(fd, STATX_TYPE, &info);
+		if (err == 0 && !S_ISDIR(info.stx_mode))
+			err = -ENOTDIR;
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_OPEN_TREE, (int)index, err);
 	}
+	int lacking = op->layers ? lacks_mount_point(spawn, index, fd) : 0;
+	if (lacking > 0)
+		fd = scaffold(spawn, index, fd);
+	if (lacking < 0 || fd < 0)
+		return -1;
 	if (!*op->target)
 		spawn->root = fd;
 	return attach(spawn, index, fd);
@@ -388,9 +483,9 @@ static int op_device(struct spawn *spawn, uint32_t index)
 /* ---- content of the file systems made here -------------------------- */
 
 /*
- * Plain *at() calls are safe for these: they come right after the operation
- * that made their mount, before anything else could be mounted in it, and so
- * meet only what other operations of ours created.
+ * Plain *at() calls are safe for these. Their mount is a tmpfs of ours, the plan
+ * lets their paths lead through nothing but directories that it has made there
+ * (neither links nor mount points), and nobody else can reach it yet.
  */
 static int op_directory(struct spawn *spawn, uint32_t index)
 {
@@ -451,9 +546,22 @@ static int op_readonly(struct spawn *spawn, uint32_t index)
 	return err < 0 ? fail(spawn, NSBOX_STEP_READONLY, (int)index, err) : 0;
 }
 
+/* The mount id of what is stacked topmost on our root, where ".." leads; or -errno. */
+static int64_t topmost(void)
+{
+	int fd = (int)RETRY(nsbox_openat2(AT_FDCWD, "/..", O_PATH | O_CLOEXEC, 0, 0));
+	if (fd < 0)
+		return fd;
+	uint64_t id = mount_id(fd);
+	sys(__NR_close, fd);
+	return id ? (int64_t)id : -ENOSYS;
+}
+
 /*
  * pivot_root(2), "pivot_root(".", ".")": the old root ends up stacked on the
- * new one, where "." finds it. Detaching it takes scratch along.
+ * new one. umount2(2) takes what is topmost, and the old root can carry mounts
+ * itself (scratch; whatever the host has stacked on its "/"): detach until
+ * nothing is left above the new root, or ".." would lead to the host.
  */
 static int op_pivot(struct spawn *spawn, uint32_t index)
 {
@@ -463,8 +571,15 @@ static int op_pivot(struct spawn *spawn, uint32_t index)
 	err = nsbox_pivot_root(".", ".");
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_PIVOT_ROOT, (int)index, err);
-	err = nsbox_umount2(".", 2 /* MNT_DETACH */);
-	return err < 0 ? fail(spawn, NSBOX_STEP_UMOUNT, (int)index, err) : 0;
+	int64_t root = (int64_t)mount_id(spawn->root), top;
+	while ((top = topmost()) != root) {
+		if (!root)
+			top = -ENOSYS; /* no STATX_MNT_ID: nothing could be verified */
+		err = top < 0 ? top : nsbox_umount2(".", 2 /* MNT_DETACH */);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_UMOUNT, (int)index, err);
+	}
+	return 0;
 }
 
 static int op_ids(struct spawn *spawn, uint32_t index)
@@ -478,9 +593,9 @@ int run_operations(struct spawn *spawn)
 	static int (*const run[])(struct spawn *, uint32_t) = {
 		[NSBOX_OP_LOOPBACK] = op_loopback, [NSBOX_OP_HOSTNAME] = op_hostname,
 		[NSBOX_OP_IDS] = op_ids,           [NSBOX_OP_PROPAGATION] = op_propagation,
-		[NSBOX_OP_SCRATCH] = op_scratch,   [NSBOX_OP_BIND] = op_bind,
+		[NSBOX_OP_SCRATCH] = op_mount,     [NSBOX_OP_BIND] = op_bind,
 		[NSBOX_OP_DEVICE] = op_device,     [NSBOX_OP_MOUNT] = op_mount,
-		[NSBOX_OP_OVERLAY] = op_overlay,   [NSBOX_OP_DIRECTORY] = op_directory,
+		[NSBOX_OP_OVERLAY] = op_mount,     [NSBOX_OP_DIRECTORY] = op_directory,
 		[NSBOX_OP_FILE] = op_file,         [NSBOX_OP_SYMLINK] = op_symlink,
 		[NSBOX_OP_READONLY] = op_readonly, [NSBOX_OP_PIVOT] = op_pivot,
 	};

@@ -13,7 +13,6 @@
 #include <linux/prctl.h>
 #include <sched.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 
@@ -23,12 +22,16 @@
 
 enum { STACK = 64 * 1024 };
 
+/* States of creation.state; the kernel sets 0 when the child ends (CLONE_CHILD_CLEARTID). */
+enum { ENDED, MAKING, MADE, MAPPED };
+
 struct creation {
 	uint64_t nstype;
-	int owner;      /* user namespace to make it in, or -1 */
-	int fd;         /* the namespace */
-	uint32_t ready; /* fd is there, or result tells why not */
-	uint32_t go;    /* the caller has written the id maps */
+	int owner;   /* user namespace to make it in, or -1 */
+	bool mapped; /* the child has to live until the caller has written its id maps */
+	int fd;      /* the namespace */
+	int caller;
+	uint32_t state;
 	struct nsbox_result result;
 };
 
@@ -41,16 +44,16 @@ static int creation_failed(struct creation *creation, enum nsbox_step step, long
 	return -1;
 }
 
-static void announce(uint32_t *word)
+static void announce(struct creation *creation, uint32_t state)
 {
-	__atomic_store_n(word, 1, __ATOMIC_RELEASE);
-	futex_wake(word);
+	__atomic_store_n(&creation->state, state, __ATOMIC_RELEASE);
+	futex_wake(&creation->state);
 }
 
-static void await(uint32_t *word, uint32_t value)
+static void await(struct creation *creation, uint32_t state)
 {
-	while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == value)
-		futex_wait(word, value);
+	while (__atomic_load_n(&creation->state, __ATOMIC_ACQUIRE) == state)
+		futex_wait(&creation->state, state);
 }
 
 static const char *proc_path(uint64_t nstype)
@@ -71,7 +74,7 @@ static void make_namespace(struct creation *creation)
 {
 	/* Without an owner to enter first, the clone has made the namespace. */
 	if (creation->owner >= 0) {
-		sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+		nsbox_prctl(PR_SET_DUMPABLE, 0);
 		int err = nsbox_setns(creation->owner, CLONE_NEWUSER);
 		if (creation_failed(creation, NSBOX_STEP_SETNS, err))
 			return;
@@ -91,9 +94,14 @@ __attribute__((noreturn)) static void creation_main(void *argument)
 {
 	struct creation *creation = argument;
 
+	nsbox_prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (sys(__NR_getppid) != creation->caller)
+		exit_process(1);
 	make_namespace(creation);
-	announce(&creation->ready);
-	await(&creation->go, 0);
+	if (creation->mapped && !creation->result.step) {
+		announce(creation, MADE);
+		await(creation, MADE);
+	}
 	exit_process(0);
 }
 
@@ -105,21 +113,25 @@ static void create(struct creation *creation, struct clone_call *call,
 
 	if (creation_failed(creation, NSBOX_STEP_CLONE, pid))
 		return;
-	await(&creation->ready, 0);
-	if (!creation->result.step) {
-		enum nsbox_step step = write_id_maps(maps, (int)pid, &err);
-		creation_failed(creation, step, err);
+	if (creation->mapped) {
+		await(creation, MAKING);
+		if (creation->state == MADE) {
+			enum nsbox_step step = write_id_maps(maps, (int)pid, &err);
+			creation_failed(creation, step, err);
+			announce(creation, MAPPED);
+		}
 	}
-	announce(&creation->go);
 	wait_for(P_PID, (int)pid, WEXITED);
-	if (creation->result.step && creation->fd >= 0)
+	if (creation->fd < 0 && !creation->result.step)
+		creation_failed(creation, NSBOX_STEP_KILLED, -ESRCH);
+	if (creation->fd >= 0 && creation->result.step)
 		sys(__NR_close, creation->fd);
 }
 
 /*
  * Make a namespace of type nstype (one CLONE_NEW* flag), owned by the user
- * namespace owner (-1: the caller's). Returns an fd of it; -errno with the
- * record in *result.
+ * namespace owner (-1: the caller's). Only a user namespace that the caller
+ * owns has maps. Returns an fd of it, or -errno with the record in *result.
  */
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result)
@@ -133,16 +145,21 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	int sharing = owner >= 0 ? MAP_SHARED : MAP_PRIVATE;
 	long address =
 		sys(__NR_mmap, 0, STACK, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
+
+	*result = (struct nsbox_result){ .pidfd = -1, .index = -1 };
 	if (address < 0 && address > -4096) {
-		*result = (struct nsbox_result){
-			.step = NSBOX_STEP_MMAP, .error = ENOMEM, .pidfd = -1, .index = -1
-		};
+		result->step = NSBOX_STEP_MMAP;
+		result->error = ENOMEM;
 		return -ENOMEM;
 	}
 	struct creation *creation = (struct creation *)address;
-	*creation = (struct creation){
-		.nstype = nstype, .owner = owner, .fd = -1, .result = { .pidfd = -1, .index = -1 }
-	};
+	*creation = (struct creation){ .nstype = nstype,
+				       .owner = owner,
+				       .mapped = uid_map,
+				       .fd = -1,
+				       .caller = (int)sys(__NR_getpid),
+				       .state = MAKING,
+				       .result = *result };
 	const struct nsbox_plan maps = {
 		.uid_map = uid_map,
 		.gid_map = gid_map,
@@ -150,6 +167,7 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	};
 	struct clone_call call = {
 		.flags = CLONE_FILES | (owner >= 0 ? 0 : CLONE_VM | nstype),
+		.child_tid = &creation->state,
 		.stack = (char *)address + 4096,
 		.stack_size = STACK - 4096,
 		.function = creation_main,
@@ -157,9 +175,9 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	};
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof mask);
 	create(creation, &call, &maps);
-	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
 	*result = creation->result;
 	int fd = creation->fd;
 	sys(__NR_munmap, address, STACK);
+	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
 	return result->step ? -result->error : fd;
 }

@@ -93,7 +93,8 @@ enum nsbox_opcode {
 
 enum nsbox_op_flag {
 	NSBOX_OP_IN_SCRATCH = 1, /* target is relative to scratch, not to the new root */
-	NSBOX_OP_OWN = 2 /* a file system of the sandbox's own: mount points may be made in it */
+	NSBOX_OP_OWN = 2,   /* a file system of the sandbox's own: mount points may be made in it */
+	NSBOX_OP_PLACED = 4 /* target is relative to the mount of parent, where it exists */
 };
 
 /* A parameter for fsconfig(2); a flag has no value. */
@@ -179,6 +180,16 @@ struct nsbox_result {
 	int32_t index; /* operation, join or fd that failed, or -1 */
 };
 
+/*
+ * The dumpable mark of the calling process (PR_GET_DUMPABLE), while children
+ * that change it are on their way. One for each process, zero at first.
+ */
+struct nsbox_dumpable {
+	uint32_t lock;
+	uint32_t count;
+	int32_t before;
+};
+
 /* A child's end, as waitid(2) and getrusage(2) tell it. */
 struct nsbox_exit {
 	int32_t code;   /* CLD_EXITED, CLD_KILLED, CLD_DUMPED; 0: still running */
@@ -189,8 +200,9 @@ struct nsbox_exit {
 	int64_t involuntary_switches;
 };
 
+/* dumpable: NULL if the child keeps the caller's ids, or does not share its memory. */
 int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *request,
-		struct nsbox_result *result);
+		struct nsbox_dumpable *dumpable, struct nsbox_result *result);
 int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end);
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);

@@ -24,12 +24,13 @@
  * the memory instead of sharing it (NSBOX_PLAN_PRIVATE_MEMORY), and is not
  * dumpable: only someone privileged over the caller itself could look inside.
  *
- * Parent and launcher use raw system calls too: the child has the calling
+ * Caller and launcher use raw system calls too: the child has the calling
  * thread's thread-local storage.
  */
 #include "internal.h"
 
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <linux/mman.h>
 #include <linux/prctl.h>
 #include <sched.h>
@@ -74,6 +75,50 @@ static struct spawn *allocate(const struct nsbox_plan *plan, size_t *size)
 	for (uint32_t i = 0; i < plan->n_ops; i++)
 		spawn->sources[i] = spawn->mounts[i] = -1;
 	return spawn;
+}
+
+/* ---- the dumpable mark ---------------------------------------------- */
+
+static void lock(uint32_t *word)
+{
+	while (__atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE))
+		futex_wait(word, 1);
+}
+
+static void unlock(uint32_t *word)
+{
+	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
+	futex_wake(word);
+}
+
+/*
+ * A child that shares our memory and changes its ids makes the kernel mark the
+ * memory as not dumpable (commit_creds). That protects it: until its exec the
+ * child is a process of another user with our memory in it. So the mark stays
+ * while any such child is on its way, and the last to arrive takes it off.
+ */
+static void guard_dumpable(struct nsbox_dumpable *dumpable)
+{
+	lock(&dumpable->lock);
+	if (dumpable->count++ == 0)
+		dumpable->before = nsbox_prctl(PR_GET_DUMPABLE, 0);
+	unlock(&dumpable->lock);
+}
+
+/*
+ * `alive` is cleared a moment before the child leaves our memory (exec_mmap in
+ * the kernel's fs/exec.c): only kcmp(2) tells for sure that it has. The callers
+ * are privileged, so they may ask; a kernel without kcmp cannot answer.
+ */
+static void release_dumpable(struct nsbox_dumpable *dumpable, int pid)
+{
+	long self = sys(__NR_getpid);
+	while (pid > 0 && sys(__NR_kcmp, self, pid, KCMP_VM, 0, 0) == 0)
+		sys(__NR_sched_yield);
+	lock(&dumpable->lock);
+	if (--dumpable->count == 0 && dumpable->before == 1)
+		nsbox_prctl(PR_SET_DUMPABLE, 1);
+	unlock(&dumpable->lock);
 }
 
 /* ---- id maps -------------------------------------------------------- */
@@ -124,6 +169,7 @@ static void start_child(struct spawn *spawn)
 	int err = 0;
 
 	call->flags = CLONE_VM | spawn->parent_flags | spawn->plan->clone_flags;
+	call->pid = &spawn->result.pid;
 	call->pidfd = &spawn->result.pidfd;
 	call->child_tid = &spawn->alive;
 	call->function = child_main;
@@ -131,6 +177,8 @@ static void start_child(struct spawn *spawn)
 	spawn->alive = 1;
 	long pid = clone_and_call(call);
 	if (pid < 0) {
+		/* A clone that fails late has stored, and then withdrawn, a descriptor. */
+		spawn->result.pidfd = -1;
 		spawn->alive = 0;
 		fail(spawn, NSBOX_STEP_CLONE, -1, pid);
 		return;
@@ -184,8 +232,10 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
 	struct spawn *spawn = argument;
 	const struct nsbox_plan *plan = spawn->plan;
 
+	if (die_with_caller(spawn) < 0)
+		exit_process(1);
 	if (plan->flags & NSBOX_PLAN_PRIVATE_MEMORY)
-		sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+		nsbox_prctl(PR_SET_DUMPABLE, 0);
 	if (plan->flags & NSBOX_PLAN_CLEAR_GROUPS) {
 		long err = sys(__NR_setgroups, 0, 0);
 		if (err < 0) {
@@ -216,28 +266,59 @@ static void start_launcher(struct spawn *spawn)
 		return;
 	}
 	wait_for(P_PID, (int)pid, WEXITED);
-	/* Somebody killed it, or its end would have come after the child's exec or record. */
+	/* Its end comes after the child's exec or record, or somebody has killed it. */
 	if (!spawn->result.step && (spawn->alive || !spawn->executing))
 		fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
 }
 
 /* ---- the whole ------------------------------------------------------ */
 
-static int open_sources_early(struct spawn *spawn)
+static int lift(int fd)
 {
-	return spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES ? open_sources(spawn) : 0;
+	if (fd < 0 || fd > 2)
+		return fd;
+	long lifted = sys(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+	sys(__NR_close, fd);
+	return (int)lifted;
 }
 
+/*
+ * Before anything is opened here: a number that is not open yet could come to
+ * mean one of our own descriptors, and reach the payload.
+ */
+static int check_descriptors(struct spawn *spawn)
+{
+	const struct nsbox_request *request = spawn->request;
+
+	for (int target = 0; target < 3; target++) {
+		int fd = request->stdio[target];
+		long err = fd < 0 ? 0 : sys(__NR_fcntl, fd, F_GETFD);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_DUP, fd, err);
+	}
+	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
+		long err = sys(__NR_fcntl, request->pass_fds[i], F_GETFD);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_PASS_FD, request->pass_fds[i], err);
+	}
+	return 0;
+}
+
+/* By it the child sees that its caller has died. Not among 0, 1, 2, which it will replace. */
 static int open_caller_pidfd(struct spawn *spawn)
 {
-	spawn->caller_pidfd = -1;
-	if (!(spawn->request->flags & NSBOX_REQUEST_DIE_WITH_THREAD))
-		return 0;
-	int fd = nsbox_pidfd_open((int)sys(__NR_getpid), 0);
+	int fd = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));
 	if (fd < 0)
 		return fail(spawn, NSBOX_STEP_PIDFD_OPEN, -1, fd);
 	spawn->caller_pidfd = fd;
 	return 0;
+}
+
+static int prepare(struct spawn *spawn)
+{
+	if (check_descriptors(spawn) < 0 || open_caller_pidfd(spawn) < 0)
+		return -1;
+	return spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES ? open_sources(spawn) : 0;
 }
 
 static void close_prepared(struct spawn *spawn)
@@ -249,62 +330,60 @@ static void close_prepared(struct spawn *spawn)
 		sys(__NR_close, spawn->caller_pidfd);
 }
 
-/* A caller without standard streams must not get a pidfd for one. */
-static void lift_pidfd(struct spawn *spawn)
-{
-	int low = spawn->result.pidfd;
-	if (low < 0 || low > 2)
-		return;
-	long fd = sys(__NR_fcntl, low, F_DUPFD_CLOEXEC, 3);
-	if (fd < 0)
-		return;
-	sys(__NR_close, low);
-	spawn->result.pidfd = (int32_t)fd;
-}
-
 /* After a failure nothing is left: the half-built child is killed, reaped and closed. */
 static void discard_child(struct spawn *spawn)
 {
-	if (spawn->result.pidfd < 0)
-		return;
-	nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
-	wait_for(P_PIDFD, spawn->result.pidfd, WEXITED);
-	sys(__NR_close, spawn->result.pidfd);
+	if (spawn->result.pid > 0 && spawn->result.pidfd >= 0) {
+		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
+		wait_for(P_PIDFD, spawn->result.pidfd, WEXITED);
+		sys(__NR_close, spawn->result.pidfd);
+	}
 	spawn->result.pidfd = -1;
 }
 
+static void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
+{
+	if (dumpable)
+		guard_dumpable(dumpable);
+	if (spawn->plan->n_joins)
+		start_launcher(spawn);
+	else
+		start_child(spawn);
+	if (dumpable)
+		release_dumpable(dumpable, spawn->result.pid);
+}
+
 int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *request,
-		struct nsbox_result *result)
+		struct nsbox_dumpable *dumpable, struct nsbox_result *result)
 {
 	static const signal_mask all = ~0ULL;
 	size_t size;
+
+	*result = (struct nsbox_result){ .pidfd = -1, .index = -1 };
 	struct spawn *spawn = allocate(plan, &size);
 	if (!spawn) {
-		*result = (struct nsbox_result){
-			.pidfd = -1, .step = NSBOX_STEP_MMAP, .error = ENOMEM, .index = -1
-		};
+		result->step = NSBOX_STEP_MMAP;
+		result->error = ENOMEM;
 		return -ENOMEM;
 	}
 	spawn->plan = plan;
 	spawn->request = request;
-	spawn->result.pidfd = spawn->result.index = -1;
-	spawn->root = spawn->scratch = -1;
+	spawn->result = *result;
+	spawn->root = spawn->scratch = spawn->caller_pidfd = -1;
 
 	/* A handler of the program must not run in the child, nor here in between. */
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &spawn->mask, sizeof(signal_mask));
-	if (open_caller_pidfd(spawn) == 0 && open_sources_early(spawn) == 0) {
-		if (plan->n_joins)
-			start_launcher(spawn);
-		else
-			start_child(spawn);
-	}
+	if (prepare(spawn) == 0)
+		start(spawn, dumpable);
 	close_prepared(spawn);
 	if (spawn->result.step)
 		discard_child(spawn);
-	lift_pidfd(spawn);
-	sys(__NR_rt_sigprocmask, SIG_SETMASK, &spawn->mask, 0, sizeof(signal_mask));
-
+	else
+		spawn->result.pidfd = lift(spawn->result.pidfd);
+	/* Whole before signals come back: their handlers may raise, and leave this to its owner. */
 	*result = spawn->result;
+	signal_mask mask = spawn->mask;
 	sys(__NR_munmap, spawn, size);
+	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
 	return -result->error;
 }

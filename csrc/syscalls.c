@@ -96,8 +96,10 @@ long clone_and_call(struct clone_call *call)
 		flags |= CLONE_PIDFD;
 	if (call->child_tid)
 		flags |= CLONE_CHILD_CLEARTID;
+	uint64_t settid = call->pid ? CLONE_PARENT_SETTID : 0;
 	struct clone_args args = {
-		.flags = flags | CLONE_CLEAR_SIGHAND,
+		.flags = flags | settid | CLONE_CLEAR_SIGHAND,
+		.parent_tid = (uint64_t)(uintptr_t)call->pid,
 		.pidfd = (uint64_t)(uintptr_t)call->pidfd,
 		.child_tid = (uint64_t)(uintptr_t)call->child_tid,
 		.stack = (uint64_t)(uintptr_t)call->stack,

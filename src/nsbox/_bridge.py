@@ -7,19 +7,16 @@ buffer that a struct points to is kept beside the struct.
 """
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from . import _calls
+from . import _calls, _diagnose
 from ._constants import NAMESPACE_FLAGS
 from ._native import ffi, lib
-from ._plan import Code, Op, Plan
-from .errors import STEPS, NamespaceError, Step, UnsupportedError, spawn_error
+from ._plan import Code, Op, OpFlag, Plan
+from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error
 from .namespace import Namespace, create_id_map_namespace
 
-_PR_GET_DUMPABLE: Final = 3
 _PR_SET_DUMPABLE: Final = 4
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -56,11 +53,33 @@ class Request(NamedTuple):
     die_with_thread: bool = False
 
 
-class Started(NamedTuple):
-    """A child that has become the payload. Whoever receives it owns the pidfd."""
+class Child:
+    """
+    What the C core says of a child, and its pidfd, which whoever holds this owns.
 
-    pid: int
-    pidfd: int
+    Made before the spawn and filled in by C: a signal handler that raises as
+    soon as the spawn is over finds the child here and nowhere else.
+    """
+
+    __slots__ = ("record",)
+
+    def __init__(self) -> None:
+        self.record = ffi.new("struct nsbox_result *")
+        self.record.pidfd = -1
+
+    @property
+    def pid(self) -> int:
+        return int(self.record.pid)
+
+    @property
+    def pidfd(self) -> int:
+        """The pidfd, or -1 before the start and after :meth:`close`."""
+        return int(self.record.pidfd)
+
+    def close(self) -> None:
+        pidfd, self.record.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
 
 
 class End(NamedTuple):
@@ -74,42 +93,17 @@ class End(NamedTuple):
 
 
 class _Dumpable:
-    """
-    Keeps PR_GET_DUMPABLE of this process as it was.
-
-    A child that shares our memory and changes its ids makes the kernel mark
-    that memory as not dumpable (credentials(7), commit_creds). That protects
-    it: until its exec the child is a process of another user with our memory
-    in it. So the mark stays while any such child is on its way, and the last
-    one to finish takes it off. The callers are root, whose own /proc entries
-    belong to root either way.
-    """
+    """The C core's note of this process's dumpable mark (see csrc/spawn.c)."""
 
     def __init__(self) -> None:
-        self._reset()
+        self.note = ffi.new("struct nsbox_dumpable *")
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-        self._before = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._count == 0:
-                self._before = _calls.prctl(_PR_GET_DUMPABLE)
-            self._count += 1
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._count -= 1
-            if self._count == 0 and self._before == 1:
-                _calls.prctl(_PR_SET_DUMPABLE, 1)
+        # The spawns that were under way are the parent's; the mark was copied.
+        if self.note.count and self.note.before == 1:
+            _calls.prctl(_PR_SET_DUMPABLE, 1)
+        self.note = ffi.new("struct nsbox_dumpable *")
 
 
 _dumpable = _Dumpable()
@@ -142,13 +136,18 @@ class Lowered:
         self._id_maps: dict[tuple[int, int], Namespace] = {}
         self._fds = ffi.new("int32_t[]", max(1, len(self._joins)))
         self._struct = self._lower_plan()
+        self._environment: tuple[dict[str, str], tuple[object, list[object]]] | None = None
         # With shared memory, and other ids than ours, the dumpable mark is at stake.
         outside = (plan.ids.host_uid, plan.ids.host_gid)
         self._changes_ids = not plan.private_memory and outside != (os.geteuid(), os.getegid())
 
-    def spawn(self, request: Request) -> Started:
+    def spawn(self, request: Request, child: Child) -> None:
         """
         Start a payload, and wait until it executes.
+
+        Args:
+            request: What to start.
+            child: Receives the pid and the pidfd.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
@@ -156,17 +155,13 @@ class Lowered:
         for position, namespace in enumerate(self._joins):
             # Asked anew each time: a closed one raises here, before its number means another file.
             self._fds[position] = namespace.fileno()
-        struct, keep = _lower_request(request)
-        result = ffi.new("struct nsbox_result *")
-        if self._changes_ids:
-            with _dumpable:
-                lib.nsbox_spawn(self._struct, struct, result)
-        else:
-            lib.nsbox_spawn(self._struct, struct, result)
+        struct, keep = self._lower_request(request)
+        note = _dumpable.note if self._changes_ids else ffi.NULL
+        record = child.record
+        lib.nsbox_spawn(self._struct, struct, note, record)
         del keep
-        if result.step:
-            raise self._error(int(result.step), int(result.error), int(result.index), request)
-        return Started(int(result.pid), int(result.pidfd))
+        if record.step:
+            raise self._error(int(record.step), int(record.error), int(record.index), request)
 
     # ---- errors ----
 
@@ -179,11 +174,11 @@ class Lowered:
             path = request.cwd
         elif step is Step.SETNS:
             path = self.plan.joins[index]
+        elif step in (Step.DUP, Step.PASS_FD):
+            return bad_descriptor(error, step, index)
         elif 0 <= index < len(self.plan.ops) and step not in _NO_OPERATION:
             op = self.plan.ops[index]
             path = op.source if step in _ABOUT_SOURCE else self._target(op)
-        from . import _diagnose  # only needed when something has failed
-
         advice = _diagnose.hint(step, error, self.plan, op, path)
         return spawn_error(error, step, path, index if op is not None else -1, advice)
 
@@ -192,10 +187,7 @@ class Lowered:
             return None
         if op.code is Code.HOSTNAME:
             return op.source
-        base = ""
-        if op.code in (Code.DEVICE, Code.DIRECTORY, Code.FILE, Code.SYMLINK):
-            base = self.plan.ops[op.parent].target
-        return "/" + "/".join(part for part in (base, op.target) if part)
+        return op.path(self.plan.ops)
 
     # ---- lowering ----
 
@@ -253,11 +245,16 @@ class Lowered:
             "n_options": len(options),
             "options": self._kept(ffi.new("struct nsbox_option[]", options)),
             "source": self._text(op.source),
-            "target": self._text(op.target),
+            "target": self._text(self._lowered_target(op)),
             "layers": self._text(op.layers),
             "content": self._kept(ffi.new("char[]", op.content)),
             "content_size": len(op.content),
         }
+
+    def _lowered_target(self, op: Op) -> str:
+        if OpFlag.PLACED not in op.flags:
+            return op.target
+        return op.target.removeprefix(self.plan.ops[op.parent].target).lstrip("/")
 
     def _id_map(self, op: Op) -> int:
         """Return a user namespace that shows the owner of op.source as the payload."""
@@ -265,8 +262,6 @@ class Lowered:
         try:
             info = os.stat(op.source)
         except OSError as error:
-            from . import _diagnose
-
             code = error.errno or 0
             advice = _diagnose.hint(Step.OPEN_TREE, code, self.plan, op, op.source)
             raise spawn_error(
@@ -287,43 +282,49 @@ class Lowered:
                 ) from error
         return self._id_maps[owner].fileno()
 
+    # ---- a request ----
+
+    def _lower_request(self, request: Request) -> tuple[Any, object]:
+        search = request.env.get("PATH", DEFAULT_PATH)
+        executables = _calls.string_array(_candidates(request.executable, os.fsencode(search)))
+        argv = _calls.string_array(request.argv)
+        envp = self._lower_environment(request.env)
+        cwd = ffi.new("char[]", os.fsencode(request.cwd))
+        struct = ffi.new("struct nsbox_request *")
+        struct.executables, struct.argv, struct.envp = executables[0], argv[0], envp[0]
+        struct.cwd = cwd
+        struct.stdio = request.stdio
+        struct.umask = request.umask
+        struct.flags = (
+            _SETSID * request.setsid
+            | _CONTROLLING_TERMINAL * request.controlling_terminal
+            | _RESTORE_SIGNALS * request.restore_signals
+            | _DIE_WITH_THREAD * request.die_with_thread
+        )
+        pass_fds = None
+        if request.pass_fds:
+            pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))
+            struct.pass_fds, struct.n_pass_fds = pass_fds, len(pass_fds)
+        return struct, (executables, argv, envp, cwd, pass_fds)
+
+    def _lower_environment(self, env: Mapping[str, str]) -> tuple[object, list[object]]:
+        """Return ``envp``; the last one is kept, since it hardly ever changes."""
+        made = self._environment
+        if made is None or made[0] != env:
+            items = [os.fsencode(f"{key}={value}") for key, value in env.items()]
+            made = self._environment = (dict(env), _calls.string_array(items))
+        return made[1]
+
+
+_SETSID: Final = int(lib.NSBOX_REQUEST_SETSID)
+_CONTROLLING_TERMINAL: Final = int(lib.NSBOX_REQUEST_CONTROLLING_TERMINAL)
+_RESTORE_SIGNALS: Final = int(lib.NSBOX_REQUEST_RESTORE_SIGNALS)
+_DIE_WITH_THREAD: Final = int(lib.NSBOX_REQUEST_DIE_WITH_THREAD)
 
 # Steps that are about the host's side of a mount; the others are about the inside.
 _ABOUT_SOURCE: Final = {Step.OPEN_TREE, Step.SOURCE_ATTRIBUTES, Step.IDMAP, Step.DEVICE}
 # Their index counts something else than operations.
-_NO_OPERATION: Final = {Step.DUP, Step.PASS_FD, Step.CAPBSET_DROP}
-
-
-def _lower_request(request: Request) -> tuple[Any, list[object]]:
-    search = request.env.get("PATH", DEFAULT_PATH)
-    candidates = _candidates(request.executable, os.fsencode(search))
-    environment = [os.fsencode(f"{key}={value}") for key, value in request.env.items()]
-    arrays = [_calls.string_array(items) for items in (candidates, request.argv, environment)]
-    flags = 0
-    for wanted, flag in (
-        (request.setsid, lib.NSBOX_REQUEST_SETSID),
-        (request.controlling_terminal, lib.NSBOX_REQUEST_CONTROLLING_TERMINAL),
-        (request.restore_signals, lib.NSBOX_REQUEST_RESTORE_SIGNALS),
-        (request.die_with_thread, lib.NSBOX_REQUEST_DIE_WITH_THREAD),
-    ):
-        flags |= flag if wanted else 0
-    cwd = ffi.new("char[]", os.fsencode(request.cwd))
-    pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))
-    struct = ffi.new(
-        "struct nsbox_request *",
-        {
-            "executables": arrays[0][0],
-            "argv": arrays[1][0],
-            "envp": arrays[2][0],
-            "cwd": cwd,
-            "stdio": request.stdio,
-            "umask": request.umask,
-            "flags": flags,
-            "n_pass_fds": len(pass_fds),
-            "pass_fds": pass_fds,
-        },
-    )
-    return struct, [arrays, cwd, pass_fds]
+_NO_OPERATION: Final = {Step.CAPBSET_DROP}
 
 
 def _candidates(executable: bytes, search: bytes) -> list[bytes]:
@@ -331,6 +332,11 @@ def _candidates(executable: bytes, search: bytes) -> list[bytes]:
     if b"/" in executable:
         return [executable]
     return [(directory or b".") + b"/" + executable for directory in search.split(b":")]
+
+
+def bad_descriptor(error: int, step: Step, fd: int) -> SpawnError:
+    """Return the error for a descriptor that cannot be handed to the payload."""
+    return spawn_error(error, step, hint=f"descriptor {fd} is not open in the caller")
 
 
 def wait(pidfd: int, *, block: bool) -> End | None:

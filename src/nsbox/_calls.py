@@ -223,7 +223,7 @@ def clone(
     )
     plan = ffi.new("struct nsbox_plan *", {"clone_flags": flags})
     result = ffi.new("struct nsbox_result *")
-    ret = lib.nsbox_spawn(plan, request, result)
+    ret = lib.nsbox_spawn(plan, request, ffi.NULL, result)
     if ret < 0:
         _fail(ret, path)
     return int(result.pid), int(result.pidfd)

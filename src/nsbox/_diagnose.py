@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from ._constants import NAMESPACE_FLAGS
 from ._plan import Code, Op, Plan
 from .errors import Step
 
@@ -75,8 +76,6 @@ def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
 
 
 def _kernel_lacks() -> list[str]:
-    from ._constants import NAMESPACE_FLAGS
-
     try:
         present = set(os.listdir("/proc/self/ns"))
     except OSError:
@@ -106,6 +105,8 @@ def _join(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None
 def _source(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOENT:
         return "there is no such file or directory on the host"
+    if error == errno.ENOTDIR:
+        return "the root, and what leads to a source, must be a directory"
     if error == errno.EPERM and not plan.ids.mapped and not plan.joins:
         return "cloning mounts needs CAP_SYS_ADMIN"
     return None
@@ -152,6 +153,12 @@ def _target(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
 def _mkdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.EEXIST:
         return "something that leads nowhere, such as a dangling symbolic link, is in the way"
+    return None
+
+
+def _move(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error in (errno.EINVAL, errno.ENOTDIR) and op is not None and op.code is Code.BIND:
+        return "a file can only be mounted on a file, and a directory on a directory"
     return None
 
 
@@ -218,6 +225,7 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.FSMOUNT: _mount,
     Step.TARGET: _target,
     Step.MKDIR: _mkdir,
+    Step.MOVE_MOUNT: _move,
     Step.PIVOT_ROOT: _pivot,
     Step.SETRESUID: _setresuid,
     Step.SETRESGID: _setresuid,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from . import _constants
 from ._constants import CAPABILITIES, NAMESPACE_FLAGS
-from ._plan import Code, Op, OpFlag, Plan
+from ._plan import Code, Op, Plan
 
 _ATTRIBUTES = {
     name.removeprefix("MOUNT_ATTR_").lower(): value
@@ -103,18 +103,8 @@ def _source(op: Op) -> list[tuple[str, str]]:
     ]
 
 
-def _where(op: Op, plan: Plan) -> str:
-    if op.flags & OpFlag.IN_SCRATCH:
-        return f"scratch/{op.target}"
-    base = ""
-    if op.code in (Code.DEVICE, Code.DIRECTORY, Code.FILE, Code.SYMLINK):
-        holder = plan.ops[op.parent]
-        base = "scratch/" + holder.target if holder.flags & OpFlag.IN_SCRATCH else holder.target
-    return "/" + "/".join(part for part in (base, op.target) if part)
-
-
 def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
-    where = _where(op, plan)
+    where = op.path(plan.ops)
     options = ",".join(key if value is None else f"{key}={value}" for key, value in op.options)
     match op.code:
         case Code.LOOPBACK:

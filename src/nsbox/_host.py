@@ -25,8 +25,6 @@ _ETC = (
     "ld.so.cache",
     "localtime",
     "nsswitch.conf",
-    "protocols",
-    "services",
     "ssl/certs",
     "ssl/openssl.cnf",
 )
@@ -56,7 +54,8 @@ class Host(NamedTuple):
         overflow_gid: The same for groups.
         directories: Program directories that exist.
         links: Name in / and what it links to.
-        etc: Directories and large files of /etc to show, as paths.
+        etc: Directories of /etc to show, as paths.
+        etc_large: Files of /etc that are too large to copy, as paths.
         etc_files: Small files of /etc: name and content. To write a copy costs
             a quarter of what a bind of the file does.
         etc_links: Symbolic links in /etc: name and what it links to.
@@ -70,6 +69,7 @@ class Host(NamedTuple):
     directories: tuple[str, ...] = ("/usr",)
     links: tuple[tuple[str, str], ...] = ()
     etc: tuple[str, ...] = ()
+    etc_large: tuple[str, ...] = ()
     etc_files: tuple[tuple[str, bytes], ...] = ()
     etc_links: tuple[tuple[str, str], ...] = ()
 
@@ -89,7 +89,7 @@ def look() -> Host:
     overflow_uid = _read_int("/proc/sys/kernel/overflowuid")
     overflow_gid = _read_int("/proc/sys/kernel/overflowgid")
     directories, links = _root_directory()
-    etc, etc_files, etc_links = _etc_entries()
+    etc = _etc_entries()
     return Host(
         uid=uid,
         gid=gid,
@@ -98,9 +98,10 @@ def look() -> Host:
         overflow_gid=overflow_gid,
         directories=directories,
         links=links,
-        etc=etc,
-        etc_files=etc_files,
-        etc_links=etc_links,
+        etc=tuple(etc.directories),
+        etc_large=tuple(etc.large),
+        etc_files=tuple(etc.files),
+        etc_links=tuple(etc.links),
     )
 
 
@@ -140,27 +141,34 @@ def _root_directory() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     return tuple(directories), tuple(links)
 
 
+class _Etc(NamedTuple):
+    directories: list[str]
+    large: list[str]
+    files: list[tuple[str, bytes]]
+    links: list[tuple[str, str]]
+
+
 @lru_cache(maxsize=1)
-def _etc_entries() -> tuple[
-    tuple[str, ...], tuple[tuple[str, bytes], ...], tuple[tuple[str, str], ...]
-]:
+def _etc_entries() -> _Etc:
     names = list(_ETC)
     try:
         names += sorted(name for name in os.listdir("/etc") if name.startswith(_ETC_PREFIXES))
     except OSError:
         pass
-    entries, files, links = [], [], []
+    etc = _Etc([], [], [], [])
     for name in names:
         path = f"/etc/{name}"
         try:
             info = os.lstat(path)
             if stat.S_ISLNK(info.st_mode):
-                links.append((name, os.readlink(path)))
-            elif stat.S_ISREG(info.st_mode) and info.st_size <= _SMALL:
+                etc.links.append((name, os.readlink(path)))
+            elif stat.S_ISDIR(info.st_mode):
+                etc.directories.append(path)
+            elif stat.S_ISREG(info.st_mode) and info.st_size > _SMALL:
+                etc.large.append(path)
+            elif stat.S_ISREG(info.st_mode):
                 with open(path, "rb") as file:
-                    files.append((name, file.read(_SMALL)))
-            elif stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode):
-                entries.append(path)
+                    etc.files.append((name, file.read(_SMALL)))
         except OSError:
             continue
-    return tuple(entries), tuple(files), tuple(links)
+    return etc

@@ -10,6 +10,7 @@ decides nothing.
 import os.path
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from . import _host
@@ -53,9 +54,11 @@ class OpFlag(IntFlag):
 
     IN_SCRATCH = 1
     OWN = 2
+    PLACED = 4
 
 
 _NO_FLAGS: Final = OpFlag(0)
+_CONTENT: Final = (Code.DEVICE, Code.DIRECTORY, Code.FILE, Code.SYMLINK)
 
 
 class Op(NamedTuple):
@@ -65,7 +68,8 @@ class Op(NamedTuple):
     Args:
         code: What to do.
         target: Path inside without the leading "/"; for the content of a file
-            system (DIRECTORY, FILE, SYMLINK, DEVICE) relative to its root.
+            system (DIRECTORY, FILE, SYMLINK, DEVICE) relative to its root. With
+            OpFlag.PLACED the C core gets it relative to the mount of parent.
         source: Path on the host, type of file system, or text of a link.
         parent: Index of the operation whose mount holds target, or -1.
         attributes: MOUNT_ATTR_*.
@@ -90,6 +94,14 @@ class Op(NamedTuple):
     idmap: bool = False
     layers: str | None = None
     content: bytes = b""
+
+    def path(self, ops: Sequence["Op"]) -> str:
+        """Return the absolute path of the target inside; in scratch, as "scratch/..."."""
+        base, scratch = "", OpFlag.IN_SCRATCH in self.flags
+        if self.code in _CONTENT:
+            base, scratch = ops[self.parent].target, OpFlag.IN_SCRATCH in ops[self.parent].flags
+        path = "/" + "/".join(part for part in (base, self.target) if part)
+        return f"scratch{path}" if scratch else path
 
 
 class Ids(NamedTuple):
@@ -143,8 +155,8 @@ class Description(NamedTuple):
     mounts: tuple[Mount, ...] = ()
     default_mounts: bool = True
     hostname: str | None = None
-    uid: int = 0
-    gid: int = 0
+    uid: int | None = None
+    gid: int | None = None
     host_uid: int | None = None
     host_gid: int | None = None
     capabilities: tuple[str, ...] = ()
@@ -184,20 +196,27 @@ def compile_plan(box: Description, host: Host) -> Plan:
 
 def _ids(box: Description, host: Host) -> Ids:
     mode = box.namespaces["user"]
-    if mode != "new":
-        if box.host_uid is not None or box.host_gid is not None:
-            raise PlanError("host_uid, host_gid: only a new user namespace has a map to set")
-        same = mode == "host"
-        return Ids(
-            uid=box.uid,
-            gid=box.gid,
-            host_uid=box.uid if same else None,
-            host_gid=box.gid if same else None,
-            mapped=False,
-            deny_setgroups=False,
-            clear_groups=host.privileged,
-            idmapped=False,
-        )
+    if mode != "new" and (box.host_uid is not None or box.host_gid is not None):
+        raise PlanError("host_uid, host_gid: only a new user namespace has a map to set")
+    if mode == "new":
+        return _mapped_ids(box, host)
+    same = mode == "host"
+    # Host root only by name: without one, root's payload is nobody here too.
+    uid = box.uid if box.uid is not None else host.payload_uid if same else 0
+    gid = box.gid if box.gid is not None else host.payload_gid if same else 0
+    return Ids(
+        uid=uid,
+        gid=gid,
+        host_uid=uid if same else None,
+        host_gid=gid if same else None,
+        mapped=False,
+        deny_setgroups=False,
+        clear_groups=host.privileged,
+        idmapped=False,
+    )
+
+
+def _mapped_ids(box: Description, host: Host) -> Ids:
     uid = host.payload_uid if box.host_uid is None else box.host_uid
     gid = host.payload_gid if box.host_gid is None else box.host_gid
     if not host.privileged and (uid, gid) != (host.uid, host.gid):
@@ -206,8 +225,8 @@ def _ids(box: Description, host: Host) -> Ids:
             f"{host.uid} and {host.gid}"
         )
     return Ids(
-        uid=box.uid,
-        gid=box.gid,
+        uid=box.uid or 0,
+        gid=box.gid or 0,
         host_uid=uid,
         host_gid=gid,
         mapped=True,
@@ -220,6 +239,7 @@ def _ids(box: Description, host: Host) -> Ids:
 # ---- mounts ------------------------------------------------------------
 
 
+@lru_cache(maxsize=512)
 def _parts(target: str) -> tuple[str, ...]:
     return tuple(part for part in target.split("/") if part)
 
@@ -232,10 +252,12 @@ def _within(inner: str, outer: str) -> bool:
 def _default_mounts(box: Description, host: Host) -> list[Mount]:
     mounts: list[Mount] = []
     if box.default_mounts:
-        mounts += [Proc(), Dev(), Tmpfs("/tmp")]
+        # The kernel refuses a new procfs for a pid namespace that is not the sandbox's own.
+        proc = Bind("/proc") if box.namespaces["pid"] == "host" else Proc()
+        mounts += [proc, Dev(), Tmpfs("/tmp")]
     if box.root is None:
         mounts += [Bind(path) for path in host.directories]
-        mounts += [Bind(path) for path in host.etc]
+        mounts += [Bind(path) for path in (*host.etc, *host.etc_large)]
         if box.default_mounts:
             mounts.append(Tmpfs(HOME, mode=0o700))
     return mounts
@@ -270,13 +292,15 @@ def _check_mount(mount: Mount, box: Description) -> None:
         raise PlanError(f"{mount!r}: the host's /proc may only be shown with pid='host'")
     if mount.target == "/proc" and not host_proc and not isinstance(mount, Proc):
         raise PlanError(f"{mount!r}: only a Proc may be mounted on /proc")
+    if mount.target.startswith("/proc/"):
+        raise PlanError(f"{mount!r}: nothing may be mounted below /proc, whose files must be true")
 
 
 # ---- operations --------------------------------------------------------
 
 
 class _Builder:
-    """Collects operations; knows which mount holds which path."""
+    """Collects operations; knows which mount holds which path, and what is in our own."""
 
     def __init__(self, ids: Ids, *, user_xattr: bool) -> None:
         self.ids = ids
@@ -284,9 +308,13 @@ class _Builder:
         self.ops: list[Op] = []
         self.mounted: list[tuple[tuple[str, ...], int]] = []
         self.readonly: list[int] = []
+        # For each tmpfs of ours: what is in it, and whether that is a directory.
+        self.content: dict[int, dict[tuple[str, ...], bool]] = {}
 
     def add(self, op: Op) -> int:
         self.ops.append(op)
+        if op.parent in self.content and op.code in _CONTENT:
+            self.content[op.parent][_parts(op.target)] = op.code is Code.DIRECTORY
         return len(self.ops) - 1
 
     def holder(self, target: str) -> int:
@@ -298,13 +326,43 @@ class _Builder:
                 found = index
         return found
 
-    def mount(self, op: Op, *, readonly: bool = False) -> int:
-        """Add an operation that mounts something on op.target."""
-        index = self.add(op)
+    def mount(self, op: Op, *, directory: bool = True, readonly: bool = False) -> int:
+        """
+        Add an operation that mounts something on op.target.
+
+        Args:
+            op: The operation; its parent is filled in.
+            directory: It is sure to be a directory that is mounted.
+            readonly: Make the mount read-only when all is in place.
+        """
+        parent = self.holder(op.target)
+        placed = directory and self.make_directories(parent, op.target)
+        flags = op.flags | OpFlag.PLACED if placed else op.flags
+        index = self.add(op._replace(parent=parent, flags=flags))
         self.mounted.append((_parts(op.target), index))
+        if op.code is Code.MOUNT and OpFlag.OWN in op.flags:
+            self.content[index] = {}
         if readonly:
             self.readonly.append(index)
         return index
+
+    def make_directories(self, parent: int, target: str) -> bool:
+        """
+        Make the mount point in a tmpfs of ours, if it can be known where it is.
+
+        It cannot where the path leads through a link; the child finds out then.
+        """
+        if parent not in self.content:
+            return False
+        content = self.content[parent]
+        parts = _parts(target)[len(_parts(self.ops[parent].target)) :]
+        prefixes = [parts[: length + 1] for length in range(len(parts))]
+        if not all(content.get(prefix, True) for prefix in prefixes):
+            return False
+        for prefix in prefixes:
+            if prefix not in content:
+                self.add(Op(Code.DIRECTORY, "/".join(prefix), parent=parent, mode=0o755))
+        return True
 
 
 def _operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
@@ -321,10 +379,12 @@ def _operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
         # In a user namespace of one's own the kernel has cut the ties already.
         build.add(Op(Code.PROPAGATION))
     if _needs_scratch(box, mounts):
-        build.add(Op(Code.SCRATCH, flags=OpFlag.OWN))
+        options = _tmpfs_options(16 << 20, 16384, 0o700)
+        build.add(Op(Code.SCRATCH, "", "tmpfs", -1, _BASE, options, flags=OpFlag.OWN))
     _add_root(build, box, host, mounts)
+    known = {*host.directories, *host.etc}
     for mount in mounts:
-        _add_mount(build, mount)
+        _add_mount(build, mount, mounts, directory=mount.target in known)
     for index in build.readonly:
         build.add(Op(Code.READONLY, target=build.ops[index].target, parent=index))
     build.add(Op(Code.PIVOT))
@@ -333,12 +393,12 @@ def _operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
 
 def _needs_scratch(box: Description, mounts: Sequence[Mount]) -> bool:
     """Tell whether an overlay is wanted, or may be needed for missing mount points."""
-    holders = [mount for mount in mounts if isinstance(mount, Bind) and mount.readonly]
+    binds = [mount for mount in mounts if isinstance(mount, Bind) and mount.readonly]
     return (
         isinstance(box.root, Overlay)
         or any(isinstance(mount, Overlay) for mount in mounts)
         or (isinstance(box.root, str) and not box.writable and bool(mounts))
-        or any(_holds(mount, mounts) for mount in holders)
+        or any(_holds(mount, mounts) for mount in binds)
     )
 
 
@@ -351,8 +411,7 @@ def _add_root(build: _Builder, box: Description, host: Host, mounts: Sequence[Mo
         _add_overlay(build, box.root, "")
         return
     if box.root is not None:
-        root = Bind(box.root, "/", readonly=not box.writable)
-        _add_bind(build, root, "", bool(mounts))
+        _add_bind(build, Bind(box.root, "/", readonly=not box.writable), "", mounts)
         return
     options = (("size", "16M"), ("nr_inodes", "16384"), ("mode", "0755"))
     index = build.mount(
@@ -369,68 +428,55 @@ def _add_etc(
     build: _Builder, root: int, box: Description, host: Host, covered: Sequence[str]
 ) -> None:
     """A minimal /etc: what the host has, and accounts for the ids that exist inside."""
-    accounts = [(name, text.encode()) for name, text in _accounts(box).items()]
+    accounts = [(name, text.encode()) for name, text in _accounts(build.ids, box.hostname).items()]
     entries = [
         Op(Code.FILE, f"etc/{name}", parent=root, mode=0o644, content=content)
         for name, content in (*host.etc_files, *accounts)
     ]
     entries += [Op(Code.SYMLINK, f"etc/{name}", text, root) for name, text in host.etc_links]
-    made: set[str] = set()
     for op in entries:
-        if any(_within(f"/{op.target}", path) for path in covered):
-            continue
-        directory = os.path.dirname(op.target)
-        for parent in ("etc", directory):
-            if parent not in made:
-                build.add(Op(Code.DIRECTORY, parent, parent=root, mode=0o755))
-                made.add(parent)
-        build.add(op)
+        if not any(_within(f"/{op.target}", path) for path in covered):
+            build.make_directories(root, os.path.dirname(op.target))
+            build.add(op)
 
 
-def _accounts(box: Description) -> dict[str, str]:
+def _accounts(ids: Ids, hostname: str | None) -> dict[str, str]:
     users = {0: "root", _host.OVERFLOW_ID: "nobody"}
-    users.setdefault(box.uid, "sandbox")
+    users.setdefault(ids.uid, "sandbox")
     groups = {0: "root", _host.OVERFLOW_ID: "nogroup"}
-    groups.setdefault(box.gid, "sandbox")
+    groups.setdefault(ids.gid, "sandbox")
     passwd = "".join(
-        f"{name}:x:{uid}:{box.gid if uid == box.uid else uid}::"
-        f"{HOME if uid == box.uid else '/'}:/bin/sh\n"
+        f"{name}:x:{uid}:{ids.gid if uid == ids.uid else uid}::"
+        f"{HOME if uid == ids.uid else '/'}:/bin/sh\n"
         for uid, name in users.items()
     )
     return {
         "passwd": passwd,
         "group": "".join(f"{name}:x:{gid}:\n" for gid, name in groups.items()),
-        "hosts": f"127.0.0.1 localhost {box.hostname or 'sandbox'}\n::1 localhost\n",
+        "hosts": f"127.0.0.1 localhost {hostname or 'sandbox'}\n::1 localhost\n",
     }
 
 
-def _add_mount(build: _Builder, mount: Mount) -> None:
+def _add_mount(build: _Builder, mount: Mount, mounts: Sequence[Mount], *, directory: bool) -> None:
     target = mount.target.lstrip("/")
     if isinstance(mount, Bind):
-        _add_bind(build, mount, target, build_overlay=True)
+        _add_bind(
+            build, mount, target, mounts, directory=directory and mount.source == mount.target
+        )
     elif isinstance(mount, Overlay):
         _add_overlay(build, mount, target)
     elif isinstance(mount, Dev):
         _add_dev(build, mount, target)
     elif isinstance(mount, Proc):
-        build.mount(
-            Op(
-                Code.MOUNT,
-                target,
-                "proc",
-                build.holder(target),
-                _BASE | MOUNT_ATTR_NOEXEC,
-            )
-        )
+        build.mount(Op(Code.MOUNT, target, "proc", attributes=_BASE | MOUNT_ATTR_NOEXEC))
     else:
         build.mount(
             Op(
                 Code.MOUNT,
                 target,
                 "tmpfs",
-                build.holder(target),
-                _BASE,
-                _tmpfs_options(mount.size, mount.inodes, mount.mode),
+                attributes=_BASE,
+                options=_tmpfs_options(mount.size, mount.inodes, mount.mode),
                 flags=OpFlag.OWN,
             )
         )
@@ -440,20 +486,29 @@ def _tmpfs_options(size: int, inodes: int, mode: int) -> tuple[tuple[str, str], 
     return (("size", str(size)), ("nr_inodes", str(inodes)), ("mode", f"{mode:o}"))
 
 
-def _add_bind(build: _Builder, mount: Bind, target: str, build_overlay: bool) -> None:
+def _add_bind(
+    build: _Builder,
+    mount: Bind,
+    target: str,
+    mounts: Sequence[Mount],
+    *,
+    directory: bool = False,
+) -> None:
     idmap = not mount.readonly if mount.idmap is None else mount.idmap
-    attributes = _BASE | (MOUNT_ATTR_RDONLY if mount.readonly else 0)
-    overlay = mount.readonly and build_overlay
+    # Mount points that may be missing in it are made in an overlay, which is
+    # read-only only when they are there.
+    overlay = mount.readonly and _holds(mount, mounts)
     build.mount(
         Op(
             Code.BIND,
             target,
             mount.source,
-            build.holder(target),
-            attributes,
+            attributes=_BASE | (MOUNT_ATTR_RDONLY if mount.readonly else 0),
             idmap=idmap and build.ids.idmapped,
             layers=str(len(build.ops)) if overlay else None,
-        )
+        ),
+        directory=directory,
+        readonly=overlay,
     )
 
 
@@ -464,9 +519,8 @@ def _add_dev(build: _Builder, mount: Dev, target: str) -> None:
             Code.MOUNT,
             target,
             "tmpfs",
-            build.holder(target),
-            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-            options,
+            attributes=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+            options=options,
             flags=OpFlag.OWN,
         ),
         readonly=True,
@@ -492,16 +546,13 @@ def _add_dev(build: _Builder, mount: Dev, target: str) -> None:
     )
     for name, text in links:
         build.add(Op(Code.SYMLINK, name, text, dev))
-    for name in ("pts", "shm"):
-        build.add(Op(Code.DIRECTORY, name, parent=dev, mode=0o755))
     build.mount(
         Op(
             Code.MOUNT,
             f"{target}/pts",
             "devpts",
-            dev,
-            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-            (("mode", "620"), ("ptmxmode", "666")),
+            attributes=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+            options=(("mode", "620"), ("ptmxmode", "666")),
         )
     )
     build.mount(
@@ -509,9 +560,8 @@ def _add_dev(build: _Builder, mount: Dev, target: str) -> None:
             Code.MOUNT,
             f"{target}/shm",
             "tmpfs",
-            dev,
-            _BASE | MOUNT_ATTR_NOEXEC,
-            _tmpfs_options(mount.shm_size, _host_inodes(mount.shm_size), 0o1777),
+            attributes=_BASE | MOUNT_ATTR_NOEXEC,
+            options=_tmpfs_options(mount.shm_size, _host_inodes(mount.shm_size), 0o1777),
             flags=OpFlag.OWN,
         )
     )
@@ -581,9 +631,8 @@ def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
             Code.OVERLAY,
             target,
             "overlay",
-            build.holder(target) if target else -1,
-            _BASE,
-            tuple(options),
+            attributes=_BASE,
+            options=tuple(options),
             flags=OpFlag.OWN if mount.upper is None else _NO_FLAGS,
             layers=layers,
         )

@@ -12,6 +12,7 @@ signature is checked by a test), ``_close_pipe_fds``, ``_internal_poll``,
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -21,15 +22,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from . import _bridge, _calls
-from ._bridge import End, Request, Started
+from ._bridge import Child, End, Request
 from ._constants import NAMESPACE_FLAGS
 from ._values import PathArg
-from .errors import PlanError, PlanTypeError
+from .errors import PlanError, PlanTypeError, Step
 from .namespace import Namespace, check_kind
 from .result import Usage
 
 Args = PathArg | Sequence[PathArg]
-Starter = Callable[[Request], Started]
+Starter = Callable[[Request, Child], None]
 
 
 class ProcessNamespaces(Mapping[str, Namespace]):
@@ -106,10 +107,12 @@ class Process(subprocess.Popen[Any]):
         self._setsid = start_new_session
         self._controlling_terminal = controlling_terminal
         self._die_with_thread = die_with_thread
-        self._pidfd = -1
+        self._child = Child()
+        self._owner = os.getpid()
         self._pidfd_lock = threading.Lock()
         self.usage = None
         self._started_at = time.monotonic()
+        _check_descriptors(options)
         super().__init__(args, **options)
 
     # ---- starting ----
@@ -155,9 +158,14 @@ class Process(subprocess.Popen[Any]):
             die_with_thread=self._die_with_thread,
         )
         sys.audit("nsbox.spawn", program, args, self._inside_cwd)
-        started = self._start(request)
-        self.pid, self._pidfd = started.pid, started.pidfd
-        self._child_created = True
+        try:
+            self._start(request, self._child)
+            self.pid = self._child.pid
+            self._child_created = True
+        except BaseException:
+            # A signal handler raised when the child was there already.
+            self._abandon()
+            raise
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
     @property
@@ -167,7 +175,8 @@ class Process(subprocess.Popen[Any]):
 
         None once the process has been waited for. Becomes readable when it ends.
         """
-        return self._pidfd if self._pidfd >= 0 else None
+        pidfd = self._child.pidfd
+        return pidfd if pidfd >= 0 else None
 
     @property
     def namespaces(self) -> ProcessNamespaces:
@@ -187,15 +196,14 @@ class Process(subprocess.Popen[Any]):
         )
         self.returncode = end.returncode
         with self._pidfd_lock:
-            os.close(self._pidfd)
-            self._pidfd = -1
+            self._child.close()
 
     def _reap(self, *, block: bool) -> None:
         """Wait for the process if it has not been yet; the caller holds _waitpid_lock."""
         if self.returncode is not None:
             return
         try:
-            end = _bridge.wait(self._pidfd, block=block)
+            end = _bridge.wait(self._child.pidfd, block=block)
         except ChildProcessError:
             # Reaped by someone else, and the kernel kept no status: as Popen, assume success.
             end = End(0, 0.0, 0.0, 0, 0)
@@ -227,14 +235,17 @@ class Process(subprocess.Popen[Any]):
 
     def _wait_until(self, deadline: float, timeout: float) -> None:
         lock: threading.Lock = self._waitpid_lock  # type: ignore[attr-defined]
-        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        remaining = max(0.0, deadline - time.monotonic())
+        if not lock.acquire(timeout=min(remaining, threading.TIMEOUT_MAX)):
             raise subprocess.TimeoutExpired(self.args, timeout)
         try:
             while self.returncode is None:
-                remaining = deadline - time.monotonic()
                 poll = select.poll()
-                poll.register(self._pidfd, select.POLLIN)
-                if not poll.poll(max(0.0, remaining) * 1000):
+                poll.register(self._child.pidfd, select.POLLIN)
+                # poll takes milliseconds that fit an int: at most an hour at a time.
+                remaining = deadline - time.monotonic()
+                ready = poll.poll(min(max(0.0, remaining), 3600) * 1000)
+                if not ready and remaining <= 3600:
                     raise subprocess.TimeoutExpired(self.args, timeout)
                 self._reap(block=False)
         finally:
@@ -252,23 +263,59 @@ class Process(subprocess.Popen[Any]):
         """
         self.poll()
         with self._pidfd_lock:
-            if self._pidfd < 0:
+            if self._child.pidfd < 0:
                 return
             try:
-                _calls.pidfd_send_signal(self._pidfd, sig)
+                _calls.pidfd_send_signal(self._child.pidfd, sig)
             except ProcessLookupError:
                 pass
 
-    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        if not self._child_created or self.returncode is not None:
+    def _abandon(self) -> None:
+        """Kill and reap a child that nobody will be able to end any more."""
+        pidfd = self._child.pidfd
+        if pidfd < 0:
             return
-        _warn(f"sandboxed process {self.pid} is still running", ResourceWarning, source=self)
-        # Nobody could end it any more.
-        self.kill()
-        self.wait()
+        _calls.pidfd_send_signal(pidfd, signal.SIGKILL)
+        try:
+            while _bridge.wait(pidfd, block=True) is None:
+                pass
+        except ChildProcessError:
+            pass  # someone else has reaped it
+        finally:
+            self._child.close()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        child = getattr(self, "_child", None)
+        # After a fork this may be the parent's process, and none of ours.
+        if child is None or child.pidfd < 0 or self._owner != os.getpid():
+            return
+        self._abandon()
+        _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")
+
+
+def _check_descriptors(options: Mapping[str, Any]) -> None:
+    """
+    Refuse descriptors that are not open.
+
+    Before any pipe is made: it could get such a number, and its other end would
+    end up in the payload.
+    """
+    streams = [options.get(name) for name in ("stdin", "stdout", "stderr")]
+    special = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
+    numbers = [(Step.DUP, fd) for fd in streams if isinstance(fd, int) and fd not in special]
+    numbers += [(Step.PASS_FD, fd) for fd in options.get("pass_fds", ())]
+    for step, fd in numbers:
+        if not isinstance(fd, int):
+            raise PlanTypeError(f"pass_fds: {fd!r} is not an int")
+        try:
+            os.get_inheritable(fd)
+        except OSError as error:
+            raise _bridge.bad_descriptor(error.errno or 0, step, fd) from None
+        except OverflowError:
+            raise PlanError(f"{fd} is not a file descriptor") from None
 
 
 def _arguments(args: Any, executable: Any, shell: bool) -> tuple[list[bytes], bytes]:

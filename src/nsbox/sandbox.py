@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from . import _host
-from ._bridge import DEFAULT_PATH, Lowered, Request, Started
+from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
 from ._host import Host
@@ -65,13 +65,14 @@ class Sandbox:
         writable: Make the root writable.
         mounts: Bind, Tmpfs, Proc, Dev and Overlay objects, in any order. One
             on the target of a default mount, or above it, replaces that.
-        default_mounts: Mount /proc, /dev, /tmp and, with no root given, the
-            home directory. Default True.
+        default_mounts: Mount /proc (the host's, read-only, with pid="host"),
+            /dev, /tmp and, with no root given, the home directory. Default True.
         hostname: Default "sandbox". Needs uts="new".
         cwd: Working directory inside, absolute. Default "/".
         env: Variables, added to the default PATH, HOME and LANG.
-        uid: User id inside. Default 0, which has no rights over the host.
-        gid: Group id inside. Default 0.
+        uid: User id inside. Default 0, which has no rights over the host; with
+            user="host" the overflow id, as 0 would be host root there.
+        gid: Group id inside. The same defaults.
         host_uid: The host's user id that uid stands for. Default: the caller's;
             for root the overflow id (65534). Only root may choose; 0 makes
             the payload host root and is never a default.
@@ -95,8 +96,8 @@ class Sandbox:
     hostname: str | None = None
     cwd: str = "/"
     env: Mapping[str, str] = field(default_factory=dict)
-    uid: int = 0
-    gid: int = 0
+    uid: int | None = None
+    gid: int | None = None
     host_uid: int | None = None
     host_gid: int | None = None
     user: NamespaceArg = "new"
@@ -118,8 +119,6 @@ class Sandbox:
             "mounts": check_mounts(self.mounts),
             "cwd": check_target("cwd", self.cwd),
             "env": MappingProxyType(check_environment("env", self.env)),
-            "uid": check_id("uid", self.uid),
-            "gid": check_id("gid", self.gid),
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
         }
         if self.root is not None and not isinstance(self.root, Overlay):
@@ -128,7 +127,7 @@ class Sandbox:
             raise PlanError(f"root: {self.root!r} has a target; as a root it is '/'")
         if self.hostname is not None:
             _check_hostname(self.hostname)
-        for name in ("host_uid", "host_gid"):
+        for name in ("uid", "gid", "host_uid", "host_gid"):
             if getattr(self, name) is not None:
                 check_id(name, getattr(self, name))
         for name, kind in _NAMESPACE_FIELDS.items():
@@ -236,7 +235,7 @@ class Sandbox:
             options["stdout"] = options["stderr"] = subprocess.PIPE
         # This thread stays until the payload has ended, so its end may be the payload's.
         with self._spawn(args, die_with_thread=True, **options) as process:
-            stdout, stderr = _communicate(process, input, timeout)
+            stdout, stderr = _communicate(process, input, timeout, drain=self.pid == "new")
         assert process.usage is not None  # it has been waited for
         result = Result(process.args, process.returncode, stdout, stderr, process.usage)
         if check:
@@ -268,8 +267,8 @@ class Sandbox:
             **options,
         )
 
-    def _start(self, request: Request) -> Started:
-        return self._cache.lowered(self).spawn(request)
+    def _start(self, request: Request, child: Child) -> None:
+        self._cache.lowered(self).spawn(request, child)
 
     def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
         home = HOME if self.root is None else "/tmp"
@@ -327,30 +326,27 @@ class _Cache:
     """
     The lowered plan of a Sandbox, made at the first spawn.
 
-    It depends on who the caller is; a change of ids makes it anew.
+    It depends on who the caller is; a change of ids makes it anew. Without a
+    lock, which another thread could hold at a fork: two threads may both make
+    one, and either will do.
     """
 
-    __slots__ = ("_caller", "_lock", "_lowered")
+    __slots__ = ("_made",)
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._caller: tuple[int, int] | None = None
-        self._lowered: Lowered | None = None
+        self._made: tuple[tuple[int, int], Lowered] | None = None
 
     def lowered(self, box: Sandbox) -> Lowered:
-        caller = (os.geteuid(), os.getegid())
-        with self._lock:
-            if self._lowered is None or self._caller != caller:
-                self._lowered = Lowered(box._plan(), box._joins())
-                self._caller = caller
-            return self._lowered
+        caller, made = (os.geteuid(), os.getegid()), self._made
+        if made is None or made[0] != caller:
+            made = self._made = (caller, Lowered(box._plan(), box._joins()))
+        return made[1]
 
 
 # What subprocess.Popen takes and means the same here.
 _OPTIONS: Final = frozenset(
     (
         "bufsize",
-        "close_fds",
         "encoding",
         "errors",
         "executable",
@@ -368,13 +364,21 @@ _OPTIONS: Final = frozenset(
 )
 
 
-def _communicate(process: Process, input: Any, timeout: float | None) -> tuple[Any, Any]:
+def _communicate(
+    process: Process, input: Any, timeout: float | None, *, drain: bool
+) -> tuple[Any, Any]:
+    """
+    Communicate, and kill the payload if that does not come to its end.
+
+    With drain, all processes that could hold its pipes open die with the
+    payload, so what is left in them can be read without waiting for anybody.
+    """
     try:
         return process.communicate(input, timeout=timeout)
     except subprocess.TimeoutExpired as expired:
         process.kill()
-        # All writers are dead: this ends at once, with what is left in the pipes.
-        expired.stdout, expired.stderr = process.communicate()
+        if drain:
+            expired.stdout, expired.stderr = process.communicate()
         raise
     except BaseException:
         process.kill()

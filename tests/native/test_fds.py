@@ -306,3 +306,20 @@ def test_stdio_devnull_replaces_closed_ones(box: Sandbox, closed: list[int]) -> 
     """DEVNULL can take the place of what the caller has closed."""
     found, inside = _from_caller_without(closed, "devnull")
     assert (found, inside) == (0, {0, 1, 2})
+
+
+@closings
+def test_stdio_numbers_are_not_used_for_the_pidfd(box: Sandbox, closed: list[int]) -> None:
+    """A caller that has closed standard streams gets no pidfd under their numbers."""
+    done = python(
+        """
+        saved = os.dup(1)
+        for fd in json.loads(sys.argv[1]):
+            os.close(fd)
+        with nsbox.Sandbox().spawn(["/bin/true"]) as process:
+            pidfd = process.pidfd
+        os.write(saved, str(pidfd).encode())
+        """,
+        json.dumps(closed),
+    )
+    assert int(done.stdout) > 2

@@ -399,6 +399,40 @@ def test_clone3_missing_falls_back_to_clone(strace: str, tmp_path: Path) -> None
     assert report == {"stdout": "1\n", "children": ""}
 
 
+_OUT_OF_DESCRIPTORS = """
+import os, resource
+import nsbox
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+fds = []
+try:
+    while True:
+        fds.append(os.dup(2))
+except OSError:
+    pass
+try:
+    nsbox.Sandbox().run(["/bin/true"])
+except nsbox.SpawnError as error:
+    name = type(error).__name__, error.errno
+except BaseException as error:
+    name = type(error).__name__, error.errno
+for fd in fds:
+    os.close(fd)
+print(*name)
+"""
+
+
+def test_caller_out_of_descriptors() -> None:
+    """A caller that can open no more files gets a SpawnError EMFILE, though it is its first."""
+    result = subprocess.run(
+        [sys.executable, "-c", _OUT_OF_DESCRIPTORS],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == f"SpawnError {errno.EMFILE}\n"
+
+
 def _spawn_error() -> tuple[str, int | None, str | None, str | None]:
     try:
         Sandbox().run(TRUE)
