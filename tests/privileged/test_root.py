@@ -154,8 +154,8 @@ def test_kernel_settings_are_closed(host_uid: int | None) -> None:
 
 
 def test_user_host_without_capabilities() -> None:
-    """user='host' keeps root's uid, without any capability."""
-    box = Sandbox(user="host")
+    """user='host' with uid=0 is root's uid, without any capability."""
+    box = Sandbox(user="host", uid=0, gid=0)
     result = box.run(
         ["/bin/sh", "-c", "id -u; grep ^Cap /proc/self/status; mount -t tmpfs x /tmp"],
         capture_output=True,
@@ -165,6 +165,12 @@ def test_user_host_without_capabilities() -> None:
     assert lines[0] == "0"
     assert {line.split()[1] for line in lines[1:6]} == {"0" * 16}
     assert result.returncode != 0
+
+
+def test_user_host_is_not_root_by_default() -> None:
+    """user='host' with no uid given makes the payload nobody, not root."""
+    result = Sandbox(user="host").run(["/bin/sh", "-c", "id -u; id -g"], capture_output=True)
+    assert result.stdout == b"65534\n65534\n"
 
 
 def test_user_host_with_another_uid() -> None:

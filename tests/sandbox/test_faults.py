@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,38 +112,37 @@ def spawn_with(strace: str, directory: Path, injection: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Fault:
-    """A call that fails; steps are those that may be at fault, as the first to make the call."""
+    """
+    A call that fails: that of the child, or of the caller, whose line in a trace has some text.
+
+    only: "root" or "user", if only such a caller makes the call.
+    """
 
     call: str
     step: Step
-    when: int = 1
+    text: str = ""
     error: str = "EPERM"
+    caller: bool = False
     only: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.call}-{self.when}-{self.error}{self.only and '-' + self.only}"
+        return "-".join(filter(None, (self.call, self.step.value, self.error, self.only)))
 
 
-LAST_CAPABILITY = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-
-# Calls of which the caller makes some itself while a child waits: three to write the maps
-# as a plain user, two as root. Later ones are the child's.
 FAULTS = [
-    Fault("pidfd_open", Step.PIDFD_OPEN, error="EMFILE"),
-    Fault("open_tree", Step.OPEN_TREE),
-    Fault("mount_setattr", Step.SOURCE_ATTRIBUTES),
-    Fault("clone3", Step.CLONE),
-    Fault("openat", Step.SETGROUPS_DENY, only="user", error="EACCES"),
-    Fault("openat", Step.UID_MAP, when=2, only="user", error="EACCES"),
-    Fault("openat", Step.GID_MAP, when=3, only="user", error="EACCES"),
-    Fault("openat", Step.UID_MAP, only="root", error="EACCES"),
-    Fault("openat", Step.GID_MAP, when=2, only="root", error="EACCES"),
-    Fault("openat", Step.CREATE_FILE, when=4, error="ENOSPC"),
-    Fault("write", Step.SETGROUPS_DENY, only="user"),
-    Fault("write", Step.UID_MAP, when=2, only="user"),
-    Fault("write", Step.UID_MAP, only="root"),
-    Fault("write", Step.WRITE_FILE, when=4, error="ENOSPC"),
+    Fault("pidfd_open", Step.PIDFD_OPEN, error="EMFILE", caller=True),
+    Fault("clone3", Step.CLONE, caller=True),
+    Fault("openat", Step.SETGROUPS_DENY, "/setgroups", "EACCES", caller=True, only="user"),
+    Fault("openat", Step.UID_MAP, "/uid_map", "EACCES", caller=True),
+    Fault("openat", Step.GID_MAP, "/gid_map", "EACCES", caller=True),
+    Fault("write", Step.SETGROUPS_DENY, '"deny"', caller=True, only="user"),
+    Fault("write", Step.UID_MAP, '"0 ', caller=True),
+    Fault("open_tree", Step.OPEN_TREE, caller=True, only="root"),
+    Fault("open_tree", Step.OPEN_TREE, only="user"),
+    Fault("mount_setattr", Step.SOURCE_ATTRIBUTES, caller=True, only="root"),
+    Fault("mount_setattr", Step.SOURCE_ATTRIBUTES, only="user"),
+    Fault("mount_setattr", Step.READONLY, " 0x1000 /* AT_"),
     Fault("socket", Step.SOCKET),
     Fault("ioctl", Step.LOOPBACK_UP),
     Fault("sethostname", Step.SETHOSTNAME),
@@ -150,44 +150,86 @@ FAULTS = [
     Fault("setresgid", Step.SETRESGID),
     Fault("setresuid", Step.SETRESUID),
     Fault("fsopen", Step.FSOPEN),
-    Fault("fsconfig", Step.FSCONFIG_CREATE),
-    Fault("fsconfig", Step.FSCONFIG, when=2),
+    Fault("fsconfig", Step.FSCONFIG, "SET_STRING"),
+    Fault("fsconfig", Step.FSCONFIG_CREATE, "CMD_CREATE"),
     Fault("fsmount", Step.FSMOUNT),
     Fault("move_mount", Step.MOVE_MOUNT),
-    Fault("openat2", Step.TARGET, error="EACCES"),
-    Fault("mkdirat", Step.MKDIR),
-    Fault("mknodat", Step.MKNOD),
+    Fault("openat2", Step.TARGET, '"dev"', error="EACCES"),
+    Fault("mkdirat", Step.MKDIR, '"etc"'),
+    Fault("mknodat", Step.MKNOD, '"null"'),
     Fault("symlinkat", Step.SYMLINK),
-    Fault("statx", Step.DEVICE, when=4),
+    Fault("openat", Step.CREATE_FILE, "O_CREAT", "ENOSPC"),
+    Fault("write", Step.WRITE_FILE, error="ENOSPC"),
     Fault("fchdir", Step.FCHDIR),
     Fault("pivot_root", Step.PIVOT_ROOT),
     Fault("umount2", Step.UMOUNT),
     Fault("dup3", Step.DUP, error="EBADF"),
     Fault("setsid", Step.SETSID),
     Fault("close_range", Step.CLOSE_RANGE, error="ENOMEM"),
-    Fault("prctl", Step.CAPBSET_DROP, when=3),
+    Fault("prctl", Step.CAPBSET_DROP, "PR_CAPBSET_DROP, CAP_SYS_ADMIN"),
     Fault("capset", Step.CAPSET),
-    # The calls before these drop the capabilities one by one.
-    Fault("prctl", Step.CAP_AMBIENT, when=LAST_CAPABILITY + 3),
-    Fault("prctl", Step.NO_NEW_PRIVS, when=LAST_CAPABILITY + 4),
-    Fault("prctl", Step.PDEATHSIG, when=LAST_CAPABILITY + 5),
+    Fault("prctl", Step.CAP_AMBIENT, "PR_CAP_AMBIENT_CLEAR_ALL"),
+    Fault("prctl", Step.NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"),
+    Fault("prctl", Step.PDEATHSIG, "PR_SET_PDEATHSIG"),
+    Fault("openat2", Step.CHDIR, '"/"', error="EACCES"),
     Fault("execve", Step.EXECVE, error="ENOMEM"),
 ]
 
 HARMLESS = {
-    # cannot fail in a way that matters, or are taken back to be tried again
+    # cannot fail, or not in a way that matters
     "close", "exit_group", "futex", "munmap", "umask", "rt_sigprocmask", "rt_sigaction",
     "getpid", "waitid", "pidfd_send_signal", "ppoll",
+    # asked what a file is: without an answer it is taken for something that is not ours
+    "statx",
     "mmap",
 }  # fmt: skip
 
 
+Trace = tuple[list[tuple[str, str]], list[tuple[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """The system calls of a spawn, name and line: the caller's, and the child's up to its execve."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("no strace (Debian: apt-get install strace)")
+    with _attached(strace, tmp_path_factory.mktemp("trace"), []) as log:
+        lines = log.read_text().splitlines()
+    caller: list[tuple[str, str]] = []
+    child: list[tuple[str, str]] = []
+    first = lines[0].split()[0]
+    executed = False
+    for line in lines:
+        match = re.match(r"(\d+) +([a-z0-9_]+)\(", line)
+        if match is None:
+            continue
+        if match[1] == first:
+            caller.append((match[2], line))
+        elif not executed:
+            child.append((match[2], line))
+            executed = match[2] == "execve"
+    return caller, child
+
+
+def _occurrence(trace: Trace, fault: Fault) -> int:
+    """Return which call of that name it is, such that the injection meets no other process."""
+    caller, child = ([line for name, line in part if name == fault.call] for part in trace)
+    lines = caller if fault.caller else child
+    least = 0 if fault.caller else len(caller)
+    found = [
+        number for number, line in enumerate(lines, 1) if fault.text in line and number > least
+    ]
+    assert found, f"no {fault.call} with {fault.text!r} in the trace"
+    return found[0]
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_failed_call(strace: str, tmp_path: Path, fault: Fault) -> None:
+def test_failed_call(strace: str, trace: Trace, tmp_path: Path, fault: Fault) -> None:
     """A system call that fails gives a SpawnError with its step and errno, and leaves nothing."""
     if fault.only and (fault.only == "root") != (os.geteuid() == 0):
         pytest.skip(f"only a {fault.only} caller makes this call")
-    injection = f"{fault.call}:error={fault.error}:when={fault.when}"
+    injection = f"{fault.call}:error={fault.error}:when={_occurrence(trace, fault)}"
     report = spawn_with(strace, tmp_path, injection)
     assert {key: report.get(key) for key in ("step", "errno", "children", "fds")} == {
         "step": fault.step,
@@ -197,19 +239,9 @@ def test_failed_call(strace: str, tmp_path: Path, fault: Fault) -> None:
     }, report
 
 
-def _calls_of_the_child(strace: str, directory: Path) -> set[str]:
-    """Return the names of the system calls from the child's first to its execve."""
-    with _attached(strace, directory, []) as log:
-        text = log.read_text()
-    lines = re.findall(r"^(\d+) +([a-z0-9_]+)\(", text, re.MULTILINE)
-    caller = lines[0][0]
-    names = [name for pid, name in lines if pid != caller]
-    return set(names[: names.index("execve") + 1])
-
-
-def test_every_call_of_the_child_is_made_to_fail(strace: str, tmp_path: Path) -> None:
+def test_every_call_of_the_child_is_made_to_fail(trace: Trace) -> None:
     """The table above knows every system call that the child makes before its exec."""
-    calls = _calls_of_the_child(strace, tmp_path)
+    calls = {name for name, _ in trace[1]}
     assert calls - {fault.call for fault in FAULTS} - HARMLESS == set()
 
 

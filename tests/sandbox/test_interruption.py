@@ -1,0 +1,199 @@
+"""Signals, deaths and closed descriptors at bad moments: nothing is lost, nothing is left."""
+
+import errno
+import gc
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from support import SOURCE
+
+from nsbox import DEVNULL, Sandbox, SpawnError, Step
+
+PR_GET_DUMPABLE = 3
+
+
+class Interrupted(Exception):
+    """Raised by a signal handler."""
+
+
+def raise_interrupted(number: int, frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+# A process that was lost just after its start is killed with a ResourceWarning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_raising_signal_handler_loses_no_process(box: Sandbox) -> None:
+    """A handler that raises as soon as a spawn is over leaves neither process nor descriptor."""
+    before = signal.signal(signal.SIGALRM, raise_interrupted)
+    interrupted = 0
+    try:
+        for round_number in range(60):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.0001 * (round_number % 30))
+                box.run(["sleep", "1000"])
+            except Interrupted:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted == 60  # the check after each test finds what is left
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_closed_descriptor_as_a_stream_is_refused(box: Sandbox, stream: str) -> None:
+    """A number that is not open must not come to mean a descriptor that nsbox opens."""
+    for fd in range(5, 60):
+        try:
+            os.fstat(fd)
+        except OSError:
+            with pytest.raises(SpawnError) as caught:
+                box.run(["true"], **{stream: fd})
+            assert (caught.value.step, caught.value.errno) == (Step.DUP, errno.EBADF)
+
+
+def test_closed_descriptor_beside_a_pipe_is_refused(box: Sandbox) -> None:
+    """Nor may it come to mean our end of a pipe that is made for another stream."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(SpawnError) as caught:
+        box.run(["true"], stdin=reader, capture_output=True)
+    assert caught.value.errno == errno.EBADF
+
+
+def test_closed_descriptor_in_pass_fds_is_refused(box: Sandbox) -> None:
+    """The same for descriptors that keep their numbers."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(SpawnError) as caught:
+        box.run(["true"], pass_fds=[writer])
+    assert (caught.value.step, caught.value.errno) == (Step.PASS_FD, errno.EBADF)
+
+
+SPAWN_AND_WAIT = f"""
+import sys
+sys.path.insert(0, {str(SOURCE)!r})
+import nsbox
+box = nsbox.Sandbox()
+box.run(["true"])
+print("ready", flush=True)
+sys.stdin.readline()
+box.run(["sleep", "1000"])
+"""
+
+
+def test_caller_killed_during_a_set_up_leaves_nothing(box: Sandbox, strace: str) -> None:
+    """A half-built child that waits for its ids dies when its caller is killed."""
+    tracer = subprocess.Popen(
+        # The second clone3 of a new namespace is held up just before it returns to the caller.
+        [strace, "-f", "-o", "/dev/null", "-e", "trace=clone3"]
+        + ["-e", "inject=clone3:delay_exit=2000000:when=2", sys.executable, "-c", SPAWN_AND_WAIT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with tracer:
+        assert tracer.stdin is not None
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == "ready\n"
+        caller = int(Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text())
+        tracer.stdin.write("go\n")
+        tracer.stdin.flush()
+        children = Path(f"/proc/{caller}/task/{caller}/children")
+        while not children.read_text():
+            pass
+        os.kill(caller, signal.SIGKILL)
+        # strace ends when the last process that it traces has ended.
+        tracer.wait(timeout=60)
+
+
+def test_process_that_is_collected_is_killed_even_if_warnings_are_errors(box: Sandbox) -> None:
+    """The warning comes after the kill, so turning it into an error changes nothing."""
+    process = box.spawn(["sleep", "1000"], stdin=DEVNULL)
+    pidfd = process.pidfd
+    assert pidfd is not None
+    watch = os.dup(pidfd)
+    try:
+        with warnings.catch_warnings(), _Quiet():
+            warnings.simplefilter("error")
+            del process
+            gc.collect()
+        poll = select.poll()
+        poll.register(watch, select.POLLIN)
+        assert poll.poll(0)
+    finally:
+        os.close(watch)
+
+
+class _Quiet:
+    """Take the report of an exception in __del__, which cannot be caught otherwise."""
+
+    def __enter__(self) -> None:
+        self.hook, sys.unraisablehook = sys.unraisablehook, lambda *_: None
+
+    def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self.hook
+
+
+@pytest.mark.parametrize("timeout", [3e6, 1e10, math.inf])
+def test_wait_takes_any_timeout(box: Sandbox, timeout: float) -> None:
+    """A timeout that no system call could take is waited for all the same."""
+    with box.spawn(["true"]) as process:
+        assert process.wait(timeout) == 0
+
+
+def test_timeout_does_not_wait_for_processes_that_are_not_ours_to_end(box: Sandbox) -> None:
+    """With the host's pids a grandchild can hold the pipes open; the timeout holds all the same."""
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            Sandbox(pid="host").run(
+                ["sh", "-c", "exec 3<&0; cat <&3 & wait"],
+                stdin=reader,
+                stdout=subprocess.PIPE,
+                timeout=0.2,
+            )
+    finally:
+        os.close(writer)  # lets the grandchild go
+        os.close(reader)
+
+
+def test_forked_child_keeps_a_dumpable_mark(root: None, box: Sandbox) -> None:
+    """A fork in the middle of root's spawns does not leave the child without its mark."""
+    import threading
+
+    from nsbox import lowlevel
+
+    stop = threading.Event()
+
+    def spawn() -> None:
+        while not stop.is_set():
+            box.run(["true"])
+
+    threads = [threading.Thread(target=spawn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    marks = []
+    try:
+        for _ in range(30):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of forks in programs with threads
+                pid = os.fork()
+            if pid == 0:
+                os._exit(lowlevel.prctl(PR_GET_DUMPABLE))
+            marks.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(marks) == {1}
