@@ -5,9 +5,11 @@ The C core's system calls as Python functions that raise OSError.
 they are used from here, since making flag types takes time at import.
 """
 
+import errno
 import os
+import signal
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ._native import ffi, lib
 from ._values import PathArg, check_text
@@ -223,10 +225,28 @@ def clone(
     )
     plan = ffi.new("struct nsbox_plan *", {"clone_flags": flags})
     result = ffi.new("struct nsbox_result *")
-    ret = lib.nsbox_spawn(plan, request, ffi.NULL, result)
-    if ret < 0:
-        _fail(ret, path)
-    return int(result.pid), int(result.pidfd)
+    result.pidfd = -1
+    try:
+        ret = lib.nsbox_spawn(plan, request, ffi.NULL, result)
+        if ret < 0:
+            _fail(ret, path)
+        return int(result.pid), int(result.pidfd)
+    except BaseException:
+        # A signal handler may raise when the child is there, and nobody knows of it.
+        kill_and_reap(result)
+        raise
+
+
+def kill_and_reap(record: Any) -> None:
+    """End the child of a ``struct nsbox_result``, if there is one, and close its pidfd."""
+    pidfd, record.pidfd = int(record.pidfd), -1
+    if pidfd < 0:
+        return
+    lib.nsbox_pidfd_send_signal(pidfd, signal.SIGKILL, 0)
+    end = ffi.new("struct nsbox_exit *")
+    while lib.nsbox_wait(pidfd, False, end) == -errno.EINTR:
+        pass
+    os.close(pidfd)
 
 
 def string_array(items: Sequence[bytes]) -> tuple[object, list[object]]:

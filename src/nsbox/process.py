@@ -12,7 +12,6 @@ signature is checked by a test), ``_close_pipe_fds``, ``_internal_poll``,
 
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -164,7 +163,7 @@ class Process(subprocess.Popen[Any]):
             self._child_created = True
         except BaseException:
             # A signal handler raised when the child was there already.
-            self._abandon()
+            _calls.kill_and_reap(self._child.record)
             raise
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
@@ -270,26 +269,12 @@ class Process(subprocess.Popen[Any]):
             except ProcessLookupError:
                 pass
 
-    def _abandon(self) -> None:
-        """Kill and reap a child that nobody will be able to end any more."""
-        pidfd = self._child.pidfd
-        if pidfd < 0:
-            return
-        _calls.pidfd_send_signal(pidfd, signal.SIGKILL)
-        try:
-            while _bridge.wait(pidfd, block=True) is None:
-                pass
-        except ChildProcessError:
-            pass  # someone else has reaped it
-        finally:
-            self._child.close()
-
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         child = getattr(self, "_child", None)
         # After a fork this may be the parent's process, and none of ours.
         if child is None or child.pidfd < 0 or self._owner != os.getpid():
             return
-        self._abandon()
+        _calls.kill_and_reap(child.record)
         _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:

@@ -24,7 +24,6 @@ from nsbox import (
     lowlevel,
 )
 
-
 pytestmark = pytest.mark.usefixtures("box")
 
 KINDS = ["user", "mnt", "pid", "uts", "ipc", "net", "cgroup", "time"]

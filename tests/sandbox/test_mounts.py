@@ -94,7 +94,7 @@ def test_readonly_bind_refuses_changes(shared: Path, call: str) -> None:
 
 
 def test_writable_bind_changes_the_host(shared: Path) -> None:
-    """What the payload writes in a writable bind appears on the host, owned by the source's owner."""
+    """What the payload writes in a writable bind appears on the host, owned as the source is."""
     box = Sandbox(mounts=[Bind(shared, "/data", readonly=False)])
     box.run(["/bin/sh", "-c", "echo hi >/data/new; mkdir /data/newdir"], check=True)
     owner = shared.stat()
@@ -309,7 +309,21 @@ def test_dev_content() -> None:
     """/dev holds the six harmless devices, pts, shm and the usual links, and nothing else."""
     result = Sandbox().run(["/bin/ls", "/dev"], capture_output=True, text=True)
     assert sorted(result.stdout.split()) == sorted(
-        "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero".split()
+        [
+            "fd",
+            "full",
+            "null",
+            "ptmx",
+            "pts",
+            "random",
+            "shm",
+            "stderr",
+            "stdin",
+            "stdout",
+            "tty",
+            "urandom",
+            "zero",
+        ]
     )
 
 
@@ -694,7 +708,7 @@ def test_mount_through_a_link_to_the_old_root(tmp_path: Path) -> None:
 
 
 def test_mount_through_a_link_to_another_bind(tmp_path: Path) -> None:
-    """A link from our own tmpfs tree into a writable bind does not let mount points be made there."""
+    """A link from our own tmpfs tree into a writable bind makes no mount points there."""
     expose(tmp_path)
     shared, other = tmp_path / "shared", tmp_path / "other"
     shared.mkdir()

@@ -88,7 +88,7 @@ print(json.dumps({"read": read, "refused": refused, "last": pid}))
 def test_joining_process_does_not_show_the_callers_memory(
     way: str, request: pytest.FixtureRequest
 ) -> None:
-    """A payload that may trace everything in its sandbox cannot read the caller through a newcomer."""
+    """A payload that may trace all of its sandbox cannot read the caller through a newcomer."""
     secret = secrets.token_bytes(32)
     buffer = ctypes.create_string_buffer(secret, 32)
     address = ctypes.addressof(buffer)
@@ -157,9 +157,12 @@ def test_dumpable_is_as_before(spawn: Callable[[], object]) -> None:
 
 def test_dumpable_is_as_before_after_a_join() -> None:
     """A spawn that joins namespaces leaves the mark as it was."""
-    with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process:
-        with process.namespaces["user"] as user, process.namespaces["net"] as net:
-            Sandbox(user=user, net=net).run(["/bin/true"])
+    with (
+        Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process,
+        process.namespaces["user"] as user,
+        process.namespaces["net"] as net,
+    ):
+        Sandbox(user=user, net=net).run(["/bin/true"])
     assert lowlevel.prctl(PR_GET_DUMPABLE) == 1
 
 
