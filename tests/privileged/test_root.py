@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,7 +209,8 @@ def test_create_in_the_own_user_namespace(kind: str) -> None:
 def test_join_without_a_user_namespace(kind: str) -> None:
     """A sandbox of root joins a namespace and still has a user namespace of its own."""
     with Namespace.create(kind) as namespace:
-        box = Sandbox(**{FIELDS[kind]: namespace})  # type: ignore[arg-type]
+        fields: dict[str, Any] = {FIELDS[kind]: namespace}
+        box = Sandbox(**fields)
         result = box.run(
             ["/bin/readlink", f"/proc/self/ns/{kind}", "/proc/self/ns/user"],
             capture_output=True,

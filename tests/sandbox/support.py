@@ -10,9 +10,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from nsbox import Sandbox, interpreter_mounts, lowlevel
+from nsbox import Process, Sandbox, interpreter_mounts, lowlevel
 from nsbox.lowlevel import CloneFlag, MountFlag
 from nsbox.mount import Mount
 
@@ -37,6 +37,18 @@ def inside(code: str, *args: str, box: Sandbox | None = None, **options: Any) ->
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
+
+
+def stdin_of(process: Process) -> IO[Any]:
+    """Return the pipe to a process that was spawned with one."""
+    assert process.stdin is not None
+    return process.stdin
+
+
+def stdout_of(process: Process) -> IO[Any]:
+    """Return the pipe from a process that was spawned with one."""
+    assert process.stdout is not None
+    return process.stdout
 
 
 def in_child(function: Callable[[], T]) -> T:

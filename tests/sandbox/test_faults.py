@@ -192,7 +192,7 @@ Trace = tuple[list[tuple[str, str]], list[tuple[str, str]]]
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """The system calls of a spawn, name and line: the caller's, and the child's up to its execve."""
+    """The calls of a spawn, name and line: the caller's, and the child's up to its execve."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("no strace (Debian: apt-get install strace)")
@@ -260,7 +260,7 @@ LONG_CALLS = [
 def test_any_occurrence(
     strace: str, tmp_path: Path, request: pytest.FixtureRequest, call: str
 ) -> None:
-    """Whichever occurrence of a call fails, the spawn works or raises a SpawnError and leaves no child."""
+    """Whichever occurrence of a call fails, the spawn works or is a SpawnError; no child is left."""
     if not request.config.getoption("--long"):
         pytest.skip("needs --long")
     for when in range(1, 60):

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import PYTHON, expose, inside, python_box
+from support import PYTHON, expose, inside, python_box, stdout_of
 
 from nsbox import Bind, Namespace, Sandbox
 
@@ -45,11 +46,9 @@ def write(path, data=""):
 """
 
 
-def status(box: Sandbox, *, options: dict[str, object] | None = None) -> dict[str, str]:
+def status(box: Sandbox) -> dict[str, str]:
     """Return /proc/self/status of a payload."""
-    result = box.run(
-        ["/bin/cat", "/proc/self/status"], capture_output=True, text=True, **(options or {})
-    )
+    result = box.run(["/bin/cat", "/proc/self/status"], capture_output=True, text=True)
     return {
         key: value.strip()
         for key, value in (line.split(":", 1) for line in result.stdout.splitlines())
@@ -141,7 +140,8 @@ def test_root_of_pid_1_is_the_sandbox() -> None:
     code = """
 import json, os
 same = [os.path.samefile(f"/proc/1/{name}", "/") for name in ("root", "cwd")]
-print(json.dumps([*same, os.path.exists("/proc/1/root/root"), os.path.exists("/proc/1/root/var")]))"""
+there = [os.path.exists(f"/proc/1/root/{name}") for name in ("root", "var")]
+print(json.dumps([*same, *there]))"""
     assert inside(code) == [True, True, False, False]
 
 
@@ -188,13 +188,13 @@ def test_namespace_is_new(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_namespace_differs_between_spawns(kind: str) -> None:
     """Two spawns of one Sandbox do not share a namespace."""
-    code = f"import json, os; print(json.dumps(os.readlink('/proc/self/ns/{kind}')), flush=True); input()"
+    code = f"import os; print(os.readlink('/proc/self/ns/{kind}'), flush=True); input()"
     box = python_box()
     with (
         box.spawn([*PYTHON, code], stdin=-1, stdout=-1) as one,
         box.spawn([*PYTHON, code], stdin=-1, stdout=-1) as two,
     ):
-        assert one.stdout.readline() != two.stdout.readline()
+        assert stdout_of(one).readline() != stdout_of(two).readline()
         one.communicate(b"\n")
         two.communicate(b"\n")
 
@@ -218,7 +218,8 @@ def test_new_time_namespace() -> None:
 def test_host_mode_shares_the_namespace(field: str, kind: str) -> None:
     """'host' leaves the payload in the caller's namespace of that kind."""
     code = f"import json, os; print(json.dumps(os.readlink('/proc/self/ns/{kind}')))"
-    assert inside(code, box=python_box(**{field: "host"})) == os.readlink(f"/proc/self/ns/{kind}")
+    fields: dict[str, Any] = {field: "host"}
+    assert inside(code, box=python_box(**fields)) == os.readlink(f"/proc/self/ns/{kind}")
 
 
 def test_host_pid_namespace() -> None:
@@ -255,7 +256,7 @@ print(json.dumps([outcome(libc.shmget(0x6e7362, 4096, 0o1666)),
                   outcome(libc.semget(0x6e7362, 1, 0o1666))]), flush=True)
 input()"""
     with python_box().spawn([*PYTHON, code], stdin=-1, stdout=-1) as process:
-        made = json.loads(process.stdout.readline())
+        made = json.loads(stdout_of(process).readline())
         after = [table.read_text().count("\n") for table in tables]
         libc = ctypes.CDLL(None, use_errno=True)
         found = libc.shmget(0x6E7362, 4096, 0)
@@ -269,7 +270,7 @@ def test_siblings_do_not_share_memory() -> None:
     box = Sandbox()
     script = "echo x >/dev/shm/left; echo x >/tmp/left; echo done; read line"
     with box.spawn(["/bin/sh", "-c", script], stdin=-1, stdout=-1) as process:
-        process.stdout.readline()
+        stdout_of(process).readline()
         listing = box.run(["/bin/ls", "/dev/shm", "/tmp"], capture_output=True, text=True).stdout
         process.communicate(b"\n")
     assert "left" not in listing
@@ -593,10 +594,11 @@ def test_objects_tell_the_same_ids() -> None:
     """process.namespaces gives the ids that the payload itself reads."""
     code = """
 import json, os
-print(json.dumps({k: os.readlink(f"/proc/self/ns/{k}") for k in os.listdir("/proc/self/ns")}), flush=True)
+links = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in os.listdir("/proc/self/ns")}
+print(json.dumps(links), flush=True)
 input()"""
     with python_box().spawn([*PYTHON, code], stdin=-1, stdout=-1) as process:
-        links = json.loads(process.stdout.readline())
+        links = json.loads(stdout_of(process).readline())
         ids = {}
         for kind in process.namespaces:
             with process.namespaces[kind] as namespace:

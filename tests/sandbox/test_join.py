@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import PYTHON, enter_private_mounts, in_child, inside, python_box
+from support import PYTHON, enter_private_mounts, in_child, inside, python_box, stdout_of
 
 from nsbox import (
     PIPE,
@@ -28,7 +29,13 @@ pytestmark = pytest.mark.usefixtures("box")
 
 KINDS = ["user", "mnt", "pid", "uts", "ipc", "net", "cgroup", "time"]
 OWNED = ["mnt", "uts", "ipc", "net", "cgroup", "time"]
-FIELDS = {"uts": "uts", "ipc": "ipc", "net": "net", "cgroup": "cgroup_ns", "time": "time"}
+FIELDS: dict[str, str] = {
+    "uts": "uts",
+    "ipc": "ipc",
+    "net": "net",
+    "cgroup": "cgroup_ns",
+    "time": "time",
+}
 LINK = "import json, os, sys; print(json.dumps(os.readlink('/proc/self/ns/' + sys.argv[1])))"
 
 
@@ -80,7 +87,7 @@ def test_open_by_path(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", OWNED)
 def test_create_in_a_user_namespace(user: Namespace, kind: str) -> None:
-    """Every kind but user and pid can be made in a user namespace of the caller's, also by a plain user."""
+    """Every kind but user and pid can be made in a user namespace, also by a plain user."""
     with Namespace.create(kind, owner=user) as namespace, namespace.owner() as owner:
         assert namespace.kind == kind
         assert link(namespace) != own_link(kind)
@@ -235,7 +242,8 @@ def test_wrong_kind_in_a_field() -> None:
 def test_join_with_its_user_namespace(user: Namespace, kind: str) -> None:
     """A sandbox joins a namespace together with the user namespace that owns it."""
     with Namespace.create(kind, owner=user) as namespace:
-        box = python_box(user=user, **{FIELDS[kind]: namespace})
+        fields: dict[str, Any] = {"user": user, FIELDS[kind]: namespace}
+        box = python_box(**fields)
         assert inside(LINK, kind, box=box) == link(namespace)
 
 
@@ -254,7 +262,8 @@ def test_join_of_a_running_sandbox(kind: str) -> None:
         process.namespaces[kind] as namespace,
         process.namespaces["user"] as user,
     ):
-        box = python_box(user=user, **{FIELDS[kind]: namespace})
+        fields: dict[str, Any] = {"user": user, FIELDS[kind]: namespace}
+        box = python_box(**fields)
         assert inside(LINK, kind, box=box) == link(namespace)
 
 
@@ -310,7 +319,7 @@ print(json.dumps(socket.create_connection(("127.0.0.1", 4000)).recv(5).decode())
     with Namespace.create("net", owner=user) as net:
         box = python_box(user=user, net=net)
         with box.spawn([*PYTHON, serve], stdout=PIPE) as server:
-            assert server.stdout.readline() == b"ready\n"
+            assert stdout_of(server).readline() == b"ready\n"
             assert inside(ask, box=box) == "hello"
             assert server.wait() == 0
 

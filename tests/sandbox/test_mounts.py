@@ -15,6 +15,7 @@ from support import (
     inside,
     mount_tmpfs,
     python_box,
+    stdout_of,
     tree,
 )
 
@@ -173,7 +174,7 @@ def test_later_mounts_of_the_host_stay_outside(shared: Path) -> None:
         code = "import os; print(1, flush=True); input(); print(os.listdir('/data/sub/later'))"
         box = python_box(mounts=[Bind(shared, "/data")])
         with box.spawn([*PYTHON, code], stdin=-1, stdout=-1, text=True) as process:
-            ready = process.stdout.readline()
+            ready = stdout_of(process).readline()
             mount_tmpfs(shared / "sub" / "later")
             (shared / "sub" / "later" / "secret").write_text("")
             return [ready, process.communicate("\n")[0]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from support import PYTHON, SOURCE, in_child, inside, python_box
+from support import PYTHON, SOURCE, in_child, inside, python_box, stdin_of, stdout_of
 
 import nsbox
 from nsbox import (
@@ -64,8 +64,7 @@ def ends(file: IO[bytes] | int, deadline: float = DEADLINE) -> bool:
 
 def waiting(process: Process) -> Process:
     """Wait until the shell of a process has printed that it runs."""
-    assert process.stdout is not None
-    assert process.stdout.readline()
+    assert stdout_of(process).readline()
     return process
 
 
@@ -76,9 +75,9 @@ def test_process_is_a_popen() -> None:
     """A Process is a subprocess.Popen, and works as its context manager does."""
     with Sandbox().spawn([SH, "-c", "read x"], stdin=PIPE) as process:
         assert isinstance(process, subprocess.Popen)
-        process.stdin.write(b"hi\n")
+        stdin_of(process).write(b"hi\n")
     assert process.returncode == 0
-    assert process.stdin.closed
+    assert stdin_of(process).closed
 
 
 def test_result_is_a_completed_process() -> None:
@@ -143,7 +142,7 @@ def test_poll_and_wait() -> None:
     """poll() is None while it runs, and the status afterwards, as often as asked."""
     with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process:
         assert process.poll() is None
-        process.stdin.close()
+        stdin_of(process).close()
         assert process.wait() == 0
         assert process.poll() == 0
         assert process.wait(0) == 0
@@ -162,7 +161,7 @@ def test_pidfd_announces_the_end() -> None:
     with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process:
         pidfd = process.pidfd
         assert pidfd is not None
-        process.stdin.close()
+        stdin_of(process).close()
         assert ends(pidfd)
         process.wait()
         assert process.pidfd is None
@@ -218,8 +217,8 @@ def test_encoding_and_errors() -> None:
 def test_bufsize() -> None:
     """bufsize=0 gives raw streams."""
     with Sandbox().spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE, bufsize=0) as process:
-        process.stdin.write(b"hi")
-        assert process.stdout.read(2) == b"hi"
+        stdin_of(process).write(b"hi")
+        assert stdout_of(process).read(2) == b"hi"
 
 
 def test_stdin_file(tmp_path: Path) -> None:
@@ -324,9 +323,8 @@ def test_umask() -> None:
 def test_cwd() -> None:
     """cwd= of the call wins over that of the Sandbox."""
     box = Sandbox(cwd="/usr")
-    outputs = [
-        box.run(["/bin/pwd"], capture_output=True, **o).stdout for o in ({}, {"cwd": "/tmp"})
-    ]
+    options: list[dict[str, Any]] = [{}, {"cwd": "/tmp"}]
+    outputs = [box.run(["/bin/pwd"], capture_output=True, **o).stdout for o in options]
     assert outputs == [b"/usr\n", b"/tmp\n"]
 
 
@@ -363,8 +361,9 @@ def test_blocked_signals_of_the_caller_come_back() -> None:
 @pytest.mark.parametrize("option", ["memory", "preexec_fn", "user", "process_group", "start"])
 def test_unknown_option(option: str) -> None:
     """An option that does not exist here is a TypeError that names it."""
+    options: dict[str, Any] = {option: None}
     with pytest.raises(TypeError, match=option):
-        Sandbox().spawn(["/bin/true"], **{option: None})
+        Sandbox().spawn(["/bin/true"], **options)
 
 
 def test_argument_list_too_long() -> None:
@@ -403,7 +402,7 @@ def test_usage_of_a_sleeper() -> None:
         assert process.usage is None
         with pytest.raises(TimeoutExpired):
             process.wait(0.1)
-        process.stdin.close()
+        stdin_of(process).close()
         process.wait()
     assert process.usage is not None
     assert process.usage.wall_time >= 0.1
@@ -634,7 +633,7 @@ def test_waits_from_several_threads() -> None:
         ]
         for thread in threads:
             thread.start()
-        process.stdin.close()
+        stdin_of(process).close()
         for thread in threads:
             thread.join()
     assert statuses == [6] * 8

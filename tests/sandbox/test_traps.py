@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
-from support import PYTHON, python_box
+from support import PYTHON, python_box, stdout_of
 
 from nsbox import PIPE, Sandbox, SpawnError, lowlevel
 
@@ -95,7 +95,7 @@ def test_joining_process_does_not_show_the_callers_memory(
     rounds = 300 if request.config.getoption("--long") else 30
     box = python_box(capabilities=["SYS_PTRACE"])
     with box.spawn([*PYTHON, _SPY, way, str(address)], stdin=PIPE, stdout=PIPE) as spy:
-        assert spy.stdout.readline() == b"ready\n"
+        assert stdout_of(spy).readline() == b"ready\n"
         with spy.namespaces["user"] as user, spy.namespaces["pid"] as pid:
             newcomer = Sandbox(user=user, pid=pid)
             for _ in range(rounds):
