@@ -203,6 +203,7 @@ struct nsbox_exit {
 /* dumpable: NULL if the child keeps the caller's ids, or does not share its memory. */
 int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *request,
 		struct nsbox_dumpable *dumpable, struct nsbox_result *result);
+int nsbox_dumpable_wanted(struct nsbox_dumpable *dumpable);
 int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end);
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);

@@ -105,6 +105,15 @@ static void guard_dumpable(struct nsbox_dumpable *dumpable)
 	unlock(&dumpable->lock);
 }
 
+/* The mark to restore in a fork of this process, which may be copied while it is off. */
+int nsbox_dumpable_wanted(struct nsbox_dumpable *dumpable)
+{
+	lock(&dumpable->lock);
+	int wanted = dumpable->count ? dumpable->before : nsbox_prctl(PR_GET_DUMPABLE, 0);
+	unlock(&dumpable->lock);
+	return wanted;
+}
+
 /*
  * `alive` is cleared a moment before the child leaves our memory (exec_mmap in
  * the kernel's fs/exec.c): only kcmp(2) tells for sure that it has. The callers

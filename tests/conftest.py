@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long forms of long tests")
 
 
+def pytest_collection_finish() -> None:
+    # The check after each test collects garbage; what was imported by now is none.
+    gc.collect()
+    gc.freeze()
+
+
 def unavailable(reason: str) -> None:
     """Skip the running test, or fail it where it has to run."""
     if MUST_RUN:

@@ -97,11 +97,15 @@ class _Dumpable:
 
     def __init__(self) -> None:
         self.note = ffi.new("struct nsbox_dumpable *")
-        os.register_at_fork(after_in_child=self._reset)
+        self._wanted = 0
+        os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
 
-    def _reset(self) -> None:
-        # The spawns that were under way are the parent's; the mark was copied.
-        if self.note.count and self.note.before == 1:
+    def _before_fork(self) -> None:
+        self._wanted = lib.nsbox_dumpable_wanted(self.note)
+
+    def _after_fork(self) -> None:
+        # The spawns that were under way are the parent's, and so was the mark at that moment.
+        if self._wanted == 1:
             _calls.prctl(_PR_SET_DUMPABLE, 1)
         self.note = ffi.new("struct nsbox_dumpable *")
 

@@ -7,8 +7,9 @@ and the order of operations is decided here: the C core walks the plan and
 decides nothing.
 """
 
+import copy
 import os.path
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, IntFlag
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -266,7 +267,9 @@ def _default_mounts(box: Description, host: Host) -> list[Mount]:
 def _all_mounts(box: Description, host: Host) -> list[Mount]:
     """Return what to mount below the root, sorted so that each comes after what holds it."""
     taken: dict[str, Mount] = {}
-    for mount in box.mounts:
+    links = dict(host.links) if box.root is None else {}
+    for given in box.mounts:
+        mount = _behind_link(given, links)
         _check_mount(mount, box)
         if mount.target in taken:
             raise PlanError(
@@ -279,6 +282,21 @@ def _all_mounts(box: Description, host: Host) -> list[Mount]:
         if not any(_within(mount.target, target) for target in taken)
     ]
     return sorted([*defaults, *taken.values()], key=lambda mount: _parts(mount.target))
+
+
+def _behind_link(mount: Mount, links: Mapping[str, str]) -> Mount:
+    """
+    Return a mount below one of our links in "/" with the target that the link leads to.
+
+    /bin/tool is in /usr/bin, so its mount comes after, and lies in, that of /usr.
+    """
+    first, *rest = _parts(mount.target) or ("",)
+    if not rest or first not in links:
+        return mount
+    moved = copy.copy(mount)
+    target = os.path.normpath("/".join(("", links[first], *rest)))
+    object.__setattr__(moved, "target", "/" + target.lstrip("/"))
+    return moved
 
 
 def _check_mount(mount: Mount, box: Description) -> None:
@@ -613,7 +631,7 @@ def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
         upper, work = "upper", "work"
     else:
         # The kernel wants both on one mount: clone the directory that holds them.
-        paths = [os.path.normpath(mount.upper), os.path.normpath(mount.work)]
+        paths = [mount.upper, mount.work]
         common = os.path.commonpath(paths)
         layer("store", common, writable=True)
         upper, work = (os.path.join("store", os.path.relpath(path, common)) for path in paths)

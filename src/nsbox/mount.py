@@ -158,7 +158,8 @@ class Overlay:
     Args:
         lower: Directory of the host, or several, the topmost first.
         target: Absolute path inside. Default "/", for ``Sandbox(root=Overlay(...))``.
-        upper: Directory of the host that keeps the changes, as an absolute path.
+        upper: Directory of the host that keeps the changes, as an absolute path
+            without "..".
         work: An empty directory on the same file system as upper, which the
             kernel needs; required with upper.
         size: Without upper: most bytes that the changes may take. Default 512M.
@@ -188,14 +189,14 @@ class Overlay:
         if (upper is None) != (work is None):
             raise PlanError("Overlay: upper and work come together")
         for name, path in (("upper", upper), ("work", work)):
-            if path is not None and not check_path(f"Overlay {name}", path).startswith("/"):
-                raise PlanError(f"Overlay {name}: {path!r} must be absolute")
+            if path is not None:
+                check_target(f"Overlay {name}", path)
         _set(
             self,
             lower=tuple(check_path("Overlay lower", layer) for layer in layers),
             target=check_target("Overlay target", target),
-            upper=None if upper is None else check_path("Overlay upper", upper),
-            work=None if work is None else check_path("Overlay work", work),
+            upper=None if upper is None else check_target("Overlay upper", upper),
+            work=None if work is None else check_target("Overlay work", work),
             size=parse_size("Overlay size", size),
         )
 

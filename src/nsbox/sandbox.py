@@ -20,6 +20,7 @@ from ._values import (
     check_capabilities,
     check_environment,
     check_id,
+    check_mode,
     check_path,
     check_target,
     check_text,
@@ -89,12 +90,12 @@ class Sandbox:
         PlanError: If a value cannot be meant.
     """
 
-    root: str | Overlay | None = None
+    root: PathArg | Overlay | None = None
     writable: bool = False
     mounts: Sequence[Mount] = ()
     default_mounts: bool = True
     hostname: str | None = None
-    cwd: str = "/"
+    cwd: PathArg = "/"
     env: Mapping[str, str] = field(default_factory=dict)
     uid: int | None = None
     gid: int | None = None
@@ -182,8 +183,7 @@ class Sandbox:
         Raises:
             SpawnError: If a step of the set-up failed, with step, errno, path
                 and hint; nothing is left of it.
-            PlanError: If an argument cannot be meant.
-            NamespaceError: If a namespace to join is closed.
+            PlanError: If an argument cannot be meant, or a namespace to join is closed.
         """
         main = threading.current_thread() is threading.main_thread()
         return self._spawn(
@@ -256,11 +256,13 @@ class Sandbox:
         unknown = options.keys() - _OPTIONS
         if unknown:
             raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
+        if options.get("umask", -1) != -1:
+            check_mode("umask", options["umask"])
         return Process(
             self._start,
             self._environment(env),
             args,
-            cwd=self.cwd if cwd is None else check_target("cwd", cwd),
+            cwd=os.fsdecode(self.cwd) if cwd is None else check_target("cwd", cwd),
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal,
             die_with_thread=die_with_thread,
@@ -288,7 +290,7 @@ class Sandbox:
         The steps are data; ``print(box.explain())`` shows them as text. Nothing
         is started.
         """
-        return explain_plan(self._plan(), self.cwd)
+        return explain_plan(self._plan(), os.fsdecode(self.cwd))
 
     def _plan(self) -> Plan:
         return compile_plan(self._describe(), _host.look())
@@ -304,7 +306,9 @@ class Sandbox:
             modes[kind] = "join" if isinstance(value, Namespace) else value or "host"
         return Description(
             namespaces=modes,
-            root=self.root,
+            root=self.root
+            if self.root is None or isinstance(self.root, Overlay)
+            else os.fsdecode(self.root),
             writable=self.writable,
             mounts=tuple(self.mounts),
             default_mounts=self.default_mounts,

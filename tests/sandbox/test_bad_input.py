@@ -166,7 +166,7 @@ TRUE = ["/bin/true"]
 
 REFUSED = {
     "root_missing": Refused(
-        lambda tmp: (Sandbox(root=tmp / "missing"), TRUE),  # type: ignore[arg-type]
+        lambda tmp: (Sandbox(root=tmp / "missing"), TRUE),
         Step.OPEN_TREE,
         errno.ENOENT,
         "{tmp}/missing",

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+import nsbox.demo.__main__ as command
+import nsbox.demo.facts as facts_module
+import nsbox.demo.text as text
 from nsbox import Sandbox
-from nsbox.demo import __main__ as command
-from nsbox.demo import facts as facts_module
-from nsbox.demo import text
 
 DEMO = [sys.executable, "-m", "nsbox.demo"]
 DEADLINE = 60.0

@@ -128,7 +128,7 @@ def test_symbols_of_the_core_are_its_own() -> None:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("no nm")
-    file = native.__file__  # type: ignore[attr-defined]
+    file = native.__file__
     output = subprocess.run(
         [nm, "-D", "--defined-only", file], capture_output=True, text=True, check=True
     ).stdout
@@ -144,7 +144,7 @@ def test_core_binds_its_symbols_when_it_is_loaded() -> None:
     readelf = shutil.which("readelf")
     if readelf is None:
         pytest.skip("no readelf")
-    file = native.__file__  # type: ignore[attr-defined]
+    file = native.__file__
     output = subprocess.run([readelf, "-d", file], capture_output=True, text=True, check=True)
     assert "NOW" in output.stdout
     assert os.path.basename(file).startswith("_native")

@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 from support import SOURCE
@@ -55,8 +56,9 @@ def test_closed_descriptor_as_a_stream_is_refused(box: Sandbox, stream: str) -> 
         try:
             os.fstat(fd)
         except OSError:
+            options: dict[str, Any] = {stream: fd}
             with pytest.raises(SpawnError) as caught:
-                box.run(["true"], **{stream: fd})
+                box.run(["true"], **options)
             assert (caught.value.step, caught.value.errno) == (Step.DUP, errno.EBADF)
 
 
@@ -92,12 +94,15 @@ box.run(["sleep", "1000"])
 """
 
 
+DELAY = ["-e", "inject=clone3:delay_exit=2000000:when=2"]
+
+
 def test_caller_killed_during_a_set_up_leaves_nothing(box: Sandbox, strace: str) -> None:
     """A half-built child that waits for its ids dies when its caller is killed."""
+    script = [sys.executable, "-c", SPAWN_AND_WAIT]
     tracer = subprocess.Popen(
-        # The second clone3 of a new namespace is held up just before it returns to the caller.
-        [strace, "-f", "-o", "/dev/null", "-e", "trace=clone3"]
-        + ["-e", "inject=clone3:delay_exit=2000000:when=2", sys.executable, "-c", SPAWN_AND_WAIT],
+        # The second clone3 is held up just before it returns to the caller.
+        [strace, "-f", "-o", "/dev/null", "-e", "trace=clone3", *DELAY, *script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("box")
 
 KINDS = ["user", "mnt", "pid", "uts", "ipc", "net", "cgroup", "time"]
 OWNED = ["mnt", "uts", "ipc", "net", "cgroup", "time"]
-FIELDS: dict[str, str] = {
+FIELDS = {
     "uts": "uts",
     "ipc": "ipc",
     "net": "net",

@@ -832,3 +832,12 @@ def test_root_swapped_for_a_link_is_followed_once(rootfs: Path) -> None:
     link.symlink_to(rootfs)
     result = Sandbox(root=str(link)).run(["/bin/ls", "/bin/busybox"])
     assert result.returncode == 0
+
+
+def test_target_below_a_link_of_the_root(sh: Any, tmp_path: Path) -> None:
+    """A mount below /bin, a link to usr/bin, is found in both places."""
+    tool = expose(tmp_path) / "tool"
+    tool.write_text("#!/bin/sh\necho tool\n")
+    tool.chmod(0o755)
+    result = sh("nsbox-tool; /usr/bin/nsbox-tool", Sandbox(mounts=[Bind(tool, "/bin/nsbox-tool")]))
+    assert result.stdout == "tool\ntool\n"

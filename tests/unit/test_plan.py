@@ -475,6 +475,25 @@ def test_plan_root_caller_may_choose(asked: dict[str, int], host_ids: tuple[int,
     assert (found.host_uid, found.host_gid) == host_ids
 
 
+@pytest.mark.parametrize(
+    ("host", "user", "inside", "outside"),
+    [
+        (ROOT, "new", (0, 0), (65534, 65533)),
+        (USER, "new", (0, 0), (1000, 100)),
+        (ROOT, "host", (65534, 65533), (65534, 65533)),
+        (USER, "host", (1000, 100), (1000, 100)),
+        (ROOT, "join", (0, 0), (None, None)),
+        (USER, "join", (0, 0), (None, None)),
+    ],
+)
+def test_plan_default_ids_are_never_host_root(
+    host: Host, user: str, inside: tuple[int, int], outside: tuple[int, int]
+) -> None:
+    """Without ids a payload is 0 in a namespace of its own, and nobody or the caller outside."""
+    found = compile_plan(describe({"user": user}), host).ids
+    assert ((found.uid, found.gid), (found.host_uid, found.host_gid)) == (inside, outside)
+
+
 @pytest.mark.parametrize("asked", [{"host_uid": 0}, {"host_uid": 1001}, {"host_gid": 0}], ids=repr)
 def test_plan_plain_caller_may_not_choose(asked: dict[str, Any]) -> None:
     """A plain user can stand for no other."""
@@ -596,6 +615,7 @@ child     openat          /etc/passwd 644, 66 bytes
 child     openat          /etc/group 644, 27 bytes
 child     openat          /etc/hosts 644, 42 bytes
 child     symlinkat       /etc/localtime -> /usr/share/zoneinfo/UTC
+child     mkdirat         /dev 755
 child     fsmount         tmpfs size=64K,nr_inodes=64,mode=0755 (nosuid,noexec)
 child     move_mount      tmpfs -> /dev
 child     statx           /dev/null is character device 1:3
@@ -622,18 +642,24 @@ child     symlinkat       /dev/stdout -> /proc/self/fd/1
 child     symlinkat       /dev/stderr -> /proc/self/fd/2
 child     symlinkat       /dev/ptmx -> pts/ptmx
 child     mkdirat         /dev/pts 755
-child     mkdirat         /dev/shm 755
 child     fsmount         devpts mode=620,ptmxmode=666 (nosuid,noexec)
 child     move_mount      devpts -> /dev/pts
+child     mkdirat         /dev/shm 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=1777 (nosuid,nodev,noexec)
 child     move_mount      tmpfs -> /dev/shm
+child     mkdirat         /etc/alternatives 755
 child     move_mount      /etc/alternatives -> /etc/alternatives
+child     mkdirat         /home 755
+child     mkdirat         /home/sandbox 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=700 (nosuid,nodev)
 child     move_mount      tmpfs -> /home/sandbox
+child     mkdirat         /proc 755
 child     fsmount         proc (nosuid,nodev,noexec)
 child     move_mount      proc -> /proc
+child     mkdirat         /tmp 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=1777 (nosuid,nodev)
 child     move_mount      tmpfs -> /tmp
+child     mkdirat         /usr 755
 child     move_mount      /usr -> /usr
 child     mount_setattr   /: rdonly
 child     mount_setattr   /dev: rdonly
