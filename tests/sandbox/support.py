@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import nsbox
 from nsbox import Process, Sandbox, interpreter_mounts, lowlevel
 from nsbox.lowlevel import CloneFlag, MountFlag
 from nsbox.mount import Mount
 
 T = TypeVar("T")
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+SOURCE = Path(nsbox.__file__).parents[1]
+"""Where the nsbox that is tested lies: a checkout, or site-packages."""
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 """Runs code, outside as well as inside; without site, which is most of the start-up time."""
 

@@ -89,19 +89,22 @@ def test_payload_is_in_a_new_session() -> None:
 # ---- files ----------------------------------------------------------------
 
 
+def entries(path: str) -> set[str]:
+    """List a directory of a default sandbox, one without the running Python's directories."""
+    result = Sandbox().run(["/bin/ls", "-A", path], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
 def test_entries_of_the_root() -> None:
     """The root holds the program directories, /etc, /home, /dev, /proc and /tmp, and no more."""
-    entries = set(inside("import json, os; print(json.dumps(os.listdir('/')))", box=python_box()))
-    shown = {mount.target.split("/")[1] for mount in python_box().mounts}
     programs = {"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix", "gnu"}
-    assert {"usr", "etc", "dev", "proc", "tmp", "home"} <= entries
-    assert entries - shown - programs == {"etc", "dev", "proc", "tmp", "home"}
+    assert entries("/") - programs == {"etc", "dev", "proc", "tmp", "home"}
 
 
 @pytest.mark.parametrize("path", ["/root", "/run", "/var", "/sys", "/mnt", "/srv", "/boot"])
 def test_directory_of_the_host_is_absent(path: str) -> None:
     """Directories of the host that may hold secrets do not exist inside."""
-    assert not inside(f"import json, os; print(json.dumps(os.path.exists({path!r})))")
+    assert Sandbox().run(["/usr/bin/test", "-e", path]).returncode == 1
 
 
 def test_homes_of_the_host_are_absent() -> None:
@@ -114,7 +117,7 @@ print(json.dumps([os.listdir("/home"), os.listdir("/home/sandbox")]))"""
 
 def test_tmp_of_the_host_is_absent(tmp_path: Path) -> None:
     """The host's temporary files are not seen."""
-    assert inside("import json, os; print(json.dumps(os.listdir('/tmp')))") == []
+    assert entries("/tmp") == set()
 
 
 def test_accounts_of_the_host_are_absent() -> None:
@@ -139,10 +142,8 @@ def test_root_of_pid_1_is_the_sandbox() -> None:
     """/proc/1/root and /proc/1/cwd lead to the sandbox's own root."""
     code = """
 import json, os
-same = [os.path.samefile(f"/proc/1/{name}", "/") for name in ("root", "cwd")]
-there = [os.path.exists(f"/proc/1/root/{name}") for name in ("root", "var")]
-print(json.dumps([*same, *there]))"""
-    assert inside(code) == [True, True, False, False]
+print(json.dumps([os.path.samefile(f"/proc/1/{name}", "/") for name in ("root", "cwd")]))"""
+    assert inside(code) == [True, True]
 
 
 def test_own_executable_cannot_be_overwritten() -> None:
