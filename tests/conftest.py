@@ -134,7 +134,10 @@ def children() -> set[int]:
     """Return this process's children, zombies too, of all its threads."""
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
-        text = Path(f"/proc/self/task/{task}/children").read_text()
+        try:
+            text = Path(f"/proc/self/task/{task}/children").read_text()
+        except FileNotFoundError:
+            continue  # a thread that has just ended
         found.update(int(pid) for pid in text.split())
     return found
 
