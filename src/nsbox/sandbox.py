@@ -162,7 +162,8 @@ class Sandbox:
         Start a process in a fresh world.
 
         Returns when the program executes, so every failure up to then is an
-        exception here.
+        exception here. Raises an auditing event ``nsbox.spawn`` with the
+        program, args and cwd (sys.audit).
 
         Args:
             args: Program and arguments, as for subprocess.Popen. A program
