@@ -83,16 +83,15 @@
 #define AT_RECURSIVE 0x8000
 #endif
 
-#define NEW_NAMESPACES                                                   \
-	(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS |     \
-	 CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP)
+#define NEW_NAMESPACES                                                                             \
+	(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | \
+	 CLONE_NEWCGROUP)
 
 enum kind { BIND, DEVICE, MOUNT, MKDIR, FILE_COPY, SYMLINK, READONLY };
 
 static const char *const kind_names[] = {
-	[BIND] = "bind",       [DEVICE] = "device",   [MOUNT] = "mount",
-	[MKDIR] = "mkdir",     [FILE_COPY] = "file",  [SYMLINK] = "symlink",
-	[READONLY] = "readonly",
+	[BIND] = "bind",      [DEVICE] = "device",   [MOUNT] = "mount",       [MKDIR] = "mkdir",
+	[FILE_COPY] = "file", [SYMLINK] = "symlink", [READONLY] = "readonly",
 };
 
 struct option {
@@ -129,8 +128,8 @@ struct plan {
 /* One spawn; the memory through which parent and child talk. */
 struct spawn {
 	const struct plan *plan;
-	uint32_t mapped;          /* futex: the id maps are written */
-	uint32_t alive;           /* futex: cleared by the kernel at exec or exit */
+	uint32_t mapped; /* futex: the id maps are written */
+	uint32_t alive;  /* futex: cleared by the kernel at exec or exit */
 	sigset_t inherited_mask;
 	int caller_pidfd;
 	int mounts[MAX_OPERATIONS]; /* for each operation: its mount */
@@ -158,13 +157,12 @@ static void open_source(struct spawn *s, int index)
 		.propagation = PRIVATE,
 	};
 	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, op->text,
-				OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC |
-					AT_RECURSIVE);
+				OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 
 	if (tree < 0)
 		fail("open_tree");
-	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE,
-		    &set, sizeof(set)) < 0)
+	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &set, sizeof(set)) <
+	    0)
 		fail("mount_setattr");
 	s->mounts[index] = tree;
 }
@@ -208,8 +206,7 @@ static void become_inner_root(struct spawn *s)
 
 static void attach(struct spawn *s, int index, int base)
 {
-	if (syscall(SYS_move_mount, s->mounts[index], "", base,
-		    s->plan->operations[index].path,
+	if (syscall(SYS_move_mount, s->mounts[index], "", base, s->plan->operations[index].path,
 		    MOVE_MOUNT_F_EMPTY_PATH) < 0)
 		fail("move_mount");
 }
@@ -238,13 +235,12 @@ static void mount_new(struct spawn *s, int index, int base)
 	if (fs < 0)
 		fail("fsopen");
 	for (size_t i = 0; i < op->noptions; i++)
-		if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING,
-			    op->options[i].key, op->options[i].value, 0) < 0)
+		if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, op->options[i].key,
+			    op->options[i].value, 0) < 0)
 			fail("fsconfig");
 	if (syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
 		fail("fsconfig create");
-	s->mounts[index] = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC,
-					op->number);
+	s->mounts[index] = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, op->number);
 	if (s->mounts[index] < 0)
 		fail("fsmount");
 	close(fs);
@@ -253,8 +249,7 @@ static void mount_new(struct spawn *s, int index, int base)
 
 static void write_file(const struct operation *op, int base)
 {
-	int fd = openat(base, op->path,
-			O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+	int fd = openat(base, op->path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
 			op->number);
 
 	if (fd < 0)
@@ -266,10 +261,9 @@ static void write_file(const struct operation *op, int base)
 
 static void make_readonly(int mount)
 {
-	struct mount_attr readonly = {.attr_set = MOUNT_ATTR_RDONLY};
+	struct mount_attr readonly = { .attr_set = MOUNT_ATTR_RDONLY };
 
-	if (syscall(SYS_mount_setattr, mount, "", AT_EMPTY_PATH, &readonly,
-		    sizeof(readonly)) < 0)
+	if (syscall(SYS_mount_setattr, mount, "", AT_EMPTY_PATH, &readonly, sizeof(readonly)) < 0)
 		fail("read-only");
 }
 
@@ -279,29 +273,19 @@ static void run_operation(struct spawn *s, int index)
 	int base = op->base < 0 ? AT_FDCWD : s->mounts[op->base];
 
 	switch (op->kind) {
-	case BIND:
-		attach(s, index, base);
-		break;
-	case DEVICE:
-		attach_device(s, index, base);
-		break;
-	case MOUNT:
-		mount_new(s, index, base);
-		break;
+	case BIND: attach(s, index, base); break;
+	case DEVICE: attach_device(s, index, base); break;
+	case MOUNT: mount_new(s, index, base); break;
 	case MKDIR:
 		if (mkdirat(base, op->path, op->number) < 0)
 			fail("mkdirat");
 		break;
-	case FILE_COPY:
-		write_file(op, base);
-		break;
+	case FILE_COPY: write_file(op, base); break;
 	case SYMLINK:
 		if (symlinkat(op->text, base, op->path) < 0)
 			fail("symlinkat");
 		break;
-	case READONLY:
-		make_readonly(base);
-		break;
+	case READONLY: make_readonly(base); break;
 	}
 }
 
@@ -324,7 +308,7 @@ static void drop_privileges(void)
 	struct __user_cap_header_struct header = {
 		.version = _LINUX_CAPABILITY_VERSION_3,
 	};
-	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0};
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
 
 	/* The kernel says by EINVAL where its capabilities end. */
 	for (unsigned long cap = 0;; cap++)
@@ -344,8 +328,8 @@ static void drop_privileges(void)
 /* The parent may have died before the request: then no signal comes any more. */
 static void die_with_parent(struct spawn *s)
 {
-	struct pollfd parent = {.fd = s->caller_pidfd, .events = POLLIN};
-	struct timespec no_time = {0};
+	struct pollfd parent = { .fd = s->caller_pidfd, .events = POLLIN };
+	struct timespec no_time = { 0 };
 
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
 		fail("parent death signal");
@@ -355,7 +339,7 @@ static void die_with_parent(struct spawn *s)
 
 static void restore_signals(struct spawn *s)
 {
-	struct sigaction by_default = {.sa_handler = SIG_DFL};
+	struct sigaction by_default = { .sa_handler = SIG_DFL };
 
 	sigaction(SIGPIPE, &by_default, NULL);
 	sigaction(SIGXFSZ, &by_default, NULL);
@@ -394,8 +378,7 @@ static _Noreturn void child_main(void *arg)
  * clone3 whose child calls entry(arg) on the stack given in args. In C alone
  * the child would return into frames that live on the parent's stack.
  */
-static pid_t clone3_on_stack(struct clone_args *args, void (*entry)(void *),
-			     void *arg)
+static pid_t clone3_on_stack(struct clone_args *args, void (*entry)(void *), void *arg)
 {
 #if defined(__x86_64__)
 	long result = SYS_clone3;
@@ -457,8 +440,8 @@ static void write_proc(pid_t pid, const char *file, const char *text)
 static void start(struct spawn *s, void *stack, int *pidfd)
 {
 	struct clone_args args = {
-		.flags = CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID |
-			 CLONE_CLEAR_SIGHAND | NEW_NAMESPACES,
+		.flags = CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID | CLONE_CLEAR_SIGHAND |
+			 NEW_NAMESPACES,
 		.pidfd = (uintptr_t)pidfd,
 		.child_tid = (uintptr_t)&s->alive,
 		.stack = (uintptr_t)stack,
@@ -488,11 +471,10 @@ static void close_sources(struct spawn *s)
 
 static void reap(int pidfd)
 {
-	siginfo_t end = {0};
+	siginfo_t end = { 0 };
 	struct rusage usage;
 
-	if (syscall(SYS_waitid, P_PIDFD, pidfd, &end, WEXITED | __WALL,
-		    &usage) < 0)
+	if (syscall(SYS_waitid, P_PIDFD, pidfd, &end, WEXITED | __WALL, &usage) < 0)
 		die("waitid", errno);
 	close(pidfd);
 	if (end.si_code != CLD_EXITED || end.si_status != 0)
@@ -505,7 +487,7 @@ static void reap(int pidfd)
  */
 static void spawn_and_reap(const struct plan *plan)
 {
-	struct spawn s = {.plan = plan, .alive = 1};
+	struct spawn s = { .plan = plan, .alive = 1 };
 	/* The child's change of ids makes the shared memory undumpable. */
 	int dumpable = plan->is_root ? prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) : 0;
 	sigset_t all;
@@ -584,8 +566,7 @@ static void parse_operation(struct operation *op, char **words)
 		parse_options(op, words[5]);
 	if (op->kind == FILE_COPY)
 		read_content(op);
-	if (op->kind == DEVICE &&
-	    sscanf(words[5], "%u:%u", &op->major, &op->minor) != 2)
+	if (op->kind == DEVICE && sscanf(words[5], "%u:%u", &op->major, &op->minor) != 2)
 		die(words[5], EINVAL);
 }
 

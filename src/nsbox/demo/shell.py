@@ -60,6 +60,10 @@ def run(root: str | None, *, color: bool) -> int:
 
 
 def _start(box: Sandbox, slave: int) -> Process:
+    # Ignored signals stay ignored across exec, and a background job ignores these two.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     process = box.spawn([SHELL], stdin=slave, stdout=slave, stderr=slave, controlling_terminal=True)
     try:
         # As login(1) does: who runs the shell owns its terminal, or /dev/stderr cannot be opened.
