@@ -10,6 +10,7 @@
 #include <linux/openat2.h>
 #include <linux/sched.h>
 #include <net/if.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -179,17 +180,38 @@ long wait_for(int idtype, int id, int options)
 struct pidfd_info_exit {
 	uint64_t mask;
 	uint64_t cgroupid;
-	uint32_t ids[11];
+	uint32_t pid, tgid, ppid;
+	uint32_t other_ids[8];
 	int32_t exit_code;
 };
 _Static_assert(sizeof(struct pidfd_info_exit) == 64, "PIDFD_INFO_SIZE_VER0");
+#define INFO_PID (1U << 0)
 #define INFO_EXIT (1U << 3)
 #define GET_INFO _IOC(_IOC_READ | _IOC_WRITE, 0xFF, 11, sizeof(struct pidfd_info_exit))
 
+static bool is_ours(const struct pidfd_info_exit *info)
+{
+	return (info->mask & INFO_PID) && info->ppid == (uint32_t)sys(__NR_getpid);
+}
+
+/*
+ * The end of a process whose status other code took. Whoever takes it first
+ * claims the process, which makes our waitid fail, and then releases it, which
+ * makes the kernel note the status in the pidfd: between the two it is still our
+ * child, and the pidfd hangs up (POLLHUP) when the note is there.
+ */
 static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
 {
 	struct pidfd_info_exit info = { .mask = INFO_EXIT };
-	if (sys(__NR_ioctl, pidfd, GET_INFO, &info) < 0 || !(info.mask & INFO_EXIT))
+	struct pollfd released = { .fd = pidfd };
+
+	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
+	if (err == 0 && !(info.mask & INFO_EXIT) && is_ours(&info)) {
+		RETRY(sys(__NR_ppoll, &released, 1, 0, 0, sizeof(signal_mask)));
+		info = (struct pidfd_info_exit){ .mask = INFO_EXIT };
+		err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
+	}
+	if (err < 0 || !(info.mask & INFO_EXIT))
 		return -ECHILD;
 	if (WIFEXITED(info.exit_code)) {
 		end->code = CLD_EXITED;

@@ -596,8 +596,8 @@ def _keeps_status() -> bool:
     return (int(release[0]), int(release[1])) >= (6, 15)
 
 
-def test_another_thread_reaps_all_children() -> None:
-    """Where another thread calls waitpid(-1) in a loop, wait() returns the status nevertheless."""
+def test_other_threads_reap_all_children() -> None:
+    """Where other threads call waitpid(-1) in a loop, wait() returns the status nevertheless."""
 
     def child() -> list[int]:
         stop = threading.Event()
@@ -609,11 +609,14 @@ def test_another_thread_reaps_all_children() -> None:
                 except ChildProcessError:
                     pass
 
-        thread = threading.Thread(target=reaper)
-        thread.start()
-        statuses = [Sandbox().run([SH, "-c", "exit 3"]).returncode for _ in range(50)]
+        threads = [threading.Thread(target=reaper) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        box = Sandbox()
+        statuses = [box.run([SH, "-c", "exit 3"]).returncode for _ in range(300)]
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
         return statuses
 
     statuses = in_child(child)
