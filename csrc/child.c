@@ -14,16 +14,11 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/close_range.h>
 #include <linux/openat2.h>
 #include <linux/prctl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
-
-#ifndef CLOSE_RANGE_CLOEXEC
-#define CLOSE_RANGE_CLOEXEC (1U << 2)
-#endif
 
 int fail(struct spawn *spawn, enum nsbox_step step, int index, long error)
 {
@@ -121,20 +116,43 @@ static int set_stdio(struct spawn *spawn)
 	return 0;
 }
 
-/* Whatever the caller had open, exec closes it: all but 0, 1, 2 and the fds asked for. */
+/* One of 0, 1, 2 that the exec would close: nobody has asked for it. */
+static int close_standard(struct spawn *spawn, int target)
+{
+	long flags = sys(__NR_fcntl, target, F_GETFD);
+	if (flags < 0 || !(flags & FD_CLOEXEC))
+		return 0;
+	int err = nsbox_close_range((uint32_t)target, (uint32_t)target, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_CLOSE_RANGE, -1, err) : 0;
+}
+
+/*
+ * Close whatever the caller had open: all but 0, 1, 2 and the fds asked for.
+ * Not by FD_CLOEXEC: the kernel opens the program, and the interpreter that a
+ * script names, before exec closes anything, and a hostile one may be a link to
+ * /proc/self/fd/N, or to what lies below a directory of the host open there.
+ */
 static int close_others(struct spawn *spawn)
 {
 	const struct nsbox_request *request = spawn->request;
-	int err = nsbox_close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
-	if (err < 0)
-		return fail(spawn, NSBOX_STEP_CLOSE_RANGE, -1, err);
-	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
+	uint32_t first = 3;
+	int err = 0;
+
+	for (int target = 0; target < 3; target++)
+		if (close_standard(spawn, target) < 0)
+			return -1;
+	for (uint32_t i = 0; i < request->n_pass_fds && err == 0; i++) {
 		int fd = request->pass_fds[i];
 		long ret = sys(__NR_fcntl, fd, F_SETFD, 0);
 		if (ret < 0)
 			return fail(spawn, NSBOX_STEP_PASS_FD, fd, ret);
+		if ((uint32_t)fd > first)
+			err = nsbox_close_range(first, (uint32_t)fd - 1, 0);
+		first = (uint32_t)fd + 1;
 	}
-	return 0;
+	if (err == 0)
+		err = nsbox_close_range(first, ~0U, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_CLOSE_RANGE, -1, err) : 0;
 }
 
 /* A session of its own: no controlling terminal whose input it could forge. */

@@ -8,6 +8,7 @@ when NSBOX_MUST_RUN=1 says that it should be there.
 import gc
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import fingerprint
 import nsbox
 from nsbox import NsboxError, Sandbox
 
@@ -102,6 +104,53 @@ def rootfs(tmp_path: Path, busybox: str) -> Path:
     for directory in (tmp_path, root, root / "bin"):
         directory.chmod(0o755)
     return root
+
+
+# ---- hostile payloads ----------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of the hostile payload, compiled once: tests/adversarial/payload.c."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        unavailable("no C compiler (Debian: apt-get install gcc libc6-dev)")
+    assert compiler is not None
+    directory = tmp_path_factory.mktemp("hostile")
+    source = Path(__file__).parent / "adversarial" / "payload.c"
+    program = directory / "payload"
+    options = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
+    subprocess.run([compiler, *options, "-o", str(program), str(source)], check=True)
+    # Root's payloads, and attackers with their uid, are nobody: pytest's directories are private.
+    for path in (directory, *list(directory.parents)[:2]):
+        path.chmod(0o755)
+    return program
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """A directory of the host with a few files, none of which may change during the test."""
+    directory = tmp_path / "canary"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "secret").write_text("of the host\n")
+    (directory / "program").write_text("#!/bin/sh\necho host\n")
+    (directory / "program").chmod(0o755)
+    (directory / "sub" / "link").symlink_to("../secret")
+    for path in (tmp_path, directory, directory / "sub"):
+        path.chmod(0o755)
+    return directory
+
+
+@pytest.fixture
+def unharmed(canary: Path, box: Sandbox) -> Iterator[None]:
+    """After the test the host is as it was; orphans of payloads would be our children."""
+    fingerprint.prctl(fingerprint.PR_SET_CHILD_SUBREAPER, 1)
+    before = fingerprint.take([canary])
+    yield
+    after = fingerprint.take([canary])
+    fingerprint.prctl(fingerprint.PR_SET_CHILD_SUBREAPER, 0)
+    for name, value in before.items():
+        assert after[name] == value, f"the payload changed the host: {name}"
 
 
 Shell = Callable[..., nsbox.Result]

@@ -152,7 +152,7 @@ def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
     return [
         ("dup3", "stdin, stdout, stderr into place"),
         ("setsid", "no controlling terminal"),
-        ("close_range", "3- (close-on-exec)"),
+        ("close_range", "3-, but for those passed"),
         ("prctl", f"PR_CAPBSET_DROP, all but: {kept}"),
         ("capset", f"effective, permitted, inheritable: {kept}"),
         ("prctl", f"PR_CAP_AMBIENT: {kept}"),

@@ -184,6 +184,8 @@ HARMLESS = {
     "getpid", "waitid", "pidfd_send_signal", "ppoll",
     # asked what a file is: without an answer it is taken for something that is not ours
     "statx",
+    # asked whether 0, 1, 2 shall be closed: without an answer the exec closes them
+    "fcntl",
     "mmap",
 }  # fmt: skip
 

@@ -667,7 +667,7 @@ child     pivot_root      . .
 child     umount2         the host's mounts (MNT_DETACH)
 child     dup3            stdin, stdout, stderr into place
 child     setsid          no controlling terminal
-child     close_range     3- (close-on-exec)
+child     close_range     3-, but for those passed
 child     prctl           PR_CAPBSET_DROP, all but: none
 child     capset          effective, permitted, inheritable: none
 child     prctl           PR_CAP_AMBIENT: none
