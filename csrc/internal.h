@@ -126,6 +126,7 @@ struct spawn {
 	int caller_pidfd; /* becomes readable when the caller dies */
 	uint32_t go;
 	uint32_t alive;        /* cleared by the kernel when the child execs or ends */
+	uint32_t stops;        /* how many times in a row the child has been found stopped */
 	bool executing;        /* the set-up is done: what ends the child now ends the payload */
 	uint64_t parent_flags; /* CLONE_PARENT in a launcher */
 	struct clone_call call;
@@ -155,6 +156,7 @@ enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err);
 /* syscalls.c */
 long clone_and_call(struct clone_call *call);
 long futex_wait(uint32_t *word, uint32_t value);
+long futex_wait_for(uint32_t *word, uint32_t value, uint64_t nanoseconds);
 long futex_wake(uint32_t *word);
 long wait_for(int idtype, int id, int options);
 __attribute__((noreturn)) void exit_process(int status);

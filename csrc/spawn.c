@@ -33,6 +33,7 @@
 #include <linux/kcmp.h>
 #include <linux/mman.h>
 #include <linux/prctl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -44,6 +45,9 @@
 #endif
 
 enum { STACK_SIZE = 128 * 1024 };
+
+/* How often, and how many times in a row, a child is found stopped before it is given up. */
+enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
 
 /* ---- memory of a spawn ---------------------------------------------- */
 
@@ -171,6 +175,25 @@ static void let_go(struct spawn *spawn, uint32_t state)
 	futex_wake(&spawn->go);
 }
 
+/*
+ * On the host, and in a pid namespace that it joins, a process with the
+ * payload's uid may send the child SIGSTOP, and would keep us waiting for ever,
+ * with all signals blocked. A child that is found stopped several times in a row
+ * was not stopped together with us: its set-up is over. (Only its parent learns
+ * anything here; in a launcher this does nothing, and the caller looks.)
+ */
+static void kill_if_stopped(struct spawn *spawn)
+{
+	int pidfd = __atomic_load_n(&spawn->result.pidfd, __ATOMIC_ACQUIRE);
+	siginfo_t info;
+
+	info.si_pid = 0;
+	sys(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+	spawn->stops = info.si_pid ? spawn->stops + 1 : 0;
+	if (spawn->stops >= STOPS)
+		nsbox_pidfd_send_signal(pidfd, SIGKILL, 0);
+}
+
 /* Clone the child, and wait until it has become the payload or recorded why not. */
 static void start_child(struct spawn *spawn)
 {
@@ -196,7 +219,8 @@ static void start_child(struct spawn *spawn)
 	enum nsbox_step step = write_id_maps(spawn->plan, (int)pid, &err);
 	let_go(spawn, step ? GO_ABORT : GO_RUN);
 	while (__atomic_load_n(&spawn->alive, __ATOMIC_ACQUIRE))
-		futex_wait(&spawn->alive, 1);
+		if (futex_wait_for(&spawn->alive, 1, STOP_TICK) == -ETIMEDOUT)
+			kill_if_stopped(spawn);
 	/* The child's own record comes first: its end is why a map could not be written. */
 	if (spawn->result.step)
 		return;
@@ -260,8 +284,10 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
 static void start_launcher(struct spawn *spawn)
 {
 	bool private = spawn->plan->flags & NSBOX_PLAN_PRIVATE_MEMORY;
+	int pidfd = -1;
 	struct clone_call call = {
 		.flags = CLONE_FILES | (private ? 0 : CLONE_VM),
+		.pidfd = &pidfd,
 		.stack = spawn->call.stack + STACK_SIZE,
 		.stack_size = STACK_SIZE,
 		.function = launcher_main,
@@ -274,7 +300,12 @@ static void start_launcher(struct spawn *spawn)
 		fail(spawn, NSBOX_STEP_CLONE, -1, pid);
 		return;
 	}
+	struct pollfd launcher = { .fd = pidfd, .events = POLLIN };
+	const uint64_t tick[2] = { 0, STOP_TICK };
+	while (sys(__NR_ppoll, &launcher, 1, tick, 0, sizeof(signal_mask)) == 0)
+		kill_if_stopped(spawn);
 	wait_for(P_PID, (int)pid, WEXITED);
+	sys(__NR_close, pidfd);
 	/* Its end comes after the child's exec or record, or somebody has killed it. */
 	if (!spawn->result.step && (spawn->alive || !spawn->executing))
 		fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);

@@ -140,6 +140,13 @@ long futex_wait(uint32_t *word, uint32_t value)
 	return sys(__NR_futex, word, FUTEX_WAIT, value, 0);
 }
 
+/* The same for that many nanoseconds, below a second, at most; then -ETIMEDOUT. */
+long futex_wait_for(uint32_t *word, uint32_t value, uint64_t nanoseconds)
+{
+	const uint64_t timeout[2] = { 0, nanoseconds };
+	return sys(__NR_futex, word, FUTEX_WAIT, value, timeout);
+}
+
 long futex_wake(uint32_t *word)
 {
 	return sys(__NR_futex, word, FUTEX_WAKE, 1);
