@@ -9,6 +9,7 @@ import gc
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -110,21 +111,20 @@ def rootfs(tmp_path: Path, busybox: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile() -> Iterator[Path]:
     """Path of the hostile payload, compiled once: tests/adversarial/payload.c."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         unavailable("no C compiler (Debian: apt-get install gcc libc6-dev)")
     assert compiler is not None
-    directory = tmp_path_factory.mktemp("hostile")
     source = Path(__file__).parent / "adversarial" / "payload.c"
-    program = directory / "payload"
     options = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
-    subprocess.run([compiler, *options, "-o", str(program), str(source)], check=True)
-    # Root's payloads, and attackers with their uid, are nobody: pytest's directories are private.
-    for path in (directory, *list(directory.parents)[:2]):
-        path.chmod(0o755)
-    return program
+    # Not below pytest's directory, which is private: attackers on the host have other uids.
+    with tempfile.TemporaryDirectory(prefix="nsbox-hostile-") as directory:
+        os.chmod(directory, 0o755)
+        program = Path(directory, "payload")
+        subprocess.run([compiler, *options, "-o", str(program), str(source)], check=True)
+        yield program
 
 
 @pytest.fixture
