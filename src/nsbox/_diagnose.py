@@ -10,17 +10,26 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from ._constants import NAMESPACE_FLAGS
+from . import _host
+from ._constants import CAPABILITIES, NAMESPACE_FLAGS
 from ._plan import Code, Op, Plan
 from .errors import Step
 
 _SYSCTL: Final = "/proc/sys/"
 
+_ANYWHERE: Final = {
+    errno.ENOSYS: "this kernel lacks the system call, or a seccomp filter hides it; "
+    "nsbox needs Linux 5.12",
+    errno.EMFILE: "too many open descriptors: close some, or raise RLIMIT_NOFILE (ulimit -n)",
+    errno.EFBIG: "RLIMIT_FSIZE (ulimit -f) holds for the files of the sandbox's /etc too",
+}
+"""What an error number means whichever step it comes from."""
+
 
 def hint(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     """Return advice for a failed step, or None."""
-    if error == errno.ENOSYS:
-        return "this kernel lacks the system call, or a seccomp filter hides it; nsbox needs 5.12"
+    if error in _ANYWHERE:
+        return _ANYWHERE[error]
     advise = _ADVISORS.get(step)
     if advise is not None:
         found = advise(error, plan, op, path)
@@ -62,6 +71,13 @@ def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
             return "user namespaces are forbidden: sysctl kernel.unprivileged_userns_clone=1"
         if not plan.ids.mapped:
             return "new namespaces need CAP_SYS_ADMIN, or a user namespace of their own: user='new'"
+        if not _caller_is_mapped():
+            return (
+                "the caller's own ids are not mapped in its user namespace, and so the kernel "
+                "refuses it another: map them there (unshare --map-current-user)"
+            )
+        if _in_chroot():
+            return "the caller lives in a chroot, where the kernel refuses user namespaces"
         return (
             "user namespaces are refused here: a seccomp filter (container runtimes have one), "
             "a security module, or a chroot forbids them"
@@ -75,6 +91,19 @@ def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
     return None
 
 
+def _caller_is_mapped() -> bool:
+    return _host.is_mapped("uid", os.geteuid()) and _host.is_mapped("gid", os.getegid())
+
+
+def _in_chroot() -> bool:
+    """Tell whether "/" is surely a chroot: it is none of the mounts that can be seen."""
+    try:
+        with open("/proc/self/mountinfo") as file:
+            return "/" not in [line.split()[4] for line in file]
+    except OSError:
+        return False
+
+
 def _kernel_lacks() -> list[str]:
     try:
         present = set(os.listdir("/proc/self/ns"))
@@ -84,13 +113,34 @@ def _kernel_lacks() -> list[str]:
 
 
 def _maps(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
-    if error == errno.ENOENT:
+    try:
+        number = os.readlink("/proc/self")
+    except OSError:
         return "/proc is not mounted here, and id maps are written through it"
+    if number != str(os.getpid()):
+        return (
+            "the /proc that is mounted here belongs to another pid namespace, and id maps are "
+            "written through it: mount one of this namespace (mount -t proc proc /proc)"
+        )
+    if error == errno.EROFS:
+        return "/proc is mounted read-only here, and id maps are written through it"
     if error == errno.EACCES:
         return "the calling process is not dumpable, so its own /proc files belong to root"
+    if error == errno.EPERM and plan.ids.host_uid == 0 and not _caller_has("CAP_SETFCAP"):
+        return (
+            "user id 0 cannot be mapped without CAP_SETFCAP (Linux 5.12), not even by itself: "
+            "run as another user here; as a payload of nsbox, in a Sandbox(uid=1000, gid=1000)"
+        )
     if error == errno.EPERM:
         return "mapping ids other than one's own needs CAP_SETUID and CAP_SETGID"
     return None
+
+
+def _caller_has(capability: str) -> bool:
+    """Tell whether a capability is effective; user_namespaces(7) asks for some by name."""
+    with open("/proc/thread-self/status") as file:
+        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> CAPABILITIES.index(capability) & 1)
 
 
 def _join(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
@@ -127,12 +177,13 @@ def _mount(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
         return (
             "the host's /proc is covered in part, as in a container, and then the kernel "
             "refuses a new one: unmask it there (docker: --security-opt systempaths=unconfined), "
-            "or use pid='host' with Bind('/proc')"
+            "or use pid='host'"
         )
     if op.source == "overlay":
         return (
-            "overlayfs refused: its layers must be on file systems that support it, upper and "
-            "work on one that has extended attributes; the kernel log may say more"
+            "overlayfs refused: its layers must be directories that do not overlap, on file "
+            "systems that support it, upper and work on one that has extended attributes; the "
+            "kernel log may say more"
         )
     if error in (errno.ENODEV, errno.EINVAL):
         return f"this kernel may lack the file system {op.source}, or one of its options"
@@ -147,6 +198,8 @@ def _target(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
         )
     if error in (errno.ELOOP, errno.EXDEV):
         return "a symbolic link on the way to the mount point leads nowhere inside the sandbox"
+    if error == errno.ENOTDIR:
+        return "what lies on the way to the mount point is a file inside the sandbox"
     return None
 
 
@@ -157,8 +210,8 @@ def _mkdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
 
 
 def _move(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
-    if error in (errno.EINVAL, errno.ENOTDIR) and op is not None and op.code is Code.BIND:
-        return "a file can only be mounted on a file, and a directory on a directory"
+    if error in (errno.EINVAL, errno.ENOTDIR):
+        return "a file can only be mounted on a file, and a directory (or Tmpfs) on a directory"
     return None
 
 
@@ -178,6 +231,14 @@ def _capset(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
     return "a capability that the set-up itself does not hold cannot be given to the payload"
 
 
+def _controlling_terminal(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOTTY:
+        return "stdin must be a terminal: open one with os.openpty() and give its slave as stdin"
+    if error == errno.EPERM:
+        return "stdin is the terminal of another session: open a new one with os.openpty()"
+    return None
+
+
 def _chdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOENT:
         return "the working directory does not exist inside the sandbox"
@@ -189,6 +250,11 @@ def _chdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
 
 
 def _execve(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOENT and path is not None and " " in path:
+        return (
+            "no such program inside the sandbox; a command line is a list of arguments, or a "
+            "str with shell=True"
+        )
     if error == errno.ENOENT:
         return (
             "no such program inside the sandbox, or the interpreter that it names (#! line, "
@@ -198,6 +264,11 @@ def _execve(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
         return _foreign_owner(plan) or "it is not executable"
     if error == errno.ENOEXEC:
         return "not a program for this machine, or a script without a #! line"
+    if error == errno.E2BIG:
+        return (
+            "an argument or variable may have 128 KiB, all of them together a quarter of "
+            "RLIMIT_STACK (ulimit -s): pass more by input= or a file"
+        )
     return None
 
 
@@ -232,6 +303,7 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.CAPBSET_DROP: _capset,
     Step.CAPSET: _capset,
     Step.CAP_AMBIENT: _capset,
+    Step.CONTROLLING_TERMINAL: _controlling_terminal,
     Step.CHDIR: _chdir,
     Step.EXECVE: _execve,
 }

@@ -93,7 +93,7 @@ def look() -> Host:
     return Host(
         uid=uid,
         gid=gid,
-        privileged=uid == 0 and _is_mapped("uid", overflow_uid) and _is_mapped("gid", overflow_gid),
+        privileged=uid == 0 and is_mapped("uid", overflow_uid) and is_mapped("gid", overflow_gid),
         overflow_uid=overflow_uid,
         overflow_gid=overflow_gid,
         directories=directories,
@@ -114,7 +114,7 @@ def id_maps(kind: str) -> list[tuple[int, int, int]]:
         return []
 
 
-def _is_mapped(kind: str, number: int) -> bool:
+def is_mapped(kind: str, number: int) -> bool:
     """Tell whether an id exists in the caller's own user namespace."""
     return any(inside <= number < inside + count for inside, _, count in id_maps(kind))
 

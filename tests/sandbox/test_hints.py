@@ -1,0 +1,260 @@
+"""The advice in an error names the true cause, and following it helps."""
+
+import errno
+import os
+import pty
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cffi
+import pytest
+from support import SOURCE, enter_private_mounts, in_child, inside, mount_tmpfs, python_box
+
+from nsbox import Bind, NsboxError, Overlay, Sandbox, SpawnError, Step, Tmpfs, lowlevel
+from nsbox.lowlevel import CloneFlag, MountFlag
+
+pytestmark = pytest.mark.usefixtures("box")
+
+Report = tuple[str, int | None, str]
+
+
+def _failure(box: Sandbox, *args: str, **options: Any) -> Report:
+    """Return step, errno and hint of a run that has to fail."""
+    with pytest.raises(SpawnError) as caught:
+        box.run(args or ["/bin/true"], **options)
+    return caught.value.step, caught.value.errno, caught.value.hint or ""
+
+
+# ---- hosts ---------------------------------------------------------------
+
+
+def test_caller_without_mapped_ids() -> None:
+    """In a user namespace without maps the advice is to map, not to look for a filter."""
+
+    def child() -> Report:
+        lowlevel.unshare(CloneFlag.CLONE_NEWUSER)
+        return _failure(Sandbox())
+
+    step, code, hint = in_child(child)
+    assert (step, code) == (Step.CLONE, errno.EPERM)
+    assert "not mapped" in hint
+
+
+def test_chroot(rootfs: Path) -> None:
+    """A caller in a chroot is told that it is one."""
+
+    def child() -> Report:
+        enter_private_mounts()
+        box = Sandbox(root="/")
+        for name in ("proc", "dev"):
+            (rootfs / name).mkdir()
+            flags = MountFlag.MS_BIND | MountFlag.MS_REC
+            lowlevel.mount(f"/{name}", rootfs / name, None, flags)
+        os.chroot(rootfs)
+        return _failure(box)
+
+    step, code, hint = in_child(child)
+    assert (step, code) == (Step.CLONE, errno.EPERM)
+    assert "lives in a chroot" in hint
+
+
+def test_proc_of_another_pid_namespace() -> None:
+    """Where /proc shows other pids than the caller's own, the advice is to mount the right one."""
+
+    def child() -> tuple[Report, int]:
+        enter_private_mounts()
+        lowlevel.unshare(CloneFlag.CLONE_NEWPID)
+
+        def first() -> tuple[Report, int]:
+            report = _failure(Sandbox())
+            lowlevel.mount("proc", "/proc", "proc")
+            return report, Sandbox().run(["/bin/true"]).returncode
+
+        return in_child(first)
+
+    (step, code, hint), status = in_child(child)
+    assert step in (Step.SETGROUPS_DENY, Step.UID_MAP)
+    assert code in (errno.EACCES, errno.EPERM, errno.ENOENT)
+    assert "another pid namespace" in hint
+    assert status == 0
+
+
+def test_proc_missing() -> None:
+    """Without /proc the advice says so."""
+
+    def child() -> str:
+        enter_private_mounts()
+        mount_tmpfs(Path("/proc"))
+        return _failure(Sandbox())[2]
+
+    assert "not mounted" in in_child(child)
+
+
+def test_proc_read_only() -> None:
+    """With a read-only /proc the advice says so."""
+
+    def child() -> Report:
+        enter_private_mounts()
+        lowlevel.mount("/proc", "/proc", None, MountFlag.MS_BIND | MountFlag.MS_REC)
+        flags = MountFlag.MS_REMOUNT | MountFlag.MS_BIND | MountFlag.MS_RDONLY
+        restricted = MountFlag.MS_NOSUID | MountFlag.MS_NODEV | MountFlag.MS_NOEXEC
+        lowlevel.mount(None, "/proc", None, flags | restricted)
+        return _failure(Sandbox())
+
+    _, code, hint = in_child(child)
+    assert code == errno.EROFS
+    assert "read-only" in hint
+
+
+def test_covered_proc_and_the_hosts_pids() -> None:
+    """Where no procfs can be mounted, pid="host" works, as the advice says."""
+
+    def child() -> tuple[Report, int]:
+        enter_private_mounts()
+        mount_tmpfs(Path("/proc/sys/kernel"))
+        return _failure(Sandbox()), Sandbox(pid="host").run(["/bin/true"]).returncode
+
+    (_, _, hint), status = in_child(child)
+    assert "pid='host'" in hint
+    assert status == 0
+
+
+_NESTED = """
+import json, sys
+sys.path[:0] = sys.argv[1:]
+import nsbox
+try:
+    code, hint = nsbox.Sandbox().run(["/bin/true"]).returncode, ""
+except nsbox.SpawnError as error:
+    code, hint = error.step, error.hint
+print(json.dumps([code, hint]))
+"""
+
+
+def _nested(**fields: Any) -> tuple[Any, str]:
+    """Spawn from within a sandbox; return the status, or step and hint."""
+    places = [SOURCE, Path(cffi.__file__).parents[1]]
+    shown = {f"/mnt/{number}": place for number, place in enumerate(places)}
+    box = python_box(mounts=[Bind(place, path) for path, place in shown.items()], **fields)
+    code, hint = inside(_NESTED, *shown, box=box)
+    return code, hint
+
+
+def test_nested_as_the_sandboxs_root() -> None:
+    """A payload that is user 0 without capabilities cannot nest, and hears what would help."""
+    step, hint = _nested()
+    assert step == Step.UID_MAP
+    assert "CAP_SETFCAP" in hint
+    assert "Sandbox(uid=1000, gid=1000)" in hint
+
+
+def test_nested_as_another_user() -> None:
+    """What that advice says works."""
+    assert _nested(uid=1000, gid=1000) == (0, "")
+
+
+# ---- limits of the caller ------------------------------------------------
+
+
+def test_few_descriptors() -> None:
+    """Out of descriptors: the advice names the limit."""
+
+    def child() -> Report:
+        box = Sandbox()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+        return _failure(box)
+
+    _, code, hint = in_child(child)
+    assert code == errno.EMFILE
+    assert "RLIMIT_NOFILE" in hint
+
+
+def test_small_files() -> None:
+    """A limit on the size of files hits the files of /etc, and is named."""
+
+    def child() -> Report:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        report = _failure(Sandbox())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return report
+
+    step, code, hint = in_child(child)
+    assert (step, code) == (Step.WRITE_FILE, errno.EFBIG)
+    assert "RLIMIT_FSIZE" in hint
+
+
+# ---- requests ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        lambda path: Tmpfs("/usr/bin/env"),
+        lambda path: Overlay(path, "/usr/bin/env"),
+        lambda path: Bind(path, "/usr/bin/env"),
+        lambda path: Bind("/usr/bin/env", "/usr/bin"),
+    ],
+    ids=["tmpfs", "overlay", "directory", "file"],
+)
+def test_a_file_and_a_directory(tmp_path: Path, mount: Callable[[Path], Any]) -> None:
+    """Whatever is mounted on a file, or a file on a directory: the advice is the rule."""
+    step, _, hint = _failure(Sandbox(mounts=[mount(tmp_path)]))
+    assert step == Step.MOVE_MOUNT
+    assert "a file can only be mounted on a file" in hint
+
+
+def test_below_a_file() -> None:
+    """A mount point below a file has advice."""
+    box = Sandbox(mounts=[Bind("/usr/bin/env", "/a"), Tmpfs("/a/b")])
+    step, code, hint = _failure(box)
+    assert (step, code) == (Step.TARGET, errno.ENOTDIR)
+    assert "is a file" in hint
+
+
+def test_overlay_of_a_file() -> None:
+    """A lower layer that is a file: the advice says what it has to be."""
+    assert "must be directories" in _failure(Sandbox(mounts=[Overlay("/usr/bin/env", "/a")]))[2]
+
+
+@pytest.mark.parametrize("command", ["echo hi", "/bin/echo hi"])
+def test_command_line_as_str(box: Sandbox, command: str) -> None:
+    """A str is a program's name, as for subprocess; who gave a command line is told."""
+    step, code, hint = _failure(box, command)
+    assert (step, code) == (Step.EXECVE, errno.ENOENT)
+    assert "shell=True" in hint
+
+
+def test_arguments_too_long(box: Sandbox) -> None:
+    """E2BIG says how long they may be."""
+    _, code, hint = _failure(box, "/bin/true", "x" * 200_000)
+    assert code == errno.E2BIG
+    assert "128 KiB" in hint
+
+
+def test_controlling_terminal_that_is_none(box: Sandbox) -> None:
+    """A stdin that is no terminal cannot be the controlling one: the advice is to open one."""
+    with open(os.devnull) as null:
+        _, code, hint = _failure(box, stdin=null, controlling_terminal=True)
+    assert code == errno.ENOTTY
+    assert "os.openpty()" in hint
+
+
+def test_controlling_terminal_of_another_session(box: Sandbox) -> None:
+    """A terminal that controls another session is refused, and the advice is a new one."""
+    pid, master = pty.fork()
+    if pid == 0:
+        try:
+            _, code, hint = _failure(Sandbox(), stdin=0, controlling_terminal=True)
+            os.write(1, f"{code} {hint}".encode())
+        except (AssertionError, NsboxError, OSError) as error:
+            os.write(1, repr(error).encode())
+        finally:
+            os._exit(0)
+    with open(master, "rb", buffering=0) as terminal:
+        text = terminal.read(4096).decode()
+    os.waitpid(pid, 0)
+    assert text.startswith(f"{errno.EPERM} ")
+    assert "another session" in text
