@@ -63,6 +63,15 @@ def check_mode(name: str, value: object) -> int:
     return value
 
 
+def check_timeout(name: str, value: object) -> float:
+    """Return seconds; any number but NaN, which would never be reached."""
+    if not isinstance(value, (int, float)):
+        raise PlanTypeError(f"{name}: seconds are an int or a float, not {_short(value)}")
+    if value != value:
+        raise PlanError(f"{name}: {value!r} is no number of seconds")
+    return value
+
+
 def check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise PlanTypeError(f"{name}: must be True or False, not {value!r}")

@@ -1,12 +1,13 @@
 """The description of a sandbox, and how to run things in it."""
 
+import io
 import os
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final
+from typing import IO, Any, Final, TypedDict, Unpack
 
 from . import _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
@@ -24,6 +25,7 @@ from ._values import (
     check_path,
     check_target,
     check_text,
+    check_timeout,
 )
 from .errors import PlanError, PlanTypeError
 from .mount import Mount, Overlay, check_mounts
@@ -43,6 +45,36 @@ _NAMESPACE_FIELDS: Final = {
     "cgroup_ns": "cgroup",
     "time": "time",
 }
+
+_Stream = int | IO[Any] | None
+
+
+class PopenOptions(TypedDict, total=False):
+    """What subprocess.Popen takes and means the same here."""
+
+    bufsize: int
+    encoding: str | None
+    errors: str | None
+    executable: PathArg | None
+    pass_fds: Collection[int]
+    pipesize: int
+    restore_signals: bool
+    shell: bool
+    stderr: _Stream
+    stdin: _Stream
+    stdout: _Stream
+    text: bool | None
+    umask: int
+    universal_newlines: bool | None
+
+
+class SpawnOptions(PopenOptions, total=False):
+    """What run() hands on to the spawn; see Sandbox.spawn."""
+
+    cwd: PathArg | None
+    env: Mapping[str, str] | None
+    start_new_session: bool
+    controlling_terminal: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +188,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         start_new_session: bool = True,
         controlling_terminal: bool = False,
-        **options: Any,
+        **options: Unpack[PopenOptions],
     ) -> Process:
         """
         Start a process in a fresh world.
@@ -185,6 +217,7 @@ class Sandbox:
             SpawnError: If a step of the set-up failed, with step, errno, path
                 and hint; nothing is left of it.
             PlanError: If an argument cannot be meant, or a namespace to join is closed.
+            LookupError: If encoding is none that Python knows.
         """
         main = threading.current_thread() is threading.main_thread()
         return self._spawn(
@@ -205,7 +238,7 @@ class Sandbox:
         capture_output: bool = False,
         timeout: float | None = None,
         check: bool = False,
-        **options: Any,
+        **options: Unpack[SpawnOptions],
     ) -> Result:
         """
         Run a process in a fresh world, and wait for its end.
@@ -214,7 +247,8 @@ class Sandbox:
             args: As for :meth:`spawn`.
             input: What to write to its stdin.
             capture_output: Capture stdout and stderr.
-            timeout: Seconds until the whole sandbox is killed.
+            timeout: Seconds until the whole sandbox is killed. Default: none; at
+                0 or below it is killed at once.
             check: Raise if the exit status is not zero.
             **options: As for :meth:`spawn`.
 
@@ -224,8 +258,10 @@ class Sandbox:
         Raises:
             subprocess.TimeoutExpired: At the timeout; carries what was captured.
             subprocess.CalledProcessError: With check, for a status other than 0.
-            SpawnError, PlanError: As for :meth:`spawn`.
+            SpawnError, PlanError, LookupError: As for :meth:`spawn`.
         """
+        if timeout is not None:
+            check_timeout("timeout", timeout)
         if input is not None:
             if options.get("stdin") is not None:
                 raise PlanError("stdin and input may not both be given")
@@ -252,13 +288,13 @@ class Sandbox:
         start_new_session: bool = True,
         controlling_terminal: bool = False,
         die_with_thread: bool,
-        **options: Any,
+        **options: Unpack[PopenOptions],
     ) -> Process:
-        unknown = options.keys() - _OPTIONS
-        if unknown:
-            raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
-        if options.get("umask", -1) != -1:
-            check_mode("umask", options["umask"])
+        _check_options(options)
+        check_bool("start_new_session", start_new_session)
+        check_bool("controlling_terminal", controlling_terminal)
+        if controlling_terminal and not start_new_session:
+            raise PlanError("controlling_terminal: only a new session can be given a terminal")
         return Process(
             self._start,
             self._environment(env),
@@ -348,25 +384,16 @@ class _Cache:
         return made[1]
 
 
-# What subprocess.Popen takes and means the same here.
-_OPTIONS: Final = frozenset(
-    (
-        "bufsize",
-        "encoding",
-        "errors",
-        "executable",
-        "pass_fds",
-        "pipesize",
-        "restore_signals",
-        "shell",
-        "stderr",
-        "stdin",
-        "stdout",
-        "text",
-        "umask",
-        "universal_newlines",
-    )
-)
+def _check_options(options: PopenOptions) -> None:
+    unknown = options.keys() - PopenOptions.__annotations__.keys()
+    if unknown:
+        raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
+    if options.get("umask", -1) != -1:
+        check_mode("umask", options["umask"])
+    encoding, errors = options.get("encoding"), options.get("errors")
+    if encoding is not None or errors is not None:
+        # Popen would find out when the pipes are there, and leave one of them open.
+        io.TextIOWrapper(io.BytesIO(), encoding, errors)
 
 
 def _communicate(

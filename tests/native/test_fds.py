@@ -150,7 +150,7 @@ def test_fds_of_the_set_up_cannot_become_stdio(box: Sandbox, stream: str) -> Non
 def test_fds_impossible_one_is_refused(box: Sandbox, fd: object) -> None:
     """What can be no descriptor is refused by an error of nsbox's own, not ignored or parsed."""
     with pytest.raises((PlanError, SpawnError)):
-        box.run(["/bin/true"], pass_fds=[fd])
+        box.run(["/bin/true"], pass_fds=[fd])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("fd", [-4, -100, 2**31, 2**64], ids=repr)

@@ -85,6 +85,10 @@ PLAN_ERRORS: dict[str, Callable[[], object]] = {
     "run_env_nul": lambda: Sandbox().run(["/bin/true"], env={"A": "\0"}),
     "input_and_stdin": lambda: Sandbox().run(["/bin/true"], input=b"", stdin=0),
     "capture_and_stdout": lambda: Sandbox().run(["/bin/true"], capture_output=True, stdout=1),
+    "timeout_nan": lambda: Sandbox().run(["/bin/true"], timeout=float("nan")),
+    "terminal_without_session": lambda: Sandbox().run(
+        ["/bin/true"], controlling_terminal=True, start_new_session=False
+    ),
 }
 
 TYPE_ERRORS: dict[str, Callable[[], object]] = {
@@ -106,9 +110,28 @@ TYPE_ERRORS: dict[str, Callable[[], object]] = {
     "namespace_kind_int": lambda: Namespace.create(1),  # type: ignore[arg-type]
     "argv_int": lambda: Sandbox().run(["/bin/echo", 1]),  # type: ignore[list-item]
     "argv_none": lambda: Sandbox().run([None]),  # type: ignore[list-item]
-    "unknown_option": lambda: Sandbox().run(["/bin/true"], memory=1),
-    "preexec_fn": lambda: Sandbox().run(["/bin/true"], preexec_fn=print),
+    "unknown_option": lambda: Sandbox().run(["/bin/true"], memory=1),  # type: ignore[call-arg]
+    "preexec_fn": lambda: Sandbox().run(
+        ["/bin/true"],
+        preexec_fn=print,  # type: ignore[call-arg]
+    ),
+    "timeout_str": lambda: Sandbox().run(["/bin/true"], timeout="1"),  # type: ignore[arg-type]
+    "new_session_str": lambda: Sandbox().run(
+        ["/bin/true"],
+        start_new_session="no",  # type: ignore[arg-type]
+    ),
+    "terminal_int": lambda: Sandbox().run(
+        ["/bin/true"],
+        controlling_terminal=1,  # type: ignore[arg-type]
+    ),
 }
+
+
+@pytest.mark.parametrize("encoding", ["latin-0", "rot13"])
+def test_unknown_encoding(encoding: str) -> None:
+    """An encoding that is none for text is Popen's LookupError, with no pipe left open."""
+    with pytest.raises(LookupError, match=encoding):
+        Sandbox().run(["/bin/true"], capture_output=True, encoding=encoding)
 
 
 @pytest.mark.parametrize("make", PLAN_ERRORS.values(), ids=PLAN_ERRORS)
