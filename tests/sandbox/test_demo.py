@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,15 @@ def test_text_shows_the_facts(gathered: facts_module.Facts) -> None:
     assert f"({gathered.raw_clone.ps.count - len(gathered.raw_clone.ps.lines)} more)" in shown
 
 
+def test_user_without_a_name(gathered: facts_module.Facts) -> None:
+    """Where the user has no entry in passwd, the number is said once."""
+    host = replace(gathered.host, uid=4711, user="4711")
+    namespaces = replace(gathered.namespaces, uid_outside=4711, user_outside="4711")
+    shown = text.render(replace(gathered, host=host, namespaces=namespaces), text.Style())
+    assert "as user id 4711." in shown
+    assert "4711 (" not in shown
+
+
 @pytest.mark.parametrize("columns", [40, 80, 120, 300])
 def test_text_fits_the_terminal(gathered: facts_module.Facts, columns: int) -> None:
     """No line but code is longer than the terminal is wide, down to 64 columns."""
@@ -412,6 +422,23 @@ def test_closed_standard_streams_do_no_harm() -> None:
     )
     assert result.returncode == 0
     assert json.loads(result.stdout)["raw_clone"]["view"]["pid"] == 1
+
+
+@pytest.mark.parametrize("option", ["", "--json", "--help", "--root=/dev/null"])
+def test_closed_standard_output_does_no_harm(option: str) -> None:
+    """Without stdout the status is the same; and stdout does not get what stderr should."""
+    script = 'exec "$0" -m nsbox.demo $1 >&-'
+    results = [
+        subprocess.run(
+            ["/bin/sh", "-c", text, sys.executable, option],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=DEADLINE,
+        )
+        for text in (script, script.replace(">&-", ""))
+    ]
+    assert results[0].returncode == results[1].returncode
+    assert results[0].stderr == results[1].stderr
 
 
 def test_ending_of_a_shell_is_an_error_not_a_hang() -> None:

@@ -21,8 +21,8 @@ from .facts import DemoError, gather
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demonstration, and return its exit status."""
-    options = _parser().parse_args(arguments)
     _open_standard_streams()
+    options = _parser().parse_args(arguments)
     try:
         status = _run(options)
         sys.stdout.flush()
@@ -134,6 +134,9 @@ def _open_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
         pass
     os.close(fd)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def render(facts: Facts, style: Style) -> str:
 def _introduction(page: Page, host: Host) -> None:
     page.title(
         "A container is just a special process",
-        f"Live on {host.hostname}, Linux {host.kernel}, as {host.user} (user id {host.uid}). "
+        f"Live on {host.hostname}, Linux {host.kernel}, as {_who(host)}. "
         "Nothing below is canned: real processes, looked at while they ran.",
     )
 
@@ -301,10 +301,21 @@ def _values(namespaces: Namespaces) -> dict[str, tuple[str, str]]:
         "mnt": (str(outside.mounts), str(inside.mounts)),
         "net": (_devices(outside), _devices(inside)),
         "ipc": (_optional(outside.ipc_objects), _optional(inside.ipc_objects)),
-        "user": (f"{namespaces.uid_outside} ({namespaces.user_outside})", _uid(inside.uid)),
+        "user": (_shell_outside(namespaces), _uid(inside.uid)),
         "cgroup": (_optional(outside.cgroup), _optional(inside.cgroup)),
         "time": ("shared", "shared") if "time" in shared else ("the host's", "its own"),
     }
+
+
+def _who(host: Host) -> str:
+    """Return who runs this; not every user id has a name."""
+    named = host.user != str(host.uid)
+    return f"{host.user} (user id {host.uid})" if named else f"user id {host.uid}"
+
+
+def _shell_outside(namespaces: Namespaces) -> str:
+    uid, name = str(namespaces.uid_outside), namespaces.user_outside
+    return uid if name == uid else f"{uid} ({name})"
 
 
 def _notes(page: Page, namespaces: Namespaces) -> None:
@@ -312,7 +323,7 @@ def _notes(page: Page, namespaces: Namespaces) -> None:
     text = (
         "The inode numbers are those of `ls -l /proc/PID/ns`: the same number means the same "
         f"namespace. The shell's user is {inside} inside, and to the host "
-        f"{namespaces.uid_outside} ({namespaces.user_outside}), with that user's rights only."
+        f"{_shell_outside(namespaces)}, with that user's rights only."
     )
     if namespaces.message_queue:
         text += " One of the host's IPC objects, a message queue, was made for this table."
