@@ -66,3 +66,7 @@ def __getattr__(name: str) -> ModuleType:
     if name == "lowlevel":
         return import_module("nsbox.lowlevel")
     raise AttributeError(f"module 'nsbox' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

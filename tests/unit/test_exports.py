@@ -46,6 +46,11 @@ def test_exports_hold_nothing_foreign() -> None:
         assert getattr(nsbox, name) is getattr(subprocess, name)
 
 
+def test_completion_offers_the_exports() -> None:
+    """dir(), and so a completing shell, shows the public names and no others."""
+    assert dir(nsbox) == sorted(nsbox.__all__)
+
+
 def test_exports_are_unique() -> None:
     """No name is exported twice."""
     assert len(set(nsbox.__all__)) == len(nsbox.__all__)
