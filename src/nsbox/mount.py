@@ -105,6 +105,13 @@ class Tmpfs:
             mode=check_mode("Tmpfs mode", mode),
         )
 
+    def __repr__(self) -> str:
+        # As a dataclass has it, but for the permission bits, which are read in octal.
+        return (
+            f"Tmpfs(target={self.target!r}, size={self.size}, inodes={self.inodes}, "
+            f"mode={self.mode:#o})"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Proc:

@@ -71,13 +71,17 @@ def test_mount_cannot_be_changed(make: Callable[[], Mount]) -> None:
 
 
 @makers
-def test_mount_repr_names_type_and_fields(make: Callable[[], Mount]) -> None:
-    """The repr shows the type and every field's value."""
+def test_mount_repr_makes_it_again(make: Callable[[], Mount]) -> None:
+    """The repr is an expression that names every field and gives the same mount."""
     mount = make()
     text = repr(mount)
-    assert text.startswith(type(mount).__name__ + "(")
-    for name in FIELDS[type(mount)]:
-        assert f"{name}={getattr(mount, name)!r}" in text
+    assert [name for name in FIELDS[type(mount)] if f"{name}=" not in text] == []
+    assert eval(text) == mount
+
+
+def test_mount_repr_has_permission_bits_in_octal() -> None:
+    """Nobody reads 1023 as the permissions of /tmp."""
+    assert "mode=0o1777" in repr(Tmpfs("/tmp"))
 
 
 def test_mount_different_values_differ() -> None:
