@@ -199,6 +199,8 @@ def clone(
     Raises:
         OSError: What clone3(2) or execve(2) failed with.
     """
+    if isinstance(argv, (str, bytes)):
+        raise TypeError(f"argv must be a sequence of arguments, not {type(argv).__name__}")
     candidates, arguments = [_path(path)], [_path(item) for item in argv]
     if not arguments:
         raise ValueError("argv is empty")

@@ -382,6 +382,13 @@ def test_clone_makes_pid_1() -> None:
     assert lines == ["1", "7", "anon_inode:[pidfd] False"]
 
 
+@pytest.mark.parametrize("argv", ["true", b"true"])
+def test_clone_takes_a_list_of_arguments(argv: str | bytes) -> None:
+    """One str would be taken for a sequence of letters."""
+    with pytest.raises(TypeError, match="argv"):
+        lowlevel.clone(0, "/bin/true", argv)  # type: ignore[arg-type]
+
+
 def test_clone_passes_arguments_and_environment() -> None:
     """The program gets exactly the arguments and variables that were given."""
     done = python(
