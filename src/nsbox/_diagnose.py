@@ -86,6 +86,8 @@ def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
         missing = [name for name in _kernel_lacks() if name]
         if missing:
             return f"this kernel has no {', '.join(missing)} namespaces"
+    if error == errno.ENOMEM and "pid" in plan.joins:
+        return "the joined pid namespace's first process has ended, and it takes no other since"
     if error == errno.EAGAIN:
         return "the limit of processes (RLIMIT_NPROC or a pids cgroup) is reached"
     return None
@@ -144,6 +146,8 @@ def _caller_has(capability: str) -> bool:
 
 
 def _join(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EINVAL and path == "user":
+        return "the caller is in this user namespace already, and no one enters it twice"
     if error == errno.EPERM:
         return (
             "joining needs CAP_SYS_ADMIN in the user namespace that owns the other one: "
@@ -174,6 +178,11 @@ def _mount(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
     if op is None or op.code not in (Code.MOUNT, Code.OVERLAY):
         return None
     if op.source == "proc" and error == errno.EPERM:
+        if not plan.clone_flags & NAMESPACE_FLAGS["pid"]:
+            return (
+                "a procfs needs CAP_SYS_ADMIN in the user namespace that owns the pid namespace: "
+                "join that too, or with pid='host' show the host's: Bind('/proc')"
+            )
         return (
             "the host's /proc is covered in part, as in a container, and then the kernel "
             "refuses a new one: unmask it there (docker: --security-opt systempaths=unconfined), "

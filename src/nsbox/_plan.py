@@ -308,6 +308,11 @@ def _check_mount(mount: Mount, box: Description) -> None:
     host_proc = isinstance(mount, Bind) and _parts(os.path.normpath(mount.source)) == ("proc",)
     if host_proc and box.namespaces["pid"] != "host":
         raise PlanError(f"{mount!r}: the host's /proc may only be shown with pid='host'")
+    if isinstance(mount, Proc) and (box.namespaces["pid"], box.namespaces["user"]) == (
+        "host",
+        "new",
+    ):
+        raise PlanError(f"{mount!r}: with pid='host' show the host's, Bind('/proc')")
     if mount.target == "/proc" and not host_proc and not isinstance(mount, Proc):
         raise PlanError(f"{mount!r}: only a Proc may be mounted on /proc")
     if mount.target.startswith("/proc/"):

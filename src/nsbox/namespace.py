@@ -36,6 +36,13 @@ _NS_GET_NSTYPE: Final = 0xB703
 KINDS: Final = tuple(NAMESPACE_FLAGS)
 _BY_FLAG: Final = {flag: kind for kind, flag in NAMESPACE_FLAGS.items()}
 
+_PERSIST_HINTS: Final = {
+    errno.EPERM: "needs CAP_SYS_ADMIN over the caller's mount namespace, as root has; "
+    "without it, keep the object or a process in the namespace",
+    errno.ENOTDIR: "a namespace is bound to a file, not to a directory",
+    errno.EINVAL: "a mount namespace can only be kept in one that is older, and not in itself",
+}
+
 
 def check_kind(kind: object) -> str:
     if not isinstance(kind, str):
@@ -104,6 +111,8 @@ class Namespace:
                 "an empty pid namespace cannot exist: it needs a first process, and ends with "
                 "it; spawn one with Sandbox(pid='new') and use process.namespaces['pid']"
             )
+        if owner is not None and not isinstance(owner, Namespace):
+            raise PlanTypeError(f"owner: must be a Namespace, not {type(owner).__name__}")
         if owner is not None and owner.kind != "user":
             raise PlanError(f"owner: a user namespace is needed, not {owner.kind!r}")
         if kind != "user":
@@ -144,7 +153,10 @@ class Namespace:
             # Not blocking on a FIFO, no terminal taken: the path may be anything.
             fd = os.open(text, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
-            raise NamespaceError(error.errno or 0, Step.NAMESPACE_OPEN, text) from None
+            hint = None
+            if error.errno == errno.ENOENT and text.startswith("/proc/"):
+                hint = "the process has ended, or this kernel lacks the kind"
+            raise NamespaceError(error.errno or 0, Step.NAMESPACE_OPEN, text, hint) from None
         try:
             return cls(fd)
         except NamespaceError as error:
@@ -199,7 +211,12 @@ class Namespace:
         try:
             return Namespace(fcntl.ioctl(self.fileno(), request))
         except OSError as error:
-            raise NamespaceError(error.errno or 0, Step.NAMESPACE_OPEN) from None
+            hint = None
+            if error.errno == errno.EPERM:
+                hint = "it lies outside the caller's own user or pid namespace, out of sight"
+            elif error.errno == errno.EINVAL:
+                hint = f"only pid and user namespaces have a parent, not {self._kind} namespaces"
+            raise NamespaceError(error.errno or 0, Step.NAMESPACE_OPEN, hint=hint) from None
 
     @contextmanager
     def enter(self) -> Iterator["Namespace"]:
@@ -275,7 +292,8 @@ class Namespace:
         except OSError as error:
             if created:
                 os.unlink(text)
-            raise NamespaceError(error.errno or 0, Step.MOVE_MOUNT, text) from None
+            hint = _PERSIST_HINTS.get(error.errno or 0)
+            raise NamespaceError(error.errno or 0, Step.MOVE_MOUNT, text, hint) from None
 
     def close(self) -> None:
         """Give up the namespace. It lives on while processes or others hold it."""

@@ -421,6 +421,9 @@ def _check_hostname(value: object) -> None:
     name = check_text("hostname", value)
     if not 0 < len(os.fsencode(name)) <= 64:
         raise PlanError(f"hostname: {name!r} must have 1 to 64 bytes")
+    if not name.isprintable() or " " in name:
+        # It is written into the sandbox's /etc/hosts, a line of words.
+        raise PlanError(f"hostname: {name!r} must have no white space or control characters")
 
 
 def _check_namespace(name: str, kind: str, value: object) -> None:

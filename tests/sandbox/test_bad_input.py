@@ -69,6 +69,9 @@ PLAN_ERRORS: dict[str, Callable[[], object]] = {
     "over_proc": lambda: Sandbox(mounts=[Tmpfs("/proc")]),
     "over_dev": lambda: Sandbox(mounts=[Bind("/usr", "/dev")]),
     "host_proc": lambda: Sandbox(mounts=[Bind("/proc")]),
+    "proc_for_host_pids": lambda: Sandbox(pid="host", mounts=[Proc()]),
+    "hostname_line": lambda: Sandbox(hostname="a\n1.2.3.4 b"),
+    "hostname_space": lambda: Sandbox(hostname="a b"),
     "hostname_empty": lambda: Sandbox(hostname=""),
     "hostname_long": lambda: Sandbox(hostname="a" * 65),
     "hostname_of_host": lambda: Sandbox(hostname="a", uts="host"),
@@ -107,6 +110,7 @@ TYPE_ERRORS: dict[str, Callable[[], object]] = {
     "env_value": lambda: Sandbox(env={"A": 1}),  # type: ignore[dict-item]
     "env_list": lambda: Sandbox(env=["A=b"]),  # type: ignore[arg-type]
     "capabilities_str": lambda: Sandbox(capabilities="SYS_ADMIN"),
+    "namespace_owner": lambda: Namespace.create("net", owner="user"),  # type: ignore[arg-type]
     "namespace_kind_int": lambda: Namespace.create(1),  # type: ignore[arg-type]
     "argv_int": lambda: Sandbox().run(["/bin/echo", 1]),  # type: ignore[list-item]
     "argv_none": lambda: Sandbox().run([None]),  # type: ignore[list-item]

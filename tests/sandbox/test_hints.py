@@ -12,7 +12,18 @@ import cffi
 import pytest
 from support import SOURCE, enter_private_mounts, in_child, inside, mount_tmpfs, python_box
 
-from nsbox import Bind, NsboxError, Overlay, Sandbox, SpawnError, Step, Tmpfs, lowlevel
+from nsbox import (
+    Bind,
+    Namespace,
+    NamespaceError,
+    NsboxError,
+    Overlay,
+    Sandbox,
+    SpawnError,
+    Step,
+    Tmpfs,
+    lowlevel,
+)
 from nsbox.lowlevel import CloneFlag, MountFlag
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -184,6 +195,93 @@ def test_small_files() -> None:
     step, code, hint = in_child(child)
     assert (step, code) == (Step.WRITE_FILE, errno.EFBIG)
     assert "RLIMIT_FSIZE" in hint
+
+
+# ---- namespaces ----------------------------------------------------------
+
+
+def test_join_of_a_pid_namespace_that_has_ended(box: Sandbox) -> None:
+    """ENOMEM is what the kernel says when the first process is gone; the advice says it."""
+    with box.spawn(["/bin/sleep", "60"]) as process:
+        user, pid = process.namespaces["user"], process.namespaces["pid"]
+        process.kill()
+    with user, pid:
+        step, code, hint = _failure(Sandbox(user=user, pid=pid))
+    assert (step, code) == (Step.CLONE, errno.ENOMEM)
+    assert "first process has ended" in hint
+
+
+def test_join_of_ones_own_user_namespace() -> None:
+    """The user namespace of the caller itself cannot be joined, and the advice says why."""
+    with Namespace.of(0, "user") as own:
+        step, code, hint = _failure(Sandbox(user=own))
+    assert (step, code) == (Step.SETNS, errno.EINVAL)
+    assert "already" in hint
+
+
+def test_procfs_of_a_joined_pid_namespace(box: Sandbox) -> None:
+    """A procfs that is refused for want of rights over the pids is not laid to a covered /proc."""
+    with box.spawn(["/bin/sleep", "60"]) as process:
+        with process.namespaces["pid"] as pid, process.namespaces["user"] as user:
+            other = Sandbox(pid=pid, user="new" if os.geteuid() == 0 else user)
+            if os.geteuid() == 0:
+                step, code, hint = _failure(other)
+                assert (step, code) == (Step.FSCONFIG_CREATE, errno.EPERM)
+                assert "owns the pid namespace" in hint
+            else:
+                assert other.run(["/bin/true"]).returncode == 0
+        process.kill()
+
+
+def _namespace_hint(act: Callable[[], object]) -> str:
+    with pytest.raises(NamespaceError) as caught:
+        act()
+    return caught.value.hint or ""
+
+
+def test_relatives_of_a_namespace() -> None:
+    """What has no parent, or one out of sight, is said to."""
+    with Namespace.of(0, "net") as net, Namespace.create("user") as user:
+        assert "only pid and user" in _namespace_hint(net.parent)
+        with user.parent() as parent:
+            assert parent.id == os.stat("/proc/self/ns/user").st_ino
+
+    def child() -> str:
+        lowlevel.unshare(CloneFlag.CLONE_NEWUSER)
+        with Namespace.of(0, "user") as own:
+            return _namespace_hint(own.parent)
+
+    assert "out of sight" in in_child(child)
+
+
+def test_namespace_of_no_process() -> None:
+    """A process that is gone is said to be."""
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(pid, 0)
+    assert "has ended" in _namespace_hint(lambda: Namespace.of(pid, "net"))
+
+
+def test_persist_without_the_right(tmp_path: Path, plain_user: None) -> None:
+    """A plain user cannot keep a namespace at a path, and hears what it can do."""
+    with Namespace.create("user") as user:
+        assert "CAP_SYS_ADMIN" in _namespace_hint(lambda: user.persist(tmp_path / "user"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_persist_where_it_cannot_be(tmp_path: Path) -> None:
+    """A directory as path, and a mount namespace in itself, are explained."""
+
+    def child() -> list[str]:
+        enter_private_mounts()
+        with Namespace.of(0, "net") as net, Namespace.of(0, "mnt") as mnt:
+            return [
+                _namespace_hint(lambda: net.persist(tmp_path)),
+                _namespace_hint(lambda: mnt.persist(tmp_path / "mnt")),
+            ]
+
+    directory, itself = in_child(child)
+    assert "not to a directory" in directory
+    assert "older" in itself
 
 
 # ---- requests ------------------------------------------------------------
