@@ -61,6 +61,13 @@ def _mount(target: str) -> st.SearchStrategy[Mount]:
         st.builds(Dev, st.just(target)),
         st.builds(Proc, st.just(target)),
         st.builds(Overlay, st.just(["/low1", "/low2"]), st.just(target)),
+        st.builds(
+            Overlay,
+            st.just("/low1"),
+            st.just(target),
+            upper=st.just("/store/up:,\\"),
+            work=st.just("/store/work"),
+        ),
     )
 
 

@@ -100,7 +100,9 @@ class Op(NamedTuple):
         """Return the absolute path of the target inside; in scratch, as "scratch/..."."""
         base, scratch = "", OpFlag.IN_SCRATCH in self.flags
         if self.code in _CONTENT:
-            base, scratch = ops[self.parent].target, OpFlag.IN_SCRATCH in ops[self.parent].flags
+            parent = ops[self.parent]
+            base = parent.target
+            scratch = parent.code is Code.SCRATCH or OpFlag.IN_SCRATCH in parent.flags
         path = "/" + "/".join(part for part in (base, self.target) if part)
         return f"scratch{path}" if scratch else path
 
@@ -331,6 +333,7 @@ class _Builder:
         self.ops: list[Op] = []
         self.mounted: list[tuple[tuple[str, ...], int]] = []
         self.readonly: list[int] = []
+        self.scratch = -1
         # For each tmpfs of ours: what is in it, and whether that is a directory.
         self.content: dict[int, dict[tuple[str, ...], bool]] = {}
 
@@ -403,7 +406,8 @@ def _operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
         build.add(Op(Code.PROPAGATION))
     if _needs_scratch(box, mounts):
         options = _tmpfs_options(16 << 20, 16384, 0o700)
-        build.add(Op(Code.SCRATCH, "", "tmpfs", -1, _BASE, options, flags=OpFlag.OWN))
+        scratch = Op(Code.SCRATCH, "", "tmpfs", -1, _BASE, options, flags=OpFlag.OWN)
+        build.scratch = build.add(scratch)
     _add_root(build, box, host, mounts)
     known = {*host.directories, *host.etc}
     for mount in mounts:
@@ -599,9 +603,9 @@ def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
     """
     Lay out the layers in a directory of scratch, then stack them.
 
-    All names in the options are relative to that directory: layers are clones
-    of the host's mounts, attached there, so nothing has to be escaped and no
-    path of the host is resolved twice.
+    All names in the options are ours and relative to that directory: layers are
+    clones of the host's mounts, attached there, so nothing has to be escaped and
+    no path of the host is resolved twice.
     """
     layers = str(len(build.ops))
     idmap = build.ids.idmapped
@@ -633,19 +637,20 @@ def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
         )
         for name in ("upper", "work"):
             build.add(Op(Code.DIRECTORY, name, parent=store, mode=0o755))
-        upper, work = "upper", "work"
     else:
         # The kernel wants both on one mount: clone the directory that holds them.
-        paths = [mount.upper, mount.work]
-        common = os.path.commonpath(paths)
+        common = os.path.commonpath([mount.upper, mount.work])
         layer("store", common, writable=True)
-        upper, work = (os.path.join("store", os.path.relpath(path, common)) for path in paths)
+        # Their names may hold any character; before Linux 6.5 an option could not hold a comma.
+        for name, path in ("upper", mount.upper), ("work", mount.work):
+            text = os.path.join("store", os.path.relpath(path, common))
+            build.add(Op(Code.SYMLINK, f"{layers}/{name}", text, build.scratch))
     for name, source in zip(lowers, mount.lower, strict=True):
         layer(name, source)
     options: list[tuple[str, str | None]] = [
         ("lowerdir", ":".join(lowers)),
-        ("upperdir", upper.replace("\\", "\\\\")),
-        ("workdir", work.replace("\\", "\\\\")),
+        ("upperdir", "upper"),
+        ("workdir", "work"),
     ]
     if build.user_xattr:
         options.append(("userxattr", None))

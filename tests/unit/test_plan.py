@@ -108,7 +108,7 @@ def test_plan_is_hashable(box: Description, host: Host) -> None:
 def test_plan_looks_at_no_host_but_the_given_one(box: Description) -> None:
     """All paths of the host in a plan come from the description and the given facts."""
     plan = compile_plan(box, USER)
-    allowed = {"/image", "/host", "/low1", "/low2", *USER.directories, *USER.etc}
+    allowed = {"/image", "/host", "/low1", "/low2", "/store", *USER.directories, *USER.etc}
     sources = {op.source for op in plan.ops if op.code is Code.BIND}
     assert sources <= allowed
 
@@ -123,7 +123,8 @@ def test_plan_parents_come_first(box: Description, host: Host) -> None:
     for index, op in enumerate(plan.ops):
         assert -1 <= op.parent < index
         if op.parent >= 0:
-            assert plan.ops[op.parent].code in (Code.BIND, Code.MOUNT, Code.OVERLAY)
+            code = plan.ops[op.parent].code
+            assert code in (Code.SCRATCH, Code.BIND, Code.MOUNT, Code.OVERLAY)
 
 
 @given(descriptions, hosts)
@@ -208,10 +209,19 @@ def test_plan_layers_come_before_their_overlay(box: Description, host: Host) -> 
     for index, op in enumerate(ops):
         if op.code is not Code.OVERLAY:
             continue
-        made = {inner.target for inner in ops[:index] if inner.flags & OpFlag.IN_SCRATCH}
-        lowers = dict(op.options)["lowerdir"]
-        assert lowers is not None
-        assert {f"{op.layers}/{name}" for name in lowers.split(":")} <= made
+        made = {inner.path(ops) for inner in ops[:index]}
+        options = dict(op.options)
+        names = [options[key] or "" for key in ("lowerdir", "upperdir", "workdir")]
+        for name in ":".join(names).split(":"):
+            assert f"scratch/{op.layers}/{name}" in made
+
+
+@given(descriptions, hosts)
+def test_plan_options_have_no_names_of_the_host(box: Description, host: Host) -> None:
+    """No option of a mount has a character that would have to be escaped somewhere."""
+    for op in compile_plan(box, host).ops:
+        for _, value in op.options:
+            assert not {",", "\\"}.intersection(value or "")
 
 
 @given(descriptions, hosts)
