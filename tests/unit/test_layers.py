@@ -12,7 +12,7 @@ PACKAGE = Path(nsbox.__file__).parent
 
 # Each module may import those of lower levels only. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("_native", "_version", "_constants", "errors", "_host", "result"),
+    ("_native", "_version", "_constants", "_cgroup_layout", "errors", "_host", "result"),
     ("_values",),
     ("mount", "_calls"),
     ("lowlevel", "namespace", "_plan", "_interpreter"),
@@ -27,6 +27,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 MAY_IMPORT_NATIVE = {"_calls", "namespace", "_bridge"}
 WITHOUT_NATIVE = (
+    "_cgroup_layout",
     "_constants",
     "_diagnose",
     "_explain",
