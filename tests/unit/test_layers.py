@@ -14,7 +14,7 @@ PACKAGE = Path(nsbox.__file__).parent
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("_native", "_version", "_constants", "_cgroup_layout", "errors", "_host", "result"),
     ("_values",),
-    ("mount", "_calls"),
+    ("mount", "limits", "_calls"),
     ("lowlevel", "namespace", "_plan", "_interpreter"),
     ("_explain", "_diagnose"),
     ("_bridge",),
@@ -37,6 +37,7 @@ WITHOUT_NATIVE = (
     "_values",
     "_version",
     "errors",
+    "limits",
     "mount",
     "result",
 )
@@ -139,5 +140,5 @@ def test_process_does_not_know_the_sandbox() -> None:
 
 def test_values_do_not_know_the_plan() -> None:
     """Mounts and namespaces know nothing of what is made from them."""
-    for name in ("mount", "namespace"):
+    for name in ("mount", "namespace", "limits"):
         assert {"_plan", "_bridge", "sandbox", "process"}.isdisjoint(reaches(name))
