@@ -77,7 +77,7 @@ class View:
                 f"/{op.target}" for op in mounts if op.target and not op.target.startswith("dev")
             ),
             hostname=next(op.source or "" for op in ops if op.code is Code.HOSTNAME),
-            environment=box._environment(None),
+            environment=box._environment(),
         )
         view.etc.mkdir()
         for op in ops:

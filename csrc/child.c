@@ -88,6 +88,29 @@ int take_ids(struct spawn *spawn)
 	return die_with_caller(spawn);
 }
 
+/*
+ * The ids that this spawn asks for, instead of the plan's. Late, because the
+ * set-up needs the plan's ids and their capabilities.
+ */
+static int set_requested_ids(struct spawn *spawn)
+{
+	const struct nsbox_request *request = spawn->request;
+	long err;
+
+	if (request->n_groups < 0 && request->gid < 0 && request->uid < 0)
+		return 0;
+	err = request->n_groups < 0 ? 0 : sys(__NR_setgroups, request->n_groups, request->groups);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_EXTRA_GROUPS, -1, err);
+	err = request->gid < 0 ? 0 : sys(__NR_setresgid, request->gid, request->gid, request->gid);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_GROUP, -1, err);
+	err = request->uid < 0 ? 0 : sys(__NR_setresuid, request->uid, request->uid, request->uid);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_USER, -1, err);
+	return regain_capabilities(spawn) < 0 ? -1 : die_with_caller(spawn);
+}
+
 /* ---- descriptors ---------------------------------------------------- */
 
 static int set_stdio(struct spawn *spawn)
@@ -126,6 +149,17 @@ static int close_standard(struct spawn *spawn, int target)
 	return err < 0 ? fail(spawn, NSBOX_STEP_CLOSE_RANGE, -1, err) : 0;
 }
 
+/* Keep a descriptor of pass_fds: 1, or 0 if it is one to inherit and was not inheritable. */
+static int keep(struct spawn *spawn, int fd)
+{
+	if (spawn->request->flags & NSBOX_REQUEST_INHERIT_FDS) {
+		long flags = sys(__NR_fcntl, fd, F_GETFD);
+		return flags >= 0 && !(flags & FD_CLOEXEC);
+	}
+	long err = sys(__NR_fcntl, fd, F_SETFD, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_PASS_FD, fd, err) : 1;
+}
+
 /*
  * Close whatever the caller had open: all but 0, 1, 2 and the fds asked for.
  * Not by FD_CLOEXEC: the kernel opens the program, and the interpreter that a
@@ -142,13 +176,15 @@ static int close_others(struct spawn *spawn)
 		if (close_standard(spawn, target) < 0)
 			return -1;
 	for (uint32_t i = 0; i < request->n_pass_fds && err == 0; i++) {
-		int fd = request->pass_fds[i];
-		long ret = sys(__NR_fcntl, fd, F_SETFD, 0);
-		if (ret < 0)
-			return fail(spawn, NSBOX_STEP_PASS_FD, fd, ret);
-		if ((uint32_t)fd > first)
-			err = nsbox_close_range(first, (uint32_t)fd - 1, 0);
-		first = (uint32_t)fd + 1;
+		uint32_t fd = (uint32_t)request->pass_fds[i];
+		int kept = keep(spawn, (int)fd);
+		if (kept < 0)
+			return -1;
+		if (!kept)
+			continue;
+		if (fd > first)
+			err = nsbox_close_range(first, fd - 1, 0);
+		first = fd + 1;
 	}
 	if (err == 0)
 		err = nsbox_close_range(first, ~0U, 0);
@@ -168,6 +204,11 @@ static int set_session(struct spawn *spawn)
 		long err = sys(__NR_ioctl, 0, TIOCSCTTY, 0);
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_CONTROLLING_TERMINAL, -1, err);
+	}
+	if (spawn->request->process_group >= 0) {
+		long err = sys(__NR_setpgid, 0, spawn->request->process_group);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_SETPGID, -1, err);
 	}
 	return 0;
 }
@@ -309,8 +350,9 @@ static int set_up(struct spawn *spawn)
 	/* All before the first mount: some of the mounts change the working directory. */
 	if (!(spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES) && open_sources(spawn) < 0)
 		return -1;
+	/* Ids before descriptors: whoever changes them looks at the caller's pidfd again. */
 	if (run_operations(spawn) < 0 || set_stdio(spawn) < 0 || set_session(spawn) < 0 ||
-	    close_others(spawn) < 0)
+	    set_requested_ids(spawn) < 0 || close_others(spawn) < 0)
 		return -1;
 	sys(__NR_umask, umask);
 	if (set_capabilities(spawn) < 0 || outlive_thread(spawn) < 0)

@@ -60,9 +60,13 @@ enum nsbox_step {
 	NSBOX_STEP_UMOUNT,
 	NSBOX_STEP_SETSID,
 	NSBOX_STEP_CONTROLLING_TERMINAL,
+	NSBOX_STEP_SETPGID,
 	NSBOX_STEP_DUP,
 	NSBOX_STEP_CLOSE_RANGE,
 	NSBOX_STEP_PASS_FD,
+	NSBOX_STEP_EXTRA_GROUPS,
+	NSBOX_STEP_GROUP,
+	NSBOX_STEP_USER,
 	NSBOX_STEP_CAPBSET_DROP,
 	NSBOX_STEP_CAPSET,
 	NSBOX_STEP_CAP_AMBIENT,
@@ -155,7 +159,8 @@ enum nsbox_request_flag {
 	NSBOX_REQUEST_CONTROLLING_TERMINAL = 2, /* make stdin the controlling terminal */
 	NSBOX_REQUEST_RESTORE_SIGNALS = 4,      /* SIGPIPE, SIGXFSZ back to SIG_DFL */
 	NSBOX_REQUEST_DIE_WITH_THREAD = 8,      /* SIGKILL when the calling thread ends */
-	NSBOX_REQUEST_BARE = 16                 /* clone and exec, nothing between */
+	NSBOX_REQUEST_BARE = 16,                /* clone and exec, nothing between */
+	NSBOX_REQUEST_INHERIT_FDS = 32 /* of pass_fds, keep those that are open and inheritable */
 };
 
 /* What differs from spawn to spawn. */
@@ -163,10 +168,16 @@ struct nsbox_request {
 	const char *const *executables; /* candidates for execve, tried in order */
 	const char *const *argv;
 	const char *const *envp;
-	const char *cwd;  /* inside */
-	int32_t stdio[3]; /* fds for 0, 1, 2; -1 leaves the caller's */
-	int32_t umask;    /* -1 leaves the caller's */
+	const char *cwd;       /* inside */
+	int32_t stdio[3];      /* fds for 0, 1, 2; -1 leaves the caller's */
+	int32_t umask;         /* -1 leaves the caller's */
+	int32_t process_group; /* to join; 0: a new one; -1 leaves the caller's */
+	/* Ids inside, instead of the plan's; -1 leaves those. */
+	int64_t uid;
+	int64_t gid;
+	int32_t n_groups;
 	uint32_t flags;
+	const uint32_t *groups;
 	uint32_t n_pass_fds;
 	const int32_t *pass_fds; /* sorted, all > 2 */
 };

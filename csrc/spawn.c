@@ -337,6 +337,8 @@ static int check_descriptors(struct spawn *spawn)
 			return fail(spawn, NSBOX_STEP_DUP, fd, err);
 	}
 	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
+		if (request->flags & NSBOX_REQUEST_INHERIT_FDS)
+			break;
 		long err = sys(__NR_fcntl, request->pass_fds[i], F_GETFD);
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_PASS_FD, request->pass_fds[i], err);

@@ -6,6 +6,7 @@ what differs. cffi frees memory with its last Python reference, so every
 buffer that a struct points to is kept beside the struct.
 """
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -33,8 +34,13 @@ class Request(NamedTuple):
         cwd: Working directory inside.
         stdio: Descriptors for 0, 1, 2; -1 leaves the caller's.
         pass_fds: Further descriptors, kept under their numbers.
+        inherit: Of pass_fds, hand on only what is open and inheritable.
         umask: -1 leaves the caller's.
         setsid: Start a session.
+        process_group: Process group to join, 0 for a new one; -1 leaves the caller's.
+        user: User id inside; None: the sandbox's.
+        group: Group id inside; None: the sandbox's.
+        extra_groups: Supplementary group ids inside; None: none that are mapped.
         controlling_terminal: Make stdin its controlling terminal.
         restore_signals: SIGPIPE and SIGXFSZ back to their defaults.
         die_with_thread: Kill the payload when the calling thread ends.
@@ -46,8 +52,13 @@ class Request(NamedTuple):
     cwd: str
     stdio: tuple[int, int, int]
     pass_fds: Sequence[int] = ()
+    inherit: bool = False
     umask: int = -1
     setsid: bool = True
+    process_group: int = -1
+    user: int | None = None
+    group: int | None = None
+    extra_groups: Sequence[int] | None = None
     controlling_terminal: bool = False
     restore_signals: bool = True
     die_with_thread: bool = False
@@ -159,13 +170,29 @@ class Lowered:
         for position, namespace in enumerate(self._joins):
             # Asked anew each time: a closed one raises here, before its number means another file.
             self._fds[position] = namespace.fileno()
+        if _asks_for_ids(request):
+            self._check_ids(request)
         struct, keep = self._lower_request(request)
-        note = _dumpable.note if self._changes_ids else ffi.NULL
+        note = _dumpable.note if self._changes_ids or _asks_for_ids(request) else ffi.NULL
         record = child.record
         lib.nsbox_spawn(self._struct, struct, note, record)
         del keep
         if record.step:
             raise self._error(int(record.step), int(record.error), int(record.index), request)
+
+    def _check_ids(self, request: Request) -> None:
+        """Refuse ids that the sandbox's own user namespace does not have: it maps one of each."""
+        if not self.plan.ids.mapped:
+            return
+        for step, wanted, mapped in (
+            (Step.EXTRA_GROUPS, request.extra_groups or (), self.plan.ids.gid),
+            (Step.GROUP, _given(request.group), self.plan.ids.gid),
+            (Step.USER, _given(request.user), self.plan.ids.uid),
+        ):
+            for number in wanted:
+                if number != mapped:
+                    advice = f"{step}: id {number} is not mapped inside; only {mapped} is"
+                    raise spawn_error(errno.EPERM, step, hint=advice)
 
     # ---- errors ----
 
@@ -184,6 +211,8 @@ class Lowered:
             op = self.plan.ops[index]
             path = op.source if step in _ABOUT_SOURCE else self._target(op)
         advice = _diagnose.hint(step, error, self.plan, op, path)
+        if step is Step.EXECVE and advice and request.executable != request.argv[0]:
+            advice = f"executable: {advice}"
         return spawn_error(error, step, path, index if op is not None else -1, advice)
 
     def _target(self, op: Op) -> str | None:
@@ -298,18 +327,26 @@ class Lowered:
         struct.executables, struct.argv, struct.envp = executables[0], argv[0], envp[0]
         struct.cwd = cwd
         struct.stdio = request.stdio
-        struct.umask = request.umask
+        struct.umask, struct.process_group = request.umask, request.process_group
+        struct.uid = -1 if request.user is None else request.user
+        struct.gid = -1 if request.group is None else request.group
         struct.flags = (
             _SETSID * request.setsid
             | _CONTROLLING_TERMINAL * request.controlling_terminal
             | _RESTORE_SIGNALS * request.restore_signals
             | _DIE_WITH_THREAD * request.die_with_thread
+            | _INHERIT_FDS * request.inherit
         )
         pass_fds = None
         if request.pass_fds:
             pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))
             struct.pass_fds, struct.n_pass_fds = pass_fds, len(pass_fds)
-        return struct, (executables, argv, envp, cwd, pass_fds)
+        groups = None
+        struct.n_groups = -1
+        if request.extra_groups is not None:
+            groups = ffi.new("uint32_t[]", list(request.extra_groups))
+            struct.groups, struct.n_groups = groups, len(groups)
+        return struct, (executables, argv, envp, cwd, pass_fds, groups)
 
     def _lower_environment(self, env: Mapping[str, str]) -> tuple[object, list[object]]:
         """Return ``envp``; the last one is kept, since it hardly ever changes."""
@@ -324,6 +361,7 @@ _SETSID: Final = int(lib.NSBOX_REQUEST_SETSID)
 _CONTROLLING_TERMINAL: Final = int(lib.NSBOX_REQUEST_CONTROLLING_TERMINAL)
 _RESTORE_SIGNALS: Final = int(lib.NSBOX_REQUEST_RESTORE_SIGNALS)
 _DIE_WITH_THREAD: Final = int(lib.NSBOX_REQUEST_DIE_WITH_THREAD)
+_INHERIT_FDS: Final = int(lib.NSBOX_REQUEST_INHERIT_FDS)
 
 # Steps that are about the host's side of a mount; the others are about the inside.
 _ABOUT_SOURCE: Final = {Step.OPEN_TREE, Step.SOURCE_ATTRIBUTES, Step.IDMAP, Step.DEVICE}
@@ -336,6 +374,14 @@ def _candidates(executable: bytes, search: bytes) -> list[bytes]:
     if b"/" in executable:
         return [executable]
     return [(directory or b".") + b"/" + executable for directory in search.split(b":")]
+
+
+def _asks_for_ids(request: Request) -> bool:
+    return (request.user, request.group, request.extra_groups) != (None, None, None)
+
+
+def _given(value: int | None) -> tuple[int, ...]:
+    return () if value is None else (value,)
 
 
 def bad_descriptor(error: int, step: Step, fd: int) -> SpawnError:

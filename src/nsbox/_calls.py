@@ -222,6 +222,10 @@ def clone(
             "envp": arrays[2][0],
             "stdio": [-1, -1, -1],
             "umask": -1,
+            "process_group": -1,
+            "uid": -1,
+            "gid": -1,
+            "n_groups": -1,
             "flags": lib.NSBOX_REQUEST_BARE,
         },
     )

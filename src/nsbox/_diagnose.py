@@ -236,6 +236,23 @@ def _setresuid(error: int, plan: Plan, op: Op | None, path: str | None) -> str |
     return None
 
 
+def _setpgid(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    return (
+        "process_group: only a group of the payload's own session and pid namespace can be "
+        "joined; pid='host' and start_new_session=False share the caller's"
+    )
+
+
+def _requested_id(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EPERM and plan.ids.deny_setgroups:
+        return "extra_groups: a sandbox of a plain user cannot have supplementary groups"
+    if error == errno.EINVAL:
+        return "user, group, extra_groups: the id is not mapped in the sandbox's user namespace"
+    if error == errno.EPERM:
+        return "user, group, extra_groups: only root can change to other ids, with user='host'"
+    return None
+
+
 def _capset(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     return "a capability that the set-up itself does not hold cannot be given to the payload"
 
@@ -259,6 +276,8 @@ def _chdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
 
 
 def _execve(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if not path:
+        return "the name of the program is empty"
     if error == errno.ENOENT and path is not None and " " in path:
         return (
             "no such program inside the sandbox; a command line is a list of arguments, or a "
@@ -309,6 +328,10 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.PIVOT_ROOT: _pivot,
     Step.SETRESUID: _setresuid,
     Step.SETRESGID: _setresuid,
+    Step.SETPGID: _setpgid,
+    Step.EXTRA_GROUPS: _requested_id,
+    Step.GROUP: _requested_id,
+    Step.USER: _requested_id,
     Step.CAPBSET_DROP: _capset,
     Step.CAPSET: _capset,
     Step.CAP_AMBIENT: _capset,

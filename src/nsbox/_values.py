@@ -123,14 +123,14 @@ def check_target(name: str, value: object) -> str:
 
 
 def check_environment(name: str, value: object) -> dict[str, str]:
-    """Return a copy of an environment: str (or bytes) keys and values, no "=" in a key."""
+    """Return a copy of an environment: str, bytes or paths, no "=" in a key."""
     if not hasattr(value, "items"):
         raise PlanTypeError(f"{name}: must be a mapping, not {type(value).__name__}")
     result = {}
     for key, text in value.items():
         for part in (key, text):
-            if not isinstance(part, (str, bytes)):
-                raise PlanTypeError(f"{name}: {part!r} is neither str nor bytes")
+            if not isinstance(part, (str, bytes, os.PathLike)):
+                raise PlanTypeError(f"{name}: {part!r} is neither str, bytes nor os.PathLike")
         key, text = os.fsdecode(key), os.fsdecode(text)
         if not key or "=" in key:
             raise PlanError(f"{name}: {key!r} cannot be the name of a variable")

@@ -5,14 +5,16 @@ What can go wrong, as types.
 
     NsboxError
       +-- PlanError (ValueError)        the request cannot be meant; nothing was started
-      |     +-- PlanTypeError (TypeError)
+      |     +-- PlanTypeError (TypeError), PlanIndexError (IndexError), PlanOverflowError
+      |           (OverflowError): where Python raises these for such a value
       +-- UnsupportedError              this kernel or host cannot do it; says what to do instead
       +-- SpawnError (OSError)          a system call of the set-up failed; nothing is left of it
       +-- NamespaceError (OSError)      a namespace could not be made, opened or entered
 
 An exec that finds no program, may not run it, or whose working directory is
-missing raises a :class:`SpawnError` that is also the built-in exception users
-of :mod:`subprocess` catch: FileNotFoundError, PermissionError or
+missing, and an id or process group that the payload may not take on, raises a
+:class:`SpawnError` that is also the built-in exception users of
+:mod:`subprocess` catch: FileNotFoundError, PermissionError or
 NotADirectoryError.
 """
 
@@ -69,9 +71,13 @@ class Step(StrEnum):
     UMOUNT = "umount2"
     SETSID = "setsid"
     CONTROLLING_TERMINAL = "controlling_terminal"
+    SETPGID = "setpgid"
     DUP = "dup3"
     CLOSE_RANGE = "close_range"
     PASS_FD = "pass_fd"
+    EXTRA_GROUPS = "extra_groups"
+    GROUP = "group"
+    USER = "user"
     CAPBSET_DROP = "capbset_drop"
     CAPSET = "capset"
     CAP_AMBIENT = "cap_ambient"
@@ -95,6 +101,14 @@ class PlanError(NsboxError, ValueError):
 
 class PlanTypeError(PlanError, TypeError):
     """A value of a wrong type."""
+
+
+class PlanIndexError(PlanError, IndexError):
+    """An empty list of arguments."""
+
+
+class PlanOverflowError(PlanError, OverflowError):
+    """A number that the kernel has no room for."""
 
 
 class UnsupportedError(NsboxError):
@@ -170,7 +184,7 @@ class SpawnFileNotFoundError(SpawnError, FileNotFoundError):
 
 
 class SpawnPermissionError(SpawnError, PermissionError):
-    """The program or working directory may not be used by the payload."""
+    """The program, working directory, id or process group may not be used by the payload."""
 
 
 class SpawnNotADirectoryError(SpawnError, NotADirectoryError):
@@ -184,6 +198,9 @@ _PAYLOAD_ERRORS: dict[int, type[SpawnError]] = {
     errno_codes.ENOTDIR: SpawnNotADirectoryError,
 }
 
+# What a payload may be refused; subprocess.Popen raises PermissionError for the same.
+_REQUESTED = (Step.SETPGID, Step.EXTRA_GROUPS, Step.GROUP, Step.USER)
+
 
 def spawn_error(
     errno: int, step: Step, path: str | None = None, index: int = -1, hint: str | None = None
@@ -192,6 +209,8 @@ def spawn_error(
     cls = SpawnError
     if step in (Step.EXECVE, Step.CHDIR):
         cls = _PAYLOAD_ERRORS.get(errno, SpawnError)
+    elif step in _REQUESTED and errno == errno_codes.EPERM:
+        cls = SpawnPermissionError
     return cls(errno, step, path, index, hint)
 
 

@@ -5,11 +5,11 @@ What the standard library does well (pipes, text layers, communicate with its
 timeouts) is inherited. What it does by fork and by pid is replaced: starting
 goes through the C core, waiting and signalling through the pidfd.
 
-The private parts of Popen that this leans on: ``_execute_child`` (its
-signature is checked by a test), ``_close_pipe_fds``, ``_internal_poll``,
-``_wait``, ``_waitpid_lock``, ``_child_created`` and ``_sigint_wait_secs``.
+docs/design.md lists the private parts of Popen that this leans on, and how a
+change there would be noticed.
 """
 
+import io
 import os
 import select
 import subprocess
@@ -18,13 +18,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from . import _bridge, _calls
 from ._bridge import Child, End, Request
 from ._constants import NAMESPACE_FLAGS
-from ._values import PathArg
-from .errors import PlanError, PlanTypeError, Step
+from ._values import MAX_ID, PathArg, check_id, check_mode
+from .errors import PlanError, PlanIndexError, PlanOverflowError, PlanTypeError, Step
 from .namespace import Namespace, check_kind
 from .result import Usage
 
@@ -91,19 +91,13 @@ class Process(subprocess.Popen[Any]):
     def __init__(
         self,
         start: Starter,
-        environment: Mapping[str, str],
         args: Args,
         *,
-        cwd: str,
-        start_new_session: bool,
-        controlling_terminal: bool,
+        controlling_terminal: bool = False,
         die_with_thread: bool,
         **options: Any,
     ) -> None:
         self._start = start
-        self._environment = environment
-        self._inside_cwd = cwd
-        self._setsid = start_new_session
         self._controlling_terminal = controlling_terminal
         self._die_with_thread = die_with_thread
         self._child = Child()
@@ -111,6 +105,9 @@ class Process(subprocess.Popen[Any]):
         self._pidfd_lock = threading.Lock()
         self.usage = None
         self._started_at = time.monotonic()
+        if "pass_fds" in options:
+            options["pass_fds"] = tuple(options["pass_fds"])  # it may be an iterator
+        _check_text_layer(options.get("encoding"), options.get("errors"))
         _check_descriptors(options)
         super().__init__(args, **options)
 
@@ -142,21 +139,29 @@ class Process(subprocess.Popen[Any]):
         start_new_session: Any,
         process_group: Any,
     ) -> None:
+        if preexec_fn is not None:
+            raise PlanError(_NO_PREEXEC_FN)
         argv, program = _arguments(args, executable, shell)
         request = Request(
             argv=argv,
             executable=program,
-            env=self._environment,
-            cwd=self._inside_cwd,
+            env=env,
+            cwd=cwd,
             stdio=(p2cread, c2pwrite, errwrite),
-            pass_fds=[int(fd) for fd in pass_fds if int(fd) > 2],
-            umask=umask,
-            setsid=self._setsid,
+            pass_fds=[fd for fd in (pass_fds if close_fds else _open_descriptors()) if fd > 2],
+            inherit=not close_fds,
+            umask=_umask(umask),
+            setsid=bool(start_new_session),
+            # The leader of a new session leads a new process group already.
+            process_group=-1 if start_new_session and process_group == 0 else process_group,
+            user=_id("user", uid),
+            group=_id("group", gid),
+            extra_groups=None if gids is None else [check_id("extra_groups", g) for g in gids],
             controlling_terminal=self._controlling_terminal,
             restore_signals=bool(restore_signals),
             die_with_thread=self._die_with_thread,
         )
-        sys.audit("nsbox.spawn", program, args, self._inside_cwd)
+        sys.audit("nsbox.spawn", program, args, cwd)
         try:
             self._start(request, self._child)
             self.pid = self._child.pid
@@ -201,6 +206,10 @@ class Process(subprocess.Popen[Any]):
         """Wait for the process if it has not been yet; the caller holds _waitpid_lock."""
         if self.returncode is not None:
             return
+        if self._child.pidfd < 0:
+            # It was waited for, and somebody has reset returncode: as Popen, assume success.
+            self.returncode = 0
+            return
         try:
             end = _bridge.wait(self._child.pidfd, block=block)
         except ChildProcessError:
@@ -238,6 +247,7 @@ class Process(subprocess.Popen[Any]):
         if not lock.acquire(timeout=min(remaining, threading.TIMEOUT_MAX)):
             raise subprocess.TimeoutExpired(self.args, timeout)
         try:
+            self._reap(block=False)
             while self.returncode is None:
                 poll = select.poll()
                 poll.register(self._child.pidfd, select.POLLIN)
@@ -281,6 +291,30 @@ class Process(subprocess.Popen[Any]):
         raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")
 
 
+_NO_PREEXEC_FN: Final = (
+    "preexec_fn: between clone and exec the child shares the caller's memory, so no Python can run "
+    "there; use start_new_session, process_group, umask, cwd, env, user, group, extra_groups, "
+    "pass_fds or restore_signals, or let the program be one that prepares itself and then execs"
+)
+
+
+def _umask(umask: Any) -> int:
+    """Return -1 for none, as Popen has it for every number below zero."""
+    return -1 if isinstance(umask, int) and umask < 0 else check_mode("umask", umask)
+
+
+def _id(name: str, value: int | None) -> int | None:
+    if value is not None and value > MAX_ID:
+        raise PlanOverflowError(f"{name}: an id is at most {MAX_ID}")
+    return value
+
+
+def _check_text_layer(encoding: str | None, errors: str | None) -> None:
+    """Popen would find out when the pipes are there, and leave one of them open."""
+    if encoding is not None or errors is not None:
+        io.TextIOWrapper(io.BytesIO(), encoding, errors)
+
+
 def _check_descriptors(options: Mapping[str, Any]) -> None:
     """
     Refuse descriptors that are not open.
@@ -288,37 +322,53 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
     Before any pipe is made: it could get such a number, and its other end would
     end up in the payload.
     """
-    streams = [options.get(name) for name in ("stdin", "stdout", "stderr")]
-    special = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
-    numbers = [(Step.DUP, fd) for fd in streams if isinstance(fd, int) and fd not in special]
-    numbers += [(Step.PASS_FD, fd) for fd in options.get("pass_fds", ())]
-    for step, fd in numbers:
+    for name in ("stdin", "stdout", "stderr"):
+        fd = options.get(name)
+        if isinstance(fd, int) and fd not in _SPECIAL:
+            _check_open(Step.DUP, fd)
+    for fd in options.get("pass_fds", ()):
         if not isinstance(fd, int):
             raise PlanTypeError(f"pass_fds: {fd!r} is not an int")
-        try:
-            os.get_inheritable(fd)
-        except OSError as error:
-            raise _bridge.bad_descriptor(error.errno or 0, step, fd) from None
-        except OverflowError:
-            raise PlanError(f"{fd} is not a file descriptor") from None
+        if fd < 0:
+            raise PlanError(f"pass_fds: {fd} is not a file descriptor")
+        _check_open(Step.PASS_FD, fd)
+
+
+_SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
+
+
+def _check_open(step: Step, fd: int) -> None:
+    try:
+        os.get_inheritable(fd)
+    except OSError as error:
+        raise _bridge.bad_descriptor(error.errno or 0, step, fd) from None
+    except OverflowError:
+        raise PlanError(f"{fd} is not a file descriptor") from None
+
+
+def _open_descriptors() -> list[int]:
+    """Return all there are; the child looks which of them are inheritable when it is made."""
+    return [int(name) for name in os.listdir("/proc/self/fd")]
 
 
 def _arguments(args: Any, executable: Any, shell: bool) -> tuple[list[bytes], bytes]:
     """Return argv and the program to execute, by the rules of subprocess.Popen."""
-    if isinstance(args, (str, bytes)) or hasattr(args, "__fspath__"):
+    if isinstance(args, (str, bytes)):
         args = [args]
-    elif not isinstance(args, Sequence):
+    elif isinstance(args, os.PathLike):
+        if shell:
+            raise PlanTypeError("args: a path-like object is no command for a shell")
+        args = [args]
+    else:
         args = list(args)
     if shell:
         args = ["/bin/sh", "-c", *args]
-        if executable is not None:
+        if executable:
             args[0] = executable
     if not args:
-        raise PlanError("args: the argument list is empty")
+        raise PlanIndexError("args: the argument list is empty")
     argv = [_argument(item) for item in args]
     program = argv[0] if executable is None else _argument(executable)
-    if not program:
-        raise PlanError("args: the name of the program is empty")
     return argv, program
 
 

@@ -1,13 +1,12 @@
 """The description of a sandbox, and how to run things in it."""
 
-import io
 import os
 import subprocess
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import IO, Any, Final, TypedDict, Unpack
+from types import MappingProxyType, ModuleType
+from typing import IO, Any, Final, Literal, TypedDict, Unpack
 
 from . import _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
@@ -15,13 +14,13 @@ from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
 from ._host import Host
 from ._plan import HOME, Description, Plan, compile_plan
+from ._subprocess import make_module
 from ._values import (
     PathArg,
     check_bool,
     check_capabilities,
     check_environment,
     check_id,
-    check_mode,
     check_path,
     check_target,
     check_text,
@@ -53,11 +52,16 @@ class PopenOptions(TypedDict, total=False):
     """What subprocess.Popen takes and means the same here."""
 
     bufsize: int
+    close_fds: bool
     encoding: str | None
     errors: str | None
     executable: PathArg | None
+    extra_groups: Iterable[str | int] | None
+    group: str | int | None
     pass_fds: Collection[int]
     pipesize: int
+    preexec_fn: None
+    process_group: int | None
     restore_signals: bool
     shell: bool
     stderr: _Stream
@@ -66,6 +70,7 @@ class PopenOptions(TypedDict, total=False):
     text: bool | None
     umask: int
     universal_newlines: bool | None
+    user: str | int | None
 
 
 class SpawnOptions(PopenOptions, total=False):
@@ -101,8 +106,10 @@ class Sandbox:
         default_mounts: Mount /proc (the host's, read-only, with pid="host"),
             /dev, /tmp and, with no root given, the home directory. Default True.
         hostname: Default "sandbox". Needs uts="new".
-        cwd: Working directory inside, absolute. Default "/".
-        env: Variables, added to the default PATH, HOME and LANG.
+        cwd: Working directory inside, absolute. Default "/". "host": the path
+            that the caller's has at each spawn, which must exist inside.
+        env: Variables, added to the default PATH, HOME and LANG. "host": the
+            caller's whole environment at each spawn, secrets included.
         uid: User id inside. Default 0, which has no rights over the host; with
             user="host" the overflow id, as 0 would be host root there.
         gid: Group id inside. The same defaults.
@@ -128,7 +135,7 @@ class Sandbox:
     default_mounts: bool = True
     hostname: str | None = None
     cwd: PathArg = "/"
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] | Literal["host"] = field(default_factory=dict)
     uid: int | None = None
     gid: int | None = None
     host_uid: int | None = None
@@ -150,10 +157,11 @@ class Sandbox:
             "writable": check_bool("writable", self.writable),
             "default_mounts": check_bool("default_mounts", self.default_mounts),
             "mounts": check_mounts(self.mounts),
-            "cwd": check_target("cwd", self.cwd),
-            "env": MappingProxyType(check_environment("env", self.env)),
+            "cwd": "host" if self.cwd == "host" else check_target("cwd", self.cwd),
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
         }
+        if self.env != "host":
+            normalised["env"] = MappingProxyType(check_environment("env", self.env))
         if self.root is not None and not isinstance(self.root, Overlay):
             normalised["root"] = check_path("root", self.root)
         if isinstance(self.root, Overlay) and self.root.target != "/":
@@ -172,11 +180,14 @@ class Sandbox:
 
     def __hash__(self) -> int:
         names = [item.name for item in fields(self) if item.compare and item.name != "env"]
-        return hash((*(getattr(self, name) for name in names), frozenset(self.env.items())))
+        env = self.env if isinstance(self.env, str) else frozenset(self.env.items())
+        return hash((*(getattr(self, name) for name in names), env))
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
-        return _restore, (type(self), {**values, "env": dict(self.env)})
+        if not isinstance(self.env, str):
+            values["env"] = dict(self.env)
+        return _restore, (type(self), values)
 
     # ---- running ----
 
@@ -207,8 +218,10 @@ class Sandbox:
             controlling_terminal: Make stdin, a terminal of its own, the
                 session's controlling terminal.
             **options: stdin, stdout, stderr, text, encoding, errors,
-                universal_newlines, bufsize, pipesize, pass_fds, shell,
-                executable, umask, restore_signals: as for subprocess.Popen.
+                universal_newlines, bufsize, pipesize, pass_fds, close_fds,
+                shell, executable, umask, restore_signals, process_group: as
+                for subprocess.Popen. user, group, extra_groups too, but ids
+                inside. preexec_fn is refused.
 
         Returns:
             The running process.
@@ -219,14 +232,13 @@ class Sandbox:
             PlanError: If an argument cannot be meant, or a namespace to join is closed.
             LookupError: If encoding is none that Python knows.
         """
-        main = threading.current_thread() is threading.main_thread()
         return self._spawn(
             args,
             cwd=cwd,
             env=env,
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal,
-            die_with_thread=main,
+            die_with_thread=_in_main_thread(),
             **options,
         )
 
@@ -295,28 +307,69 @@ class Sandbox:
         check_bool("controlling_terminal", controlling_terminal)
         if controlling_terminal and not start_new_session:
             raise PlanError("controlling_terminal: only a new session can be given a terminal")
+        variables = self._environment()
+        if env is not None:
+            variables.update(check_environment("env", env))
         return Process(
             self._start,
-            self._environment(env),
             args,
-            cwd=os.fsdecode(self.cwd) if cwd is None else check_target("cwd", cwd),
+            cwd=self._directory() if cwd is None else check_target("cwd", cwd),
+            env=variables,
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal,
             die_with_thread=die_with_thread,
             **options,
         )
 
+    @property
+    def subprocess(self) -> ModuleType:
+        """
+        The standard library's subprocess module, whose processes run in this sandbox.
+
+        ``subprocess = box.subprocess`` is all that existing code needs: Popen,
+        run, call, check_call, check_output, getoutput, getstatusoutput, the
+        constants and the exceptions are there. Each process gets a fresh world,
+        as with :meth:`spawn`. What differs from the module is in
+        docs/compatibility.md: the environment and the working directory are the
+        sandbox's unless they are given, the session is a new one, and there is
+        no preexec_fn.
+
+        Raises:
+            UnsupportedError: If this Python's module holds a function that could
+                start processes in another way than by Popen.
+        """
+        return self._cache.subprocess(self)
+
+    def _popen(self, popen: Process, args: Args, options: dict[str, Any]) -> None:
+        """Construct a ``box.subprocess.Popen``: spawn, but env is the whole environment."""
+        env, cwd = options.pop("env", None), options.pop("cwd", None)
+        if cwd is not None:
+            # As chdir(2) would, from the working directory that it starts in.
+            cwd = os.path.join(self._directory(), check_path("cwd", cwd))
+        options.setdefault("start_new_session", True)
+        Process.__init__(
+            popen,
+            self._start,
+            args,
+            cwd=self._directory() if cwd is None else cwd,
+            env=self._environment() if env is None else check_environment("env", env),
+            die_with_thread=_in_main_thread(),
+            **options,
+        )
+
     def _start(self, request: Request, child: Child) -> None:
         self._cache.lowered(self).spawn(request, child)
 
-    def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+    def _directory(self) -> str:
+        return os.getcwd() if self.cwd == "host" else os.fsdecode(self.cwd)
+
+    def _environment(self) -> dict[str, str]:
+        if isinstance(self.env, str):
+            return dict(os.environ)
         home = HOME if self.root is None else "/tmp"
         if not self.default_mounts:
             home = "/"
-        variables = {"PATH": DEFAULT_PATH, "HOME": home, "LANG": "C.UTF-8", **self.env}
-        if env is not None:
-            variables.update(check_environment("env", env))
-        return variables
+        return {"PATH": DEFAULT_PATH, "HOME": home, "LANG": "C.UTF-8", **self.env}
 
     # ---- looking ahead ----
 
@@ -327,7 +380,7 @@ class Sandbox:
         The steps are data; ``print(box.explain())`` shows them as text. Nothing
         is started.
         """
-        return explain_plan(self._plan(), os.fsdecode(self.cwd))
+        return explain_plan(self._plan(), self._directory())
 
     def _plan(self) -> Plan:
         return compile_plan(self._describe(), _host.look())
@@ -358,6 +411,10 @@ class Sandbox:
         )
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def _restore(cls: type[Sandbox], values: dict[str, Any]) -> Sandbox:
     """Make a pickled or copied Sandbox anew; a copy spawns from a plan of its own."""
     return cls(**values)
@@ -372,10 +429,11 @@ class _Cache:
     one, and either will do.
     """
 
-    __slots__ = ("_made",)
+    __slots__ = ("_made", "_subprocess")
 
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
+        self._subprocess: ModuleType | None = None
 
     def lowered(self, box: Sandbox) -> Lowered:
         caller, made = (os.geteuid(), os.getegid()), self._made
@@ -383,17 +441,16 @@ class _Cache:
             made = self._made = (caller, Lowered(box._plan(), box._joins()))
         return made[1]
 
+    def subprocess(self, box: Sandbox) -> ModuleType:
+        if self._subprocess is None:
+            self._subprocess = make_module(box._popen)
+        return self._subprocess
+
 
 def _check_options(options: PopenOptions) -> None:
     unknown = options.keys() - PopenOptions.__annotations__.keys()
     if unknown:
         raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
-    if options.get("umask", -1) != -1:
-        check_mode("umask", options["umask"])
-    encoding, errors = options.get("encoding"), options.get("errors")
-    if encoding is not None or errors is not None:
-        # Popen would find out when the pipes are there, and leave one of them open.
-        io.TextIOWrapper(io.BytesIO(), encoding, errors)
 
 
 def _communicate(

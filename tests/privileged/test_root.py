@@ -321,3 +321,28 @@ def test_dumpable_mark_is_the_callers() -> None:
     with pytest.raises(SpawnError):
         Sandbox().run(["/missing"])
     assert lowlevel.prctl(3) == before
+
+
+def test_requested_ids_are_taken_on_and_leave_no_capability() -> None:
+    """user, group and extra_groups hold with the host's ids; the caller stays dumpable."""
+    before = lowlevel.prctl(3)
+    box = Sandbox(user="host", uid=1234, gid=1234)
+    command = ["grep", "-E", "^(Uid|Gid|Groups|Cap|NoNewPrivs)", "/proc/self/status"]
+    output = box.subprocess.check_output(
+        command, text=True, user=77, group=78, extra_groups=[79, 80]
+    )
+    status = dict(line.split(":") for line in output.splitlines())
+    assert status.pop("Uid").split() == ["77"] * 4
+    assert status.pop("Gid").split() == ["78"] * 4
+    assert status.pop("Groups").split() == ["79", "80"]
+    assert status.pop("NoNewPrivs").strip() == "1"
+    assert {name: int(text, 16) for name, text in status.items()} == dict.fromkeys(status, 0)
+    assert len(status) == 5
+    assert lowlevel.prctl(3) == before
+
+
+def test_requested_ids_keep_the_capabilities_of_the_sandbox() -> None:
+    """Another id does not cost the payload what the sandbox gives it."""
+    box = Sandbox(user="host", uid=1234, gid=1234, capabilities=["CHOWN"])
+    command = ["grep", "CapEff", "/proc/self/status"]
+    assert box.subprocess.check_output(command, user=77).split() == [b"CapEff:", b"0" * 15 + b"1"]

@@ -81,9 +81,12 @@ PLAN_ERRORS: dict[str, Callable[[], object]] = {
     "env_name": lambda: Sandbox(env={"A=B": "c"}),
     "env_nul": lambda: Sandbox(env={"A": "b\0c"}),
     "capability": lambda: Sandbox(capabilities=["FLY"]),
+    "preexec_fn": lambda: Sandbox().run(
+        ["/bin/true"],
+        preexec_fn=print,  # type: ignore[arg-type]
+    ),
     "argv_empty": lambda: Sandbox().run([]),
     "argv_nul": lambda: Sandbox().run(["/bin/echo", "a\0b"]),
-    "program_empty": lambda: Sandbox().run([""]),
     "run_cwd_dotdot": lambda: Sandbox().run(["/bin/true"], cwd="/tmp/.."),
     "run_env_nul": lambda: Sandbox().run(["/bin/true"], env={"A": "\0"}),
     "input_and_stdin": lambda: Sandbox().run(["/bin/true"], input=b"", stdin=0),
@@ -115,10 +118,6 @@ TYPE_ERRORS: dict[str, Callable[[], object]] = {
     "argv_int": lambda: Sandbox().run(["/bin/echo", 1]),  # type: ignore[list-item]
     "argv_none": lambda: Sandbox().run([None]),  # type: ignore[list-item]
     "unknown_option": lambda: Sandbox().run(["/bin/true"], memory=1),  # type: ignore[call-arg]
-    "preexec_fn": lambda: Sandbox().run(
-        ["/bin/true"],
-        preexec_fn=print,  # type: ignore[call-arg]
-    ),
     "timeout_str": lambda: Sandbox().run(["/bin/true"], timeout="1"),  # type: ignore[arg-type]
     "new_session_str": lambda: Sandbox().run(
         ["/bin/true"],

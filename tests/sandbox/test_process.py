@@ -358,7 +358,7 @@ def test_blocked_signals_of_the_caller_come_back() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-@pytest.mark.parametrize("option", ["memory", "preexec_fn", "user", "process_group", "start"])
+@pytest.mark.parametrize("option", ["memory", "startupinfo", "start"])
 def test_unknown_option(option: str) -> None:
     """An option that does not exist here is a TypeError that names it."""
     options: dict[str, Any] = {option: None}

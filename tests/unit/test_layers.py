@@ -19,6 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_explain", "_diagnose"),
     ("_bridge",),
     ("process",),
+    ("_subprocess",),
     ("sandbox",),
     ("__init__",),
     ("demo",),

@@ -347,7 +347,6 @@ def test_sandbox_contradictions_are_refused_when_made() -> None:
     ("args", "options", "error"),
     [
         ([], {}, PlanError),
-        ([""], {}, PlanError),
         ("a\0b", {}, PlanError),
         (["true", "a\0b"], {}, PlanError),
         (["true", "\ud800"], {}, PlanError),
@@ -358,8 +357,7 @@ def test_sandbox_contradictions_are_refused_when_made() -> None:
         (["true"], {"env": {"A=": "1"}}, PlanError),
         (["true"], {"env": {"A": 1}}, PlanTypeError),
         (["true"], {"executable": "a\0"}, PlanError),
-        (["true"], {"preexec_fn": print}, PlanTypeError),
-        (["true"], {"user": 0}, PlanTypeError),
+        (["true"], {"preexec_fn": print}, PlanError),
         (["true"], {"unknown": 1}, PlanTypeError),
         (["true"], {"input": b"", "stdin": 0}, PlanError),
         (["true"], {"capture_output": True, "stdout": 1}, PlanError),
