@@ -429,11 +429,11 @@ class _Cache:
     one, and either will do.
     """
 
-    __slots__ = ("_made", "_subprocess")
+    __slots__ = ("_made", "_modules")
 
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
-        self._subprocess: ModuleType | None = None
+        self._modules: dict[str, ModuleType] = {}
 
     def lowered(self, box: Sandbox) -> Lowered:
         caller, made = (os.geteuid(), os.getegid()), self._made
@@ -442,9 +442,9 @@ class _Cache:
         return made[1]
 
     def subprocess(self, box: Sandbox) -> ModuleType:
-        if self._subprocess is None:
-            self._subprocess = make_module(box._popen)
-        return self._subprocess
+        found = self._modules.get("subprocess")
+        # Of two threads that both make one, both get the first, for the sake of isinstance.
+        return found or self._modules.setdefault("subprocess", make_module(box._popen))
 
 
 def _check_options(options: PopenOptions) -> None:

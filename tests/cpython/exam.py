@@ -1,0 +1,272 @@
+"""
+CPython's own tests of subprocess, with every process in a sandbox.
+
+    python tests/cpython/exam.py             # all
+    python tests/cpython/exam.py test_repr   # those whose name has this in it
+
+One name is changed: while the test module is imported and run, ``subprocess``
+is ``box.subprocess``. The tests themselves, their child programs and the helpers
+of ``test.support`` are as the interpreter has them.
+
+A test that does not apply is listed in not_applicable.py, by name and with the
+reason. It runs all the same, and has to fail: one that passes, or is not there
+any more, has no place in the list, and the exam fails.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import _cffi_backend
+from not_applicable import NOT_APPLICABLE
+
+import nsbox
+from nsbox import Bind, Sandbox
+
+MODULE = "test.test_subprocess"
+CANNOT_RUN = 3
+JOBS = 4  # the tests mostly wait
+
+
+def make_box(directory: str) -> Sandbox:
+    """
+    Return the sandbox of the exam.
+
+    It shows the host's files, read-only, and one writable directory. The
+    payload has the caller's ids, environment and working directory, because the
+    tests compare them. The pid namespace is the caller's, since the tests expect
+    the default actions of signals, which the init of a new one does not have.
+    """
+    return Sandbox(
+        root="/",
+        mounts=[Bind(directory, readonly=False)],
+        env="host",
+        cwd="host",
+        pid="host",
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        host_uid=os.geteuid(),
+        host_gid=os.getegid(),
+    )
+
+
+@dataclass
+class Report:
+    """What became of each test, by its name, and how many processes were started."""
+
+    sandboxed: int = 0
+    unsandboxed: int = 0
+
+    passed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    not_applicable: dict[str, str] = field(default_factory=dict)
+    wrongly_listed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def groups(self) -> dict[str, dict[str, str]]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, dict)}
+
+    def add(self, name: str, problems: str, skipped: str | None) -> None:
+        """Judge a test that has run."""
+        if name in NOT_APPLICABLE:
+            if problems:
+                self.not_applicable[name] = NOT_APPLICABLE[name]
+            else:
+                self.wrongly_listed[name] = skipped or "it passes"
+        elif problems:
+            self.failed[name] = problems
+        elif skipped is not None:
+            self.skipped[name] = skipped
+        else:
+            self.passed[name] = ""
+
+    def merge(self, other: "Report") -> None:
+        self.sandboxed += other.sandboxed
+        self.unsandboxed += other.unsandboxed
+        for name, group in other.groups().items():
+            self.groups()[name].update(group)
+
+    def finish(self) -> None:
+        """Look for listed tests of which nothing was seen."""
+        seen = {name for group in self.groups().values() for name in group}
+        gone = NOT_APPLICABLE.keys() - seen
+        self.wrongly_listed.update(dict.fromkeys(gone, "there is no such test"))
+
+    @property
+    def ok(self) -> bool:
+        return not self.failed and not self.wrongly_listed and self.unsandboxed == 0
+
+    @property
+    def counts(self) -> str:
+        """Run, passed, not applicable, skipped by themselves."""
+        run = len(self.passed) + len(self.failed)
+        return f"{run} | {len(self.passed)} | {len(self.not_applicable)} | {len(self.skipped)}"
+
+
+class Result(unittest.TestResult):
+    """Collects the problems of each test."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+        self._skipped: str | None = None
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        super().startTest(test)
+        self.errors.clear()
+        self.failures.clear()
+        self._skipped = None
+
+    def addError(self, test: unittest.TestCase, err: Any) -> None:
+        super().addError(test, err)
+        if not isinstance(test, unittest.TestCase):  # setUpModule, setUpClass
+            self._report.failed[str(test)] = self.errors[-1][1]
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        super().addSkip(test, reason)
+        self._skipped = reason
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        super().stopTest(test)
+        problems = "\n".join(text for _, text in self.errors + self.failures)
+        self._report.add(test_name(test), problems, self._skipped)
+
+
+def test_name(test: unittest.TestCase) -> str:
+    return f"{type(test).__name__}.{test._testMethodName}"
+
+
+def tests_of(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from tests_of(item)
+        else:
+            yield item
+
+
+def load(box: Sandbox, wanted: str) -> list[unittest.TestCase]:
+    """Import the test module with the sandbox's subprocess, and return its tests."""
+    # The helpers first, so that they keep the real one.
+    for name in ("script_helper", "threading_helper"):
+        import_module(f"test.support.{name}")
+
+    sys.modules["subprocess"] = box.subprocess
+    suite = unittest.defaultTestLoader.loadTestsFromName(MODULE)
+    return [test for test in tests_of(suite) if wanted in test_name(test)]
+
+
+def count_starts(report: Report) -> None:
+    """Let the interpreter tell of each start, whoever makes it."""
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        if event == "nsbox.spawn":
+            report.sandboxed += 1
+        elif event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.system"):
+            report.unsandboxed += 1
+
+    sys.addaudithook(hook)
+
+
+def run_part(wanted: str, part: int, parts: int) -> Report:
+    """Run every parts-th test, in this process."""
+    report = Report()
+    count_starts(report)
+    # Some tests want to meet the limit; most systems have this one.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    with tempfile.TemporaryDirectory(prefix="nsbox-exam-") as directory:
+        # Test files are made in the working directory and in the temporary one.
+        os.environ["TMPDIR"] = tempfile.tempdir = directory
+        os.chdir(directory)
+        tests = load(make_box(directory), wanted)
+        unittest.TestSuite(tests[part::parts]).run(Result(report))
+        os.chdir("/")
+    return report
+
+
+def start_part(wanted: str, part: int, output: Path) -> "subprocess.Popen[bytes]":
+    """
+    Run a part in a process of its own.
+
+    By the interpreter outside of any virtual environment: some tests skip
+    themselves in one.
+    """
+    places = {
+        os.path.dirname(os.path.dirname(nsbox.__file__)),
+        os.path.dirname(_cffi_backend.__file__),
+    }
+    python = getattr(sys, "_base_executable", None) or sys.executable
+    return subprocess.Popen(
+        [python, __file__, wanted, "--part", str(part), "--json", output],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+    )
+
+
+def run_parts(wanted: str) -> Report:
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="nsbox-exam-") as directory:
+        outputs = [Path(directory, str(part)) for part in range(JOBS)]
+        processes = [start_part(wanted, part, path) for part, path in enumerate(outputs)]
+        for process, output in zip(processes, outputs, strict=True):
+            if process.wait() != 0:
+                report.failed[f"part {output.name}"] = (
+                    f"the process ended with {process.returncode}"
+                )
+            else:
+                report.merge(Report(**json.loads(output.read_text())))
+    if not wanted:
+        report.finish()
+    return report
+
+
+def print_report(report: Report, seconds: float) -> None:
+    for title in ("failed", "wrongly_listed", "skipped", "not_applicable"):
+        for name, text in sorted(getattr(report, title).items()):
+            print(f"{title.replace('_', ' ')}: {name}: {text}")
+    run, passed, not_applicable, skipped = report.counts.split(" | ")
+    print(
+        f"{MODULE} of CPython {sys.version.split()[0]}, uid {os.geteuid()}: {run} run, "
+        f"{passed} passed, {not_applicable} not applicable, {skipped} skipped by themselves; "
+        f"{report.sandboxed} processes in sandboxes, {report.unsandboxed} outside "
+        f"({seconds:.0f} s)"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="CPython's tests of subprocess, sandboxed.")
+    parser.add_argument("wanted", nargs="?", default="", help="part of a test's name")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of each test")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    try:
+        import_module("test.support")
+    except ModuleNotFoundError as error:
+        print(f"cannot run: this Python has no {error.name} (Debian: libpython3-testsuite)")
+        return CANNOT_RUN
+    if options.part is not None:
+        os.environ.pop("PYTHONPATH")
+        report = run_part(options.wanted, options.part, JOBS)
+        options.json.write_text(json.dumps(asdict(report)))
+        return 0
+    started = time.monotonic()
+    report = run_parts(options.wanted)
+    print_report(report, time.monotonic() - started)
+    if options.json:
+        options.json.write_text(json.dumps(asdict(report)))
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
