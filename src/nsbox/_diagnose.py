@@ -267,9 +267,9 @@ def _controlling_terminal(error: int, plan: Plan, op: Op | None, path: str | Non
 
 def _chdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOENT:
-        return "the working directory does not exist inside the sandbox"
+        return "cwd: the directory does not exist inside the sandbox"
     if error == errno.ELOOP:
-        return "a working directory must not lead through a link such as /proc/self/fd/N"
+        return "cwd: it must not lead through a link such as /proc/self/fd/N"
     if error == errno.EACCES:
         return _foreign_owner(plan)
     return None
