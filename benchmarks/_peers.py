@@ -422,6 +422,16 @@ CONTENDERS = (
         lambda _view, argv, _stack: _spawners.by_nsbox(argv),
     ),
     Contender(
+        "nsbox, spawn",
+        "The same by Sandbox().spawn(...).wait(): what run is built on.",
+        lambda _view, argv, _stack: _spawners.by_spawn(argv),
+    ),
+    Contender(
+        "nsbox, drop-in",
+        "The same by Sandbox().subprocess.run(...), the standard library's run.",
+        lambda _view, argv, _stack: _spawners.by_drop_in(argv),
+    ),
+    Contender(
         "nsbox, described anew",
         "The same with a new Sandbox, validated and lowered again, for every run.",
         lambda _view, argv, _stack: _spawners.by_new_sandbox(argv),
