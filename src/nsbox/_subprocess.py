@@ -10,6 +10,7 @@ globals. Where that is not so, no module is made (UnsupportedError), since what
 a function starts might not be sandboxed.
 """
 
+import functools
 import os
 import subprocess
 import warnings
@@ -37,6 +38,7 @@ class BoundPopen(Process):
 
     _construct: ClassVar[Constructor]
 
+    @functools.wraps(subprocess.Popen.__init__)  # type: ignore[misc]  # for inspect.signature
     def __init__(self, args: Args, *positional: Any, **options: Any) -> None:
         if len(positional) > len(_POSITIONAL):
             raise TypeError("too many positional arguments")

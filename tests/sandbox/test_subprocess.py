@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -97,6 +98,7 @@ def test_surface_is_that_of_the_module() -> None:
         elif name != "Popen":
             assert getattr(module, name) is value
     assert issubclass(module.Popen, Process)
+    assert inspect.signature(module.Popen) == inspect.signature(subprocess.Popen)
 
 
 def test_module_belongs_to_its_sandbox() -> None:
@@ -259,3 +261,36 @@ def test_id_that_a_joined_namespace_does_not_have(option: str, value: object) ->
     assert caught.value.step == option
     assert caught.value.errno in (errno.EINVAL, errno.EPERM)
     assert option in str(caught.value)
+
+
+def test_code_that_imports_subprocess_itself_can_be_sandboxed() -> None:
+    """With Popen replaced in the real module, its functions start their processes in the box."""
+    with mock.patch("subprocess.Popen", Sandbox(hostname="inside").subprocess.Popen):
+        assert subprocess.check_output(["/bin/uname", "-n"]) == b"inside\n"
+    assert subprocess.check_output(["/bin/uname", "-n"]) != b"inside\n"
+
+
+def test_arguments_by_position() -> None:
+    """Popen's order of parameters holds; too many, or the same one twice, is a TypeError."""
+    popen = Sandbox().subprocess.Popen
+    with popen(["echo", "hi"], -1, None, None, subprocess.PIPE) as process:
+        assert process.stdout.read() == b"hi\n"
+    with pytest.raises(TypeError):
+        popen(["true"], -1, bufsize=-1)
+    with pytest.raises(TypeError):
+        popen(["true"], *[None] * 50)
+
+
+def test_popen_can_be_subclassed() -> None:
+    """A subclass runs in the same sandbox, and what it adds is there."""
+
+    class Counting(Sandbox(hostname="inside").subprocess.Popen):  # type: ignore[misc]
+        starts = 0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            type(self).starts += 1
+            super().__init__(*args, **options)
+
+    with Counting(["/bin/uname", "-n"], stdout=subprocess.PIPE) as process:
+        assert process.communicate() == (b"inside\n", None)
+    assert Counting.starts == 1
