@@ -28,6 +28,7 @@ from .errors import PlanError
 from .mount import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 
 HOME: Final = "/home/sandbox"
+_MAX_OPTION: Final = 255  # bytes in a value, by fsconfig(2)
 _BASE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 
 
@@ -599,6 +600,14 @@ def _host_inodes(size: int) -> int:
     return max(16, size // 4096)
 
 
+def _lower_options(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the options for an overlay's lower layers, whose names have no special characters."""
+    joined = ":".join(names)
+    if len(joined) <= _MAX_OPTION:
+        return [("lowerdir", joined)]
+    return [("lowerdir+", name) for name in names]  # one by one: since Linux 6.8
+
+
 def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
     """
     Lay out the layers in a directory of scratch, then stack them.
@@ -609,7 +618,7 @@ def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
     """
     layers = str(len(build.ops))
     idmap = build.ids.idmapped
-    lowers = [f"lower{number}" for number in range(len(mount.lower))]
+    lowers = [str(number) for number in range(len(mount.lower))]
 
     def layer(name: str, source: str, *, writable: bool = False) -> None:
         attributes = _BASE | (0 if writable else MOUNT_ATTR_RDONLY)
@@ -648,7 +657,7 @@ def _add_overlay(build: _Builder, mount: Overlay, target: str) -> None:
     for name, source in zip(lowers, mount.lower, strict=True):
         layer(name, source)
     options: list[tuple[str, str | None]] = [
-        ("lowerdir", ":".join(lowers)),
+        *_lower_options(lowers),
         ("upperdir", "upper"),
         ("workdir", "work"),
     ]

@@ -13,6 +13,7 @@ from .errors import PlanError, PlanTypeError
 
 DEFAULT_TMPFS_SIZE = "512M"
 DEFAULT_TMPFS_INODES = 131072
+_MAX_LAYERS = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
 
 
 def _set(instance: object, **fields: object) -> None:
@@ -163,7 +164,8 @@ class Overlay:
     directory are not part of the overlay.
 
     Args:
-        lower: Directory of the host, or several, the topmost first.
+        lower: Directory of the host, or several, the topmost first; at most 500,
+            and more than 88 only since Linux 6.8.
         target: Absolute path inside. Default "/", for ``Sandbox(root=Overlay(...))``.
         upper: Directory of the host that keeps the changes, as an absolute path
             without "..".
@@ -172,7 +174,7 @@ class Overlay:
         size: Without upper: most bytes that the changes may take. Default 512M.
 
     Raises:
-        PlanError: If upper and work do not come together.
+        PlanError: If upper and work do not come together, or there are too many layers.
     """
 
     lower: tuple[str, ...]
@@ -193,6 +195,8 @@ class Overlay:
         layers = lower if isinstance(lower, (list, tuple)) else [lower]
         if not layers:
             raise PlanError("Overlay lower: at least one directory is needed")
+        if len(layers) > _MAX_LAYERS:
+            raise PlanError(f"Overlay lower: at most {_MAX_LAYERS} directories, not {len(layers)}")
         if (upper is None) != (work is None):
             raise PlanError("Overlay: upper and work come together")
         for name, path in (("upper", upper), ("work", work)):
