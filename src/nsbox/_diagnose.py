@@ -161,6 +161,11 @@ def _source(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
         return "there is no such file or directory on the host"
     if error == errno.ENOTDIR:
         return "the root, and what leads to a source, must be a directory"
+    if error == errno.EINVAL:
+        return (
+            "it lies outside of the caller's mounts, as what a descriptor leads to may do: give "
+            "its own path, not one through /proc/self/fd or /dev/fd"
+        )
     if error == errno.EPERM and not plan.ids.mapped and not plan.joins:
         return "cloning mounts needs CAP_SYS_ADMIN"
     return None
@@ -175,6 +180,11 @@ def _idmap(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
 
 
 def _mount(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if op is not None and op.code is Code.BIND:
+        return (
+            "mount points are missing in this read-only directory, and the kernel refuses an "
+            "overlay above it to make them in: create them, or use another file system"
+        )
     if op is None or op.code not in (Code.MOUNT, Code.OVERLAY):
         return None
     if op.source == "proc" and error == errno.EPERM:
@@ -209,6 +219,16 @@ def _target(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
         return "a symbolic link on the way to the mount point leads nowhere inside the sandbox"
     if error == errno.ENOTDIR:
         return "what lies on the way to the mount point is a file inside the sandbox"
+    if error == errno.EACCES:
+        who = (
+            f"user {plan.ids.host_uid}, who the payload is to the host"
+            if plan.ids.idmapped
+            else "you"
+        )
+        return (
+            "the root, or a directory on the way to the mount point, is closed to "
+            f"{who}: open it (chmod a+rx)"
+        )
     return None
 
 

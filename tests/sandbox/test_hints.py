@@ -312,6 +312,33 @@ def test_below_a_file() -> None:
     assert "is a file" in hint
 
 
+def test_root_that_is_closed_to_the_payload(rootfs: Path, root: None) -> None:
+    """A root directory that root's payload, nobody, may not enter: the advice opens it."""
+    box = Sandbox(root=rootfs)
+    rootfs.chmod(0o700)
+    step, code, hint = _failure(box, "/bin/sh", "-c", "true")
+    assert (step, code) == (Step.TARGET, errno.EACCES)
+    assert "chmod a+rx" in hint
+    rootfs.chmod(0o755)
+    assert box.run(["/bin/sh", "-c", "true"]).returncode == 0
+
+
+def test_read_only_root_without_mount_points(plain_user: None) -> None:
+    """Where no overlay can be made for the missing mount points, the advice is about those."""
+    step, code, hint = _failure(Sandbox(root="/proc"))
+    assert (step, code) == (Step.FSCONFIG_CREATE, errno.EINVAL)
+    assert "mount points are missing" in hint
+
+
+def test_source_by_descriptor(tmp_path: Path, plain_user: None) -> None:
+    """A source that is a plain user's descriptor is in other mounts than those it can clone."""
+    fd = os.open(tmp_path, os.O_PATH)
+    step, code, hint = _failure(Sandbox(mounts=[Bind(f"/proc/self/fd/{fd}", "/x")]))
+    os.close(fd)
+    assert (step, code) == (Step.OPEN_TREE, errno.EINVAL)
+    assert "its own path" in hint
+
+
 def test_overlay_of_a_file() -> None:
     """A lower layer that is a file: the advice says what it has to be."""
     assert "must be directories" in _failure(Sandbox(mounts=[Overlay("/usr/bin/env", "/a")]))[2]
