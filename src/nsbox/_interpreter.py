@@ -18,6 +18,8 @@ def interpreter_mounts() -> list[Bind]:
         Sandbox(mounts=interpreter_mounts()).run([sys.executable, "-c", "print(1)"])
 
     Modules that lie elsewhere (PYTHONPATH, editable installs) are not included.
+    All else in these directories is: a Python that is started by a link in your
+    home directory shows that directory.
     """
     directories = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     library = sysconfig.get_config_var("LIBDIR")

@@ -169,8 +169,10 @@ class Overlay:
         target: Absolute path inside. Default "/", for ``Sandbox(root=Overlay(...))``.
         upper: Directory of the host that keeps the changes, as an absolute path
             without "..".
-        work: An empty directory on the same file system as upper, which the
-            kernel needs; required with upper.
+        work: An empty directory, which the kernel needs; required with upper, and
+            best beside it: they have to be on one mount, and the kernel is given
+            the directory that holds both. What it leaves there has no permission
+            bits, so a plain user has to chmod it before removing it.
         size: Without upper: most bytes that the changes may take. Default 512M.
 
     Raises:
