@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from . import _host
-from ._constants import CAPABILITIES, NAMESPACE_FLAGS
+from ._constants import NAMESPACE_FLAGS
 from ._plan import Code, Op, Plan
 from .errors import Step
 
@@ -128,7 +128,7 @@ def _maps(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None
         return "/proc is mounted read-only here, and id maps are written through it"
     if error == errno.EACCES:
         return "the calling process is not dumpable, so its own /proc files belong to root"
-    if error == errno.EPERM and plan.ids.host_uid == 0 and not _caller_has("CAP_SETFCAP"):
+    if error == errno.EPERM and plan.ids.host_uid == 0 and not _host.has_capability("CAP_SETFCAP"):
         return (
             "user id 0 cannot be mapped without CAP_SETFCAP (Linux 5.12), not even by itself: "
             "run as another user here; as a payload of nsbox, in a Sandbox(uid=1000, gid=1000)"
@@ -136,13 +136,6 @@ def _maps(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None
     if error == errno.EPERM:
         return "mapping ids other than one's own needs CAP_SETUID and CAP_SETGID"
     return None
-
-
-def _caller_has(capability: str) -> bool:
-    """Tell whether a capability is effective; user_namespaces(7) asks for some by name."""
-    with open("/proc/thread-self/status") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAPABILITIES.index(capability) & 1)
 
 
 def _join(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
@@ -172,6 +165,12 @@ def _source(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
 
 
 def _idmap(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EPERM:
+        return (
+            "without CAP_SYS_ADMIN nothing can be shown with other owners, as a writable bind "
+            "of root's is: pass idmap=False, and let its owner be the payload's host id "
+            f"({plan.ids.host_uid})"
+        )
     return (
         "its file system (or one mounted below it) cannot be id-mapped, so a payload that is "
         "not the caller could not write there; let its owner be the payload's host id "

@@ -10,6 +10,8 @@ import stat
 from functools import lru_cache
 from typing import NamedTuple
 
+from ._constants import CAPABILITIES
+
 OVERFLOW_ID = 65534
 
 # Where distributions keep programs. /usr and the links to it nearly everywhere;
@@ -49,7 +51,8 @@ class Host(NamedTuple):
     Args:
         uid: Effective user id of the caller.
         gid: Effective group id of the caller.
-        privileged: The caller may map ids that are not its own.
+        privileged: The caller is root of its user namespace, and maps ids that are not its own.
+        may_mount: It has CAP_SYS_ADMIN, which root in a container often has not.
         overflow_uid: The host id "nobody" for root's payloads.
         overflow_gid: The same for groups.
         directories: Program directories that exist.
@@ -64,6 +67,7 @@ class Host(NamedTuple):
     uid: int
     gid: int
     privileged: bool
+    may_mount: bool = True
     overflow_uid: int = OVERFLOW_ID
     overflow_gid: int = OVERFLOW_ID
     directories: tuple[str, ...] = ("/usr",)
@@ -94,6 +98,7 @@ def look() -> Host:
         uid=uid,
         gid=gid,
         privileged=uid == 0 and is_mapped("uid", overflow_uid) and is_mapped("gid", overflow_gid),
+        may_mount=uid == 0 and has_capability("CAP_SYS_ADMIN"),
         overflow_uid=overflow_uid,
         overflow_gid=overflow_gid,
         directories=directories,
@@ -112,6 +117,16 @@ def id_maps(kind: str) -> list[tuple[int, int, int]]:
             return [(int(a), int(b), int(c)) for a, b, c in (line.split() for line in file)]
     except OSError:
         return []
+
+
+def has_capability(name: str) -> bool:
+    """Tell whether a capability is effective in the calling thread."""
+    try:
+        with open("/proc/thread-self/status") as file:
+            effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    except OSError:
+        return False
+    return bool(int(effective, 16) >> CAPABILITIES.index(name) & 1)
 
 
 def is_mapped(kind: str, number: int) -> bool:

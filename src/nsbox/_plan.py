@@ -190,7 +190,7 @@ def compile_plan(box: Description, host: Host) -> Plan:
         ops=_operations(box, host, ids),
         # The child of a privileged caller is unprivileged on the host and might
         # not reach what the caller can.
-        parent_sources=host.privileged and user_mode != "host",
+        parent_sources=host.privileged and host.may_mount and user_mode != "host",
         # In these another process may see or trace the newcomer; and a time
         # namespace can only be entered by a process that shares its memory with none.
         private_memory=not {"user", "pid", "time"}.isdisjoint(joins),

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import nsbox
 from nsbox import Bind, Namespace, Overlay, Sandbox, SpawnError, Step, UnsupportedError, lowlevel
 
 pytestmark = pytest.mark.usefixtures("root", "box")
@@ -346,3 +349,50 @@ def test_requested_ids_keep_the_capabilities_of_the_sandbox() -> None:
     box = Sandbox(user="host", uid=1234, gid=1234, capabilities=["CHOWN"])
     command = ["grep", "CapEff", "/proc/self/status"]
     assert box.subprocess.check_output(command, user=77).split() == [b"CapEff:", b"0" * 15 + b"1"]
+
+
+# ---- root without CAP_SYS_ADMIN, as in a container --------------------------
+
+_PR_CAPBSET_DROP = 24  # prctl(2)
+_CAP_SETUID, _CAP_SYS_ADMIN = 7, 21
+_REPORT = """
+import sys
+import nsbox
+try:
+    mounts = [nsbox.Bind(path, "/out", readonly=False) for path in sys.argv[1:]]
+    result = nsbox.Sandbox(mounts=mounts).run(["/bin/sh", "-c", "id -u"], capture_output=True)
+    print(result.stdout.decode(), end="")
+except nsbox.SpawnError as error:
+    print(error.step, error.hint)
+"""
+
+
+def _without(capability: int, *args: str) -> str:
+    """Run the report as root that lacks a capability, and return what it prints."""
+    return subprocess.run(
+        [sys.executable, "-c", _REPORT, *args],
+        env={**os.environ, "PYTHONPATH": str(Path(nsbox.__file__).parents[1])},
+        preexec_fn=lambda: lowlevel.prctl(_PR_CAPBSET_DROP, capability),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_root_without_the_right_to_mount() -> None:
+    """It needs none of the host's: the child has it in its own user namespace."""
+    assert _without(_CAP_SYS_ADMIN) == "0\n"
+
+
+def test_root_without_the_right_to_mount_cannot_map_owners(tmp_path: Path) -> None:
+    """A writable bind of root's needs an id-mapped mount, and so the right; the error says it."""
+    step, _, hint = _without(_CAP_SYS_ADMIN, str(tmp_path)).partition(" ")
+    assert step == Step.IDMAP
+    assert "CAP_SYS_ADMIN" in hint
+
+
+def test_root_without_the_right_to_map_ids() -> None:
+    """It is not made host root instead: the error names the right that is missing."""
+    step, _, hint = _without(_CAP_SETUID).partition(" ")
+    assert step == Step.UID_MAP
+    assert "CAP_SETUID" in hint

@@ -12,8 +12,8 @@ PACKAGE = Path(nsbox.__file__).parent
 
 # Each module may import those of lower levels only. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("_native", "_version", "_constants", "_cgroup_layout", "errors", "_host", "result"),
-    ("_values",),
+    ("_native", "_version", "_constants", "_cgroup_layout", "errors", "result"),
+    ("_values", "_host"),
     ("mount", "limits", "_calls"),
     ("lowlevel", "namespace", "_plan", "_interpreter"),
     ("_explain", "_diagnose"),

@@ -557,10 +557,16 @@ def test_plan_bind_of_a_plain_caller_is_never_idmapped(idmap: bool | None) -> No
 
 @pytest.mark.parametrize(
     ("host", "user", "early"),
-    [(ROOT, "new", True), (ROOT, "join", True), (ROOT, "host", False), (USER, "new", False)],
+    [
+        (ROOT, "new", True),
+        (ROOT, "join", True),
+        (ROOT, "host", False),
+        (ROOT._replace(may_mount=False), "new", False),
+        (USER, "new", False),
+    ],
 )
 def test_plan_caller_opens_what_the_child_could_not(host: Host, user: str, early: bool) -> None:
-    """Where the child has lost root's rights, the caller opens the sources."""
+    """Where the child has lost root's rights, the caller opens the sources, if it may."""
     assert compile_plan(describe({"user": user}), host).parent_sources is early
 
 
