@@ -10,7 +10,7 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent
-SOURCES = ("syscalls.c", "mounts.c", "child.c", "spawn.c", "namespace.c")
+SOURCES = ("syscalls.c", "mounts.c", "child.c", "spawn.c", "process.c", "namespace.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes")
 
 

@@ -158,6 +158,8 @@ long clone_and_call(struct clone_call *call);
 long futex_wait(uint32_t *word, uint32_t value);
 long futex_wait_for(uint32_t *word, uint32_t value, uint64_t nanoseconds);
 long futex_wake(uint32_t *word);
+void lock(uint32_t *word);
+void unlock(uint32_t *word);
 long wait_for(int idtype, int id, int options);
 __attribute__((noreturn)) void exit_process(int status);
 void reset_signals(void);

@@ -182,13 +182,31 @@ struct nsbox_request {
 	const int32_t *pass_fds; /* sorted, all > 2 */
 };
 
-/* Whole after nsbox_spawn returns; step tells success from failure. */
+/* A child's end, as waitid(2) and getrusage(2) tell it. */
+struct nsbox_exit {
+	int32_t code;   /* CLD_EXITED, CLD_KILLED, CLD_DUMPED; 0: still running */
+	int32_t status; /* exit status or signal */
+	int64_t user_usec;
+	int64_t system_usec;
+	int64_t voluntary_switches;
+	int64_t involuntary_switches;
+};
+
+/*
+ * Whole after nsbox_spawn returns; step tells success from failure. What is below
+ * the line belongs to process.c, whose functions any number of threads may call.
+ */
 struct nsbox_result {
 	int32_t pid;   /* in the caller's pid namespace */
-	int32_t pidfd; /* owned by the caller */
+	int32_t pidfd; /* owned by this struct; -1 once the end is known and nobody waits */
 	int32_t step;
 	int32_t error; /* errno */
 	int32_t index; /* operation, join or fd that failed, or -1 */
+	/* -- */
+	int32_t owner; /* pid of the process that spawned */
+	uint32_t lock;
+	uint32_t waiters;
+	struct nsbox_exit end;
 };
 
 /*
@@ -201,21 +219,13 @@ struct nsbox_dumpable {
 	int32_t before;
 };
 
-/* A child's end, as waitid(2) and getrusage(2) tell it. */
-struct nsbox_exit {
-	int32_t code;   /* CLD_EXITED, CLD_KILLED, CLD_DUMPED; 0: still running */
-	int32_t status; /* exit status or signal */
-	int64_t user_usec;
-	int64_t system_usec;
-	int64_t voluntary_switches;
-	int64_t involuntary_switches;
-};
-
 /* dumpable: NULL if the child keeps the caller's ids, or does not share its memory. */
 int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *request,
 		struct nsbox_dumpable *dumpable, struct nsbox_result *result);
 int nsbox_dumpable_wanted(struct nsbox_dumpable *dumpable);
-int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end);
+int nsbox_wait(struct nsbox_result *child, int timeout);
+int nsbox_signal(struct nsbox_result *child, int sig);
+int nsbox_discard(struct nsbox_result *child);
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);
 

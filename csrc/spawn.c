@@ -83,18 +83,6 @@ static struct spawn *allocate(const struct nsbox_plan *plan, size_t *size)
 
 /* ---- the dumpable mark ---------------------------------------------- */
 
-static void lock(uint32_t *word)
-{
-	while (__atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE))
-		futex_wait(word, 1);
-}
-
-static void unlock(uint32_t *word)
-{
-	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
-	futex_wake(word);
-}
-
 /*
  * A child that shares our memory and changes its ids makes the kernel mark the
  * memory as not dumpable (commit_creds). That protects it: until its exec the
@@ -401,7 +389,9 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	static const signal_mask all = ~0ULL;
 	size_t size;
 
-	*result = (struct nsbox_result){ .pidfd = -1, .index = -1 };
+	*result = (struct nsbox_result){ .pidfd = -1,
+					 .index = -1,
+					 .owner = (int32_t)sys(__NR_getpid) };
 	struct spawn *spawn = allocate(plan, &size);
 	if (!spawn) {
 		result->step = NSBOX_STEP_MMAP;

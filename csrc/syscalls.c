@@ -152,6 +152,18 @@ long futex_wake(uint32_t *word)
 	return sys(__NR_futex, word, FUTEX_WAKE, 1);
 }
 
+void lock(uint32_t *word)
+{
+	while (__atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE))
+		futex_wait(word, 1);
+}
+
+void unlock(uint32_t *word)
+{
+	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
+	futex_wake(word);
+}
+
 /* The kernel's struct sigaction; libc's differs, and its sigaction() takes locks. */
 struct kernel_sigaction {
 	void (*handler)(int);
@@ -177,87 +189,6 @@ void reset_signals(void)
 long wait_for(int idtype, int id, int options)
 {
 	return RETRY(sys(__NR_waitid, idtype, id, 0, options | __WALL, 0));
-}
-
-/*
- * linux/pidfd.h, struct pidfd_info: 64 bytes in its first version, and exit_code
- * since Linux 6.15. It outlives the reaping of the process, so a status that
- * other code took from us (waitpid(-1), SIGCHLD ignored) is still known.
- */
-struct pidfd_info_exit {
-	uint64_t mask;
-	uint64_t cgroupid;
-	uint32_t pid, tgid, ppid;
-	uint32_t other_ids[8];
-	int32_t exit_code;
-};
-_Static_assert(sizeof(struct pidfd_info_exit) == 64, "PIDFD_INFO_SIZE_VER0");
-#define INFO_PID (1U << 0)
-#define INFO_EXIT (1U << 3)
-#define GET_INFO _IOC(_IOC_READ | _IOC_WRITE, 0xFF, 11, sizeof(struct pidfd_info_exit))
-
-static bool is_ours(const struct pidfd_info_exit *info)
-{
-	return (info->mask & INFO_PID) && info->ppid == (uint32_t)sys(__NR_getpid);
-}
-
-/*
- * The end of a process whose status other code took. Whoever takes it first
- * claims the process, which makes our waitid fail, and then releases it, which
- * makes the kernel note the status in the pidfd: between the two it is still our
- * child, and the pidfd hangs up (POLLHUP) when the note is there.
- */
-static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
-{
-	struct pidfd_info_exit info = { .mask = INFO_EXIT };
-	struct pollfd released = { .fd = pidfd };
-
-	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
-	if (err == 0 && !(info.mask & INFO_EXIT) && is_ours(&info)) {
-		RETRY(sys(__NR_ppoll, &released, 1, 0, 0, sizeof(signal_mask)));
-		info = (struct pidfd_info_exit){ .mask = INFO_EXIT };
-		err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
-	}
-	if (err < 0 || !(info.mask & INFO_EXIT))
-		return -ECHILD;
-	if (WIFEXITED(info.exit_code)) {
-		end->code = CLD_EXITED;
-		end->status = WEXITSTATUS(info.exit_code);
-	} else {
-		end->code = WCOREDUMP(info.exit_code) ? CLD_DUMPED : CLD_KILLED;
-		end->status = WTERMSIG(info.exit_code);
-	}
-	return 0;
-}
-
-static int64_t usec(const struct timeval *time)
-{
-	return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
-}
-
-/* waitid(2) on a pidfd, with the child's rusage, which only the raw call returns. */
-int nsbox_wait(int pidfd, int nohang, struct nsbox_exit *end)
-{
-	siginfo_t info;
-	struct rusage usage;
-	int options = WEXITED | __WALL | (nohang ? WNOHANG : 0);
-
-	memset(&info, 0, sizeof info);
-	memset(&usage, 0, sizeof usage);
-	memset(end, 0, sizeof *end);
-	/* EINTR goes back to Python, which runs its signal handlers and calls again. */
-	long ret = sys(__NR_waitid, P_PIDFD, pidfd, &info, options, &usage);
-	if (ret == -ECHILD)
-		return exit_of_reaped(pidfd, end);
-	if (ret < 0)
-		return (int)ret;
-	end->code = info.si_pid ? info.si_code : 0;
-	end->status = info.si_status;
-	end->user_usec = usec(&usage.ru_utime);
-	end->system_usec = usec(&usage.ru_stime);
-	end->voluntary_switches = usage.ru_nvcsw;
-	end->involuntary_switches = usage.ru_nivcsw;
-	return 0;
 }
 
 /* Bring up "lo" of the calling process's network namespace; see netdevice(7). */

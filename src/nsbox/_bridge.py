@@ -64,35 +64,6 @@ class Request(NamedTuple):
     die_with_thread: bool = False
 
 
-class Child:
-    """
-    What the C core says of a child, and its pidfd, which whoever holds this owns.
-
-    Made before the spawn and filled in by C: a signal handler that raises as
-    soon as the spawn is over finds the child here and nowhere else.
-    """
-
-    __slots__ = ("record",)
-
-    def __init__(self) -> None:
-        self.record = ffi.new("struct nsbox_result *")
-        self.record.pidfd = -1
-
-    @property
-    def pid(self) -> int:
-        return int(self.record.pid)
-
-    @property
-    def pidfd(self) -> int:
-        """The pidfd, or -1 before the start and after :meth:`close`."""
-        return int(self.record.pidfd)
-
-    def close(self) -> None:
-        pidfd, self.record.pidfd = self.pidfd, -1
-        if pidfd >= 0:
-            os.close(pidfd)
-
-
 class End(NamedTuple):
     """How a process ended, as waitid(2) and getrusage(2) tell it; times in seconds."""
 
@@ -101,6 +72,71 @@ class End(NamedTuple):
     system_time: float
     voluntary_switches: int
     involuntary_switches: int
+
+
+class Child:
+    """
+    What the C core says of a child, and its pidfd.
+
+    Made before the spawn and filled in by C: a signal handler that raises as
+    soon as the spawn is over finds the child here and nowhere else. All that
+    changes it is one call into C, so it is whole whatever raises in between.
+    After a fork it is nobody's child here: it seems to have ended.
+
+    Args:
+        outlives: Leave the child alone when nobody holds this any more.
+    """
+
+    __slots__ = ("record",)
+
+    def __init__(self, *, outlives: bool = False) -> None:
+        record = ffi.new("struct nsbox_result *", {"pidfd": -1})
+        # Its destructor is C, too: whoever is forgotten is killed, even if __del__ is interrupted.
+        self.record = record if outlives else ffi.gc(record, lib.nsbox_discard)
+
+    @property
+    def pid(self) -> int:
+        return int(self.record.pid)
+
+    @property
+    def pidfd(self) -> int:
+        """The pidfd, or -1 before the start and once the end is known."""
+        return int(self.record.pidfd)
+
+    def wait(self, timeout: int) -> End | None:
+        """
+        Return how the child ended; None if it has not, or a signal came.
+
+        If another part of the program has reaped it, and the kernel (before
+        Linux 6.15) has not kept its status, that is taken for 0, as by Popen.
+
+        Args:
+            timeout: Milliseconds; negative: for ever.
+        """
+        ret = lib.nsbox_wait(self.record, timeout)
+        if ret in (0, -errno.EINTR):
+            return None
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+        end = self.record.end
+        exited = end.code == os.CLD_EXITED
+        return End(
+            returncode=int(end.status) if exited else -int(end.status),
+            user_time=end.user_usec / 1e6,
+            system_time=end.system_usec / 1e6,
+            voluntary_switches=int(end.voluntary_switches),
+            involuntary_switches=int(end.involuntary_switches),
+        )
+
+    def signal(self, sig: int) -> None:
+        """Send a signal; nothing happens if the child has ended."""
+        ret = lib.nsbox_signal(self.record, sig)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+
+    def discard(self) -> bool:
+        """Kill the child if there is one, and reap it; return whether there was."""
+        return bool(lib.nsbox_discard(self.record))
 
 
 class _Dumpable:
@@ -387,28 +423,3 @@ def _given(value: int | None) -> tuple[int, ...]:
 def bad_descriptor(error: int, step: Step, fd: int) -> SpawnError:
     """Return the error for a descriptor that cannot be handed to the payload."""
     return spawn_error(error, step, hint=f"descriptor {fd} is not open in the caller")
-
-
-def wait(pidfd: int, *, block: bool) -> End | None:
-    """
-    Return how a child ended, and reap it; None while it runs.
-
-    Raises:
-        ChildProcessError: If another part of the program reaped it, and this
-            kernel (before Linux 6.15) has not kept its status.
-        InterruptedError: If a signal came while blocking; call again.
-    """
-    end = ffi.new("struct nsbox_exit *")
-    ret = lib.nsbox_wait(pidfd, not block, end)
-    if ret < 0:
-        raise OSError(-ret, os.strerror(-ret))
-    if end.code == 0:
-        return None
-    exited = end.code == os.CLD_EXITED
-    return End(
-        returncode=int(end.status) if exited else -int(end.status),
-        user_time=end.user_usec / 1e6,
-        system_time=end.system_usec / 1e6,
-        voluntary_switches=int(end.voluntary_switches),
-        involuntary_switches=int(end.involuntary_switches),
-    )

@@ -5,11 +5,9 @@ The C core's system calls as Python functions that raise OSError.
 they are used from here, since making flag types takes time at import.
 """
 
-import errno
 import os
-import signal
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ._native import ffi, lib
 from ._values import PathArg, check_text
@@ -239,20 +237,8 @@ def clone(
         return int(result.pid), int(result.pidfd)
     except BaseException:
         # A signal handler may raise when the child is there, and nobody knows of it.
-        kill_and_reap(result)
+        lib.nsbox_discard(result)
         raise
-
-
-def kill_and_reap(record: Any) -> None:
-    """End the child of a ``struct nsbox_result``, if there is one, and close its pidfd."""
-    pidfd, record.pidfd = int(record.pidfd), -1
-    if pidfd < 0:
-        return
-    lib.nsbox_pidfd_send_signal(pidfd, signal.SIGKILL, 0)
-    end = ffi.new("struct nsbox_exit *")
-    while lib.nsbox_wait(pidfd, False, end) == -errno.EINTR:
-        pass
-    os.close(pidfd)
 
 
 def string_array(items: Sequence[bytes]) -> tuple[object, list[object]]:

@@ -37,6 +37,7 @@ class BoundPopen(Process):
     """
 
     _construct: ClassVar[Constructor]
+    _outlives = True
 
     @functools.wraps(subprocess.Popen.__init__)  # type: ignore[misc]  # for inspect.signature
     def __init__(self, args: Args, *positional: Any, **options: Any) -> None:
@@ -52,9 +53,14 @@ class BoundPopen(Process):
         _warn: Callable[..., None] = warnings.warn,
         _getpid: Callable[[], int] = os.getpid,
     ) -> None:
+        child = getattr(self, "_child", None)
+        if child is None:
+            return
         # Whoever gives a Popen up without waiting for it expects the process to go on.
-        if getattr(self, "_owner", None) == _getpid():
+        if child.record.owner == _getpid():
             super(Process, self).__del__()
+        else:
+            child.discard()  # after a fork: closes this process's copy of the pidfd
 
 
 def make_module(construct: Constructor) -> ModuleType:

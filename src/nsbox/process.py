@@ -10,18 +10,17 @@ change there would be noticed.
 """
 
 import io
+import math
 import os
-import select
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
-from . import _bridge, _calls
-from ._bridge import Child, End, Request
+from . import _bridge
+from ._bridge import Child, Request
 from ._constants import NAMESPACE_FLAGS
 from ._values import MAX_ID, PathArg, check_id, check_mode
 from .errors import PlanError, PlanIndexError, PlanOverflowError, PlanTypeError, Step
@@ -87,6 +86,7 @@ class Process(subprocess.Popen[Any]):
     """
 
     usage: Usage | None
+    _outlives: ClassVar[bool] = False  # whoever gives up the object
 
     def __init__(
         self,
@@ -100,9 +100,7 @@ class Process(subprocess.Popen[Any]):
         self._start = start
         self._controlling_terminal = controlling_terminal
         self._die_with_thread = die_with_thread
-        self._child = Child()
-        self._owner = os.getpid()
-        self._pidfd_lock = threading.Lock()
+        self._child = Child(outlives=self._outlives)
         self.usage = None
         self._started_at = time.monotonic()
         if "pass_fds" in options:
@@ -168,7 +166,7 @@ class Process(subprocess.Popen[Any]):
             self._child_created = True
         except BaseException:
             # A signal handler raised when the child was there already.
-            _calls.kill_and_reap(self._child.record)
+            self._child.discard()
             raise
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
@@ -189,8 +187,11 @@ class Process(subprocess.Popen[Any]):
 
     # ---- waiting ----
 
-    def _ended(self, end: End) -> None:
-        """Take note of the end; the caller holds _waitpid_lock."""
+    def _look(self, timeout: int) -> None:
+        """Take note of the end, if it comes within so many milliseconds (negative: for ever)."""
+        end = self._child.wait(timeout)
+        if end is None:
+            return
         self.usage = Usage(
             wall_time=time.monotonic() - self._started_at,
             user_time=end.user_time,
@@ -199,66 +200,25 @@ class Process(subprocess.Popen[Any]):
             involuntary_switches=end.involuntary_switches,
         )
         self.returncode = end.returncode
-        with self._pidfd_lock:
-            self._child.close()
-
-    def _reap(self, *, block: bool) -> None:
-        """Wait for the process if it has not been yet; the caller holds _waitpid_lock."""
-        if self.returncode is not None:
-            return
-        if self._child.pidfd < 0:
-            # It was waited for, and somebody has reset returncode: as Popen, assume success.
-            self.returncode = 0
-            return
-        try:
-            end = _bridge.wait(self._child.pidfd, block=block)
-        except ChildProcessError:
-            # Reaped by someone else, and the kernel kept no status: as Popen, assume success.
-            end = End(0, 0.0, 0.0, 0, 0)
-        if end is not None:
-            self._ended(end)
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
-        if self.returncode is None and self._waitpid_lock.acquire(False):  # type: ignore[attr-defined]
-            try:
-                self._reap(block=False)
-            finally:
-                self._waitpid_lock.release()  # type: ignore[attr-defined]
+        if self.returncode is None:
+            self._look(0)
         return self.returncode
 
     def _wait(self, timeout: float | None) -> int:
-        if timeout is None:
-            self._wait_forever()
-        else:
-            self._wait_until(time.monotonic() + timeout, timeout)
-        return self.returncode
-
-    def _wait_forever(self) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # A signal ends a look, too; its Python handler runs before the next.
         while self.returncode is None:
-            with self._waitpid_lock:  # type: ignore[attr-defined]
-                try:
-                    self._reap(block=True)
-                except InterruptedError:
-                    continue  # the signal's Python handler runs before the next call
-
-    def _wait_until(self, deadline: float, timeout: float) -> None:
-        lock: threading.Lock = self._waitpid_lock  # type: ignore[attr-defined]
-        remaining = max(0.0, deadline - time.monotonic())
-        if not lock.acquire(timeout=min(remaining, threading.TIMEOUT_MAX)):
-            raise subprocess.TimeoutExpired(self.args, timeout)
-        try:
-            self._reap(block=False)
-            while self.returncode is None:
-                poll = select.poll()
-                poll.register(self._child.pidfd, select.POLLIN)
-                # poll takes milliseconds that fit an int: at most an hour at a time.
-                remaining = deadline - time.monotonic()
-                ready = poll.poll(min(max(0.0, remaining), 3600) * 1000)
-                if not ready and remaining <= 3600:
-                    raise subprocess.TimeoutExpired(self.args, timeout)
-                self._reap(block=False)
-        finally:
-            lock.release()
+            if deadline is None:
+                self._look(-1)
+                continue
+            # The core takes milliseconds that fit an int: at most an hour at a time.
+            remaining = min(max(0.0, deadline - time.monotonic()), 3600)
+            self._look(math.ceil(remaining * 1000))
+            if self.returncode is None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return self.returncode
 
     # ---- ending ----
 
@@ -271,21 +231,12 @@ class Process(subprocess.Popen[Any]):
         pid_namespaces(7).
         """
         self.poll()
-        with self._pidfd_lock:
-            if self._child.pidfd < 0:
-                return
-            try:
-                _calls.pidfd_send_signal(self._child.pidfd, sig)
-            except ProcessLookupError:
-                pass
+        self._child.signal(sig)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         child = getattr(self, "_child", None)
-        # After a fork this may be the parent's process, and none of ours.
-        if child is None or child.pidfd < 0 or self._owner != os.getpid():
-            return
-        _calls.kill_and_reap(child.record)
-        _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
+        if child is not None and child.discard():
+            _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")

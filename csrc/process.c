@@ -1,0 +1,204 @@
+/*
+ * process.c - a child from its start to its end: wait, signal, discard.
+ *
+ * Each function leaves the child's record whole. In Python a signal handler or
+ * a trace function can raise between any two lines, after a lock is taken or
+ * before a descriptor is closed; here nothing comes in between. The lock is held
+ * over system calls that do not block.
+ */
+#include "internal.h"
+
+#include <linux/futex.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+/* ---- how it ended --------------------------------------------------- */
+
+/*
+ * linux/pidfd.h, struct pidfd_info: 64 bytes in its first version, and exit_code
+ * since Linux 6.15. It outlives the reaping of the process, so a status that
+ * other code took from us (waitpid(-1), SIGCHLD ignored) is still known.
+ */
+struct pidfd_info_exit {
+	uint64_t mask;
+	uint64_t cgroupid;
+	uint32_t pid, tgid, ppid;
+	uint32_t other_ids[8];
+	int32_t exit_code;
+};
+_Static_assert(sizeof(struct pidfd_info_exit) == 64, "PIDFD_INFO_SIZE_VER0");
+#define INFO_PID (1U << 0)
+#define INFO_EXIT (1U << 3)
+#define GET_INFO _IOC(_IOC_READ | _IOC_WRITE, 0xFF, 11, sizeof(struct pidfd_info_exit))
+
+static bool is_ours(const struct pidfd_info_exit *info)
+{
+	return (info->mask & INFO_PID) && info->ppid == (uint32_t)sys(__NR_getpid);
+}
+
+/*
+ * The end of a process whose status other code took. Whoever takes it first
+ * claims the process, which makes our waitid fail, and then releases it, which
+ * makes the kernel note the status in the pidfd: between the two it is still our
+ * child, and the pidfd hangs up (POLLHUP) when the note is there.
+ */
+static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
+{
+	struct pidfd_info_exit info = { .mask = INFO_EXIT };
+	struct pollfd released = { .fd = pidfd };
+
+	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
+	if (err == 0 && !(info.mask & INFO_EXIT) && is_ours(&info)) {
+		RETRY(sys(__NR_ppoll, &released, 1, 0, 0, sizeof(signal_mask)));
+		info = (struct pidfd_info_exit){ .mask = INFO_EXIT };
+		err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
+	}
+	if (err < 0 || !(info.mask & INFO_EXIT))
+		return -ECHILD;
+	if (WIFEXITED(info.exit_code)) {
+		end->code = CLD_EXITED;
+		end->status = WEXITSTATUS(info.exit_code);
+	} else {
+		end->code = WCOREDUMP(info.exit_code) ? CLD_DUMPED : CLD_KILLED;
+		end->status = WTERMSIG(info.exit_code);
+	}
+	return 0;
+}
+
+static int64_t usec(const struct timeval *time)
+{
+	return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
+}
+
+/* waitid(2), with the child's rusage, which only the raw call returns. 1: it has ended. */
+static int reap(int pidfd, struct nsbox_exit *end)
+{
+	siginfo_t info;
+	struct rusage usage;
+
+	memset(&info, 0, sizeof info);
+	memset(&usage, 0, sizeof usage);
+	long ret = sys(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | WNOHANG | __WALL, &usage);
+	if (ret == -ECHILD && exit_of_reaped(pidfd, end) < 0)
+		end->code = CLD_EXITED; /* the kernel kept no status: as Popen, assume success */
+	if (ret == -ECHILD)
+		return 1;
+	if (ret < 0 || !info.si_pid)
+		return (int)ret;
+	end->code = info.si_code;
+	end->status = info.si_status;
+	end->user_usec = usec(&usage.ru_utime);
+	end->system_usec = usec(&usage.ru_stime);
+	end->voluntary_switches = usage.ru_nvcsw;
+	end->involuntary_switches = usage.ru_nivcsw;
+	return 1;
+}
+
+/* ---- the record ----------------------------------------------------- */
+
+static void close_pidfd(struct nsbox_result *child)
+{
+	int pidfd = __atomic_exchange_n(&child->pidfd, -1, __ATOMIC_ACQ_REL);
+	if (pidfd >= 0)
+		sys(__NR_close, pidfd);
+}
+
+/*
+ * After a fork this is the parent's child. The lock is whatever it was at that
+ * moment, and the copy of the descriptor is all that is ours.
+ */
+static bool is_foreign(struct nsbox_result *child)
+{
+	if (child->owner == (int32_t)sys(__NR_getpid))
+		return false;
+	close_pidfd(child);
+	if (!child->end.code)
+		child->end.code = CLD_EXITED; /* as Popen, assume success */
+	return true;
+}
+
+/* The caller holds the lock. 1: the end is known. */
+static int look(struct nsbox_result *child)
+{
+	int ret = child->end.code || child->pidfd < 0 ? 1 : reap(child->pidfd, &child->end);
+	if (ret == 1 && !child->waiters)
+		close_pidfd(child);
+	return ret;
+}
+
+/*
+ * Sleep until the child has ended, but do not reap it: who does that must hold
+ * the lock. A pidfd becomes readable before the child of a debugger can be reaped,
+ * so without a timeout waitid is better.
+ */
+static long sleep_until_end(int pidfd, int timeout)
+{
+	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+	struct timespec limit = { timeout / 1000, (long)(timeout % 1000) * 1000000 };
+
+	if (timeout < 0) {
+		long ret = sys(__NR_waitid, P_PIDFD, pidfd, 0, WEXITED | WNOWAIT | __WALL, 0);
+		if (ret != -ECHILD)
+			return ret;
+	}
+	return sys(__NR_ppoll, &ended, 1, timeout < 0 ? 0 : &limit, 0, sizeof(signal_mask));
+}
+
+/*
+ * Wait for at most timeout milliseconds; negative: for ever. Returns 1 if the
+ * child has ended, and child->end says how; 0 if not; -EINTR if a signal came, for
+ * Python to run its handlers and call again.
+ */
+int nsbox_wait(struct nsbox_result *child, int timeout)
+{
+	if (is_foreign(child))
+		return 1;
+	lock(&child->lock);
+	if (timeout && !child->end.code && child->pidfd >= 0) {
+		child->waiters++; /* as long as somebody sleeps on it, the descriptor stays open */
+		unlock(&child->lock);
+		long slept = sleep_until_end(child->pidfd, timeout);
+		lock(&child->lock);
+		child->waiters--;
+		int ret = look(child);
+		unlock(&child->lock);
+		return ret == 0 && slept < 0 ? (int)slept : ret;
+	}
+	int ret = look(child);
+	unlock(&child->lock);
+	return ret;
+}
+
+/* Send a signal; 0 also if the child has ended. */
+int nsbox_signal(struct nsbox_result *child, int sig)
+{
+	if (is_foreign(child))
+		return 0;
+	lock(&child->lock);
+	int ret = 0;
+	if (look(child) == 0)
+		ret = nsbox_pidfd_send_signal(child->pidfd, sig, 0);
+	unlock(&child->lock);
+	return ret == -ESRCH ? 0 : ret;
+}
+
+/* Kill the child if it runs, reap it, let go of everything. 1: it was running. */
+int nsbox_discard(struct nsbox_result *child)
+{
+	if (is_foreign(child) || child->end.code || child->pidfd < 0)
+		return 0;
+	nsbox_signal(child, SIGKILL);
+	while (nsbox_wait(child, -1) == -EINTR)
+		;
+	return 1;
+}
