@@ -283,8 +283,8 @@ class Sandbox:
                 raise PlanError("stdout and stderr may not be given with capture_output")
             options["stdout"] = options["stderr"] = subprocess.PIPE
         # This thread stays until the payload has ended, so its end may be the payload's.
-        with self._spawn(args, die_with_thread=True, **options) as process:
-            stdout, stderr = _communicate(process, input, timeout, drain=self.pid == "new")
+        process = self._spawn(args, die_with_thread=True, **options)
+        stdout, stderr = _communicate(process, input, timeout, drain=self.pid == "new")
         assert process.usage is not None  # it has been waited for
         result = Result(process.args, process.returncode, stdout, stderr, process.usage)
         if check:
@@ -461,16 +461,18 @@ def _communicate(
 
     With drain, all processes that could hold its pipes open die with the
     payload, so what is left in them can be read without waiting for anybody.
+
+    No with statement before the kill: one that is left by an exception waits for
+    the payload, and a signal handler can raise before, or in, whatever would kill
+    it. A Process that nobody holds any more is killed in any case.
     """
     try:
         return process.communicate(input, timeout=timeout)
-    except subprocess.TimeoutExpired as expired:
+    except BaseException as error:
         process.kill()
-        if drain:
-            expired.stdout, expired.stderr = process.communicate()
-        raise
-    except BaseException:
-        process.kill()
+        with process:
+            if drain and isinstance(error, subprocess.TimeoutExpired):
+                error.stdout, error.stderr = process.communicate()
         raise
 
 
