@@ -226,6 +226,7 @@ int nsbox_dumpable_wanted(struct nsbox_dumpable *dumpable);
 int nsbox_wait(struct nsbox_result *child, int timeout);
 int nsbox_signal(struct nsbox_result *child, int sig);
 int nsbox_discard(struct nsbox_result *child);
+int nsbox_release(struct nsbox_result *child);
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);
 

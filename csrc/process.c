@@ -1,5 +1,5 @@
 /*
- * process.c - a child from its start to its end: wait, signal, discard.
+ * process.c - a child from its start to its end: wait, signal, discard or release.
  *
  * Each function leaves the child's record whole. In Python a signal handler or
  * a trace function can raise between any two lines, after a lock is taken or
@@ -201,4 +201,11 @@ int nsbox_discard(struct nsbox_result *child)
 	while (nsbox_wait(child, -1) == -EINTR)
 		;
 	return 1;
+}
+
+/* Let go of the descriptor, and leave the child alone. */
+int nsbox_release(struct nsbox_result *child)
+{
+	close_pidfd(child);
+	return 0;
 }

@@ -92,7 +92,7 @@ class Child:
     def __init__(self, *, outlives: bool = False) -> None:
         record = ffi.new("struct nsbox_result *", {"pidfd": -1})
         # Its destructor is C, too: whoever is forgotten is killed, even if __del__ is interrupted.
-        self.record = record if outlives else ffi.gc(record, lib.nsbox_discard)
+        self.record = ffi.gc(record, lib.nsbox_release if outlives else lib.nsbox_discard)
 
     @property
     def pid(self) -> int:
