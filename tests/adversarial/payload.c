@@ -568,20 +568,19 @@ static int connect_to(char **args)
 	return say(connect(fd, (struct sockaddr *)&address, sizeof address));
 }
 
-/* Ask rtnetlink to make a device: the errno of its answer. */
+/* Ask rtnetlink to make a device of a kind: the errno of its answer. */
 static int new_link(char **args)
 {
 	struct {
 		struct nlmsghdr header;
 		struct ifinfomsg info;
-		struct rtattr name, kind_of, kind;
+		struct rtattr about, kind;
 		char text[8];
 	} request = {
 		.header = { .nlmsg_len = sizeof request,
 			    .nlmsg_type = RTM_NEWLINK,
 			    .nlmsg_flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK },
-		.name = { 4, IFLA_IFNAME },
-		.kind_of = { 4 + 4 + 8, IFLA_LINKINFO },
+		.about = { 4 + 4 + 8, IFLA_LINKINFO },
 		.kind = { 4 + 8, 1 /* IFLA_INFO_KIND */ },
 	};
 	struct {

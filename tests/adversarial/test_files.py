@@ -1,4 +1,4 @@
-"""Attacks on files and mounts: to write what is read-only, to leave the root, to fill the memory."""
+"""Attacks on files and mounts: to write what is read-only, leave the root, fill the memory."""
 
 import os
 import shutil

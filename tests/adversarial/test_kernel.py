@@ -58,7 +58,7 @@ def test_ports_of_the_machine_are_refused(hostile: Path, call: str) -> None:
 
 
 def test_capabilities_over_the_sandbox_are_none_over_the_host(hostile: Path) -> None:
-    """With CAP_SYS_ADMIN, CAP_SYS_BOOT and others inside, the same calls are refused all the same."""
+    """With CAP_SYS_ADMIN, CAP_SYS_TIME and others inside, the same calls are refused."""
     box = armed(
         hostile,
         capabilities=["SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_TIME", "SYS_RAWIO", "SYS_PACCT"],
@@ -122,7 +122,7 @@ NESTED = {
 
 @pytest.mark.parametrize("call", NESTED.values(), ids=NESTED)
 def test_nested_user_namespace_gives_nothing(hostile: Path, call: str) -> None:
-    """All capabilities in a user namespace of its own, if it may have one, do not help a payload."""
+    """All capabilities in a user namespace of its own, if it may have one, do not help."""
     word = attack(armed(hostile), "nested", *call.split())
     assert word in {"refused", "EINVAL", "ENODEV", "ENOENT", "ENOTBLK", *REFUSED}
 
