@@ -112,18 +112,18 @@ def rootfs(tmp_path: Path, busybox: str) -> Path:
 
 @pytest.fixture(scope="session")
 def hostile() -> Iterator[Path]:
-    """Path of the hostile payload, compiled once: tests/adversarial/payload.c."""
+    """Path of the hostile payload, compiled once: tests/adversarial/payload."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         unavailable("no C compiler (Debian: apt-get install gcc libc6-dev)")
     assert compiler is not None
-    source = Path(__file__).parent / "adversarial" / "payload.c"
+    sources = sorted((Path(__file__).parent / "adversarial" / "payload").glob("*.c"))
     options = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
     # Not below pytest's directory, which is private: attackers on the host have other uids.
     with tempfile.TemporaryDirectory(prefix="nsbox-hostile-") as directory:
         os.chmod(directory, 0o755)
         program = Path(directory, "payload")
-        subprocess.run([compiler, *options, "-o", str(program), str(source)], check=True)
+        subprocess.run([compiler, *options, "-o", str(program), *map(str, sources)], check=True)
         yield program
 
 
