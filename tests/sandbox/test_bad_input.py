@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
-    SOURCE,
-    enter_private_mounts,
-    expose,
-    in_child,
-    mount_tmpfs,
-)
 
 from nsbox import (
     Bind,
@@ -34,6 +27,13 @@ from nsbox import (
     Tmpfs,
 )
 from nsbox.errors import PlanTypeError
+from support import (
+    SOURCE,
+    enter_private_mounts,
+    expose,
+    in_child,
+    mount_tmpfs,
+)
 
 pytestmark = pytest.mark.usefixtures("box")
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import SOURCE, expose
 
 CHECKOUT = Path(__file__).parents[2]

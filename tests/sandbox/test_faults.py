@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import SOURCE
 
 from nsbox import Step
+from support import SOURCE
 
 pytestmark = pytest.mark.usefixtures("box")
 

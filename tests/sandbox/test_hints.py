@@ -10,7 +10,6 @@ from typing import Any
 
 import cffi
 import pytest
-from support import SOURCE, enter_private_mounts, in_child, inside, mount_tmpfs, python_box
 
 from nsbox import (
     Bind,
@@ -25,6 +24,7 @@ from nsbox import (
     lowlevel,
 )
 from nsbox.lowlevel import CloneFlag, MountFlag
+from support import SOURCE, enter_private_mounts, in_child, inside, mount_tmpfs, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
 

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from support import expose
 
 from conftest import unavailable
 from nsbox import Overlay, PlanError, Sandbox
+from support import expose
 
 pytestmark = pytest.mark.usefixtures("box")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from support import PYTHON, SOURCE, in_child, inside, python_box, stdin_of, stdout_of
 
 import nsbox
 from nsbox import (
@@ -32,6 +31,7 @@ from nsbox import (
     TimeoutExpired,
     lowlevel,
 )
+from support import PYTHON, SOURCE, in_child, inside, python_box, stdin_of, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import IO
 
 import pytest
+
 from support import SOURCE
 
 pytestmark = pytest.mark.usefixtures("box")

@@ -15,10 +15,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support import SOURCE, in_child
 
 from conftest import children, open_fds
 from nsbox import DEVNULL, PIPE, Sandbox
+from support import SOURCE, in_child
 
 PACKAGE = str(SOURCE / "nsbox")
 LIBRARY = subprocess.__file__
