@@ -90,8 +90,7 @@ class Host(NamedTuple):
 def look() -> Host:
     """Return the facts as they are now for the calling process."""
     uid, gid = os.geteuid(), os.getegid()
-    overflow_uid = _read_int("/proc/sys/kernel/overflowuid")
-    overflow_gid = _read_int("/proc/sys/kernel/overflowgid")
+    overflow_uid, overflow_gid = _overflow_id("uid"), _overflow_id("gid")
     directories, links = _root_directory()
     etc = _etc_entries()
     return Host(
@@ -103,30 +102,29 @@ def look() -> Host:
         overflow_gid=overflow_gid,
         directories=directories,
         links=links,
-        etc=tuple(etc.directories),
-        etc_large=tuple(etc.large),
-        etc_files=tuple(etc.files),
-        etc_links=tuple(etc.links),
+        etc=etc.directories,
+        etc_large=etc.large,
+        etc_files=etc.files,
+        etc_links=etc.links,
     )
 
 
 def id_maps(kind: str) -> list[tuple[int, int, int]]:
     """Return the caller's uid or gid map: inside, outside, count; [] if it cannot be read."""
     try:
-        with open(f"/proc/self/{kind}_map") as file:
-            return [(int(a), int(b), int(c)) for a, b, c in (line.split() for line in file)]
+        lines = _read(f"/proc/self/{kind}_map").splitlines()
     except OSError:
         return []
+    return [(int(a), int(b), int(c)) for a, b, c in map(bytes.split, lines)]
 
 
 def has_capability(name: str) -> bool:
     """Tell whether a capability is effective in the calling thread."""
     try:
-        with open("/proc/thread-self/status") as file:
-            effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+        _, _, rest = _read("/proc/thread-self/status").partition(b"\nCapEff:")
     except OSError:
         return False
-    return bool(int(effective, 16) >> CAPABILITIES.index(name) & 1)
+    return bool(int(rest.split(maxsplit=1)[0], 16) >> CAPABILITIES.index(name) & 1)
 
 
 def is_mapped(kind: str, number: int) -> bool:
@@ -134,10 +132,16 @@ def is_mapped(kind: str, number: int) -> bool:
     return any(inside <= number < inside + count for inside, _, count in id_maps(kind))
 
 
-def _read_int(path: str) -> int:
+def _read(path: str) -> bytes:
+    """Return a file of /proc; its text and buffer layers would cost more than the reading."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+@lru_cache(maxsize=2)
+def _overflow_id(kind: str) -> int:
     try:
-        with open(path) as file:
-            return int(file.read())
+        return int(_read(f"/proc/sys/kernel/overflow{kind}"))
     except (OSError, ValueError):
         return OVERFLOW_ID
 
@@ -157,10 +161,10 @@ def _root_directory() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
 
 
 class _Etc(NamedTuple):
-    directories: list[str]
-    large: list[str]
-    files: list[tuple[str, bytes]]
-    links: list[tuple[str, str]]
+    directories: tuple[str, ...]
+    large: tuple[str, ...]
+    files: tuple[tuple[str, bytes], ...]
+    links: tuple[tuple[str, str], ...]
 
 
 @lru_cache(maxsize=1)
@@ -170,20 +174,20 @@ def _etc_entries() -> _Etc:
         names += sorted(name for name in os.listdir("/etc") if name.startswith(_ETC_PREFIXES))
     except OSError:
         pass
-    etc = _Etc([], [], [], [])
+    directories, large, files, links = [], [], [], []
     for name in names:
         path = f"/etc/{name}"
         try:
             info = os.lstat(path)
             if stat.S_ISLNK(info.st_mode):
-                etc.links.append((name, os.readlink(path)))
+                links.append((name, os.readlink(path)))
             elif stat.S_ISDIR(info.st_mode):
-                etc.directories.append(path)
+                directories.append(path)
             elif stat.S_ISREG(info.st_mode) and info.st_size > _SMALL:
-                etc.large.append(path)
+                large.append(path)
             elif stat.S_ISREG(info.st_mode):
                 with open(path, "rb") as file:
-                    etc.files.append((name, file.read(_SMALL)))
+                    files.append((name, file.read(_SMALL)))
         except OSError:
             continue
-    return etc
+    return _Etc(tuple(directories), tuple(large), tuple(files), tuple(links))

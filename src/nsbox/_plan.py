@@ -146,14 +146,21 @@ class Plan(NamedTuple):
     user_xattr: bool
 
 
+class Modes(dict[str, str]):
+    """Kind of namespace -> "new", "host" or "join". Never changed, so it may be a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
 class Description(NamedTuple):
     """
-    What a Sandbox asks for, each value checked already.
+    What a Sandbox asks for, each value checked already; hashable.
 
-    ``namespaces`` says "new", "host" or "join" for every kind but "mnt".
+    ``namespaces`` has every kind but "mnt".
     """
 
-    namespaces: dict[str, str]
+    namespaces: Modes
     root: str | Overlay | None = None
     writable: bool = False
     mounts: tuple[Mount, ...] = ()
@@ -166,6 +173,8 @@ class Description(NamedTuple):
     capabilities: tuple[str, ...] = ()
 
 
+# Programs that describe the same sandbox for each run should not pay for it each time.
+@lru_cache(maxsize=64)
 def compile_plan(box: Description, host: Host) -> Plan:
     """
     Return the plan of a sandbox.

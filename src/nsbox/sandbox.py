@@ -5,6 +5,7 @@ import subprocess
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from types import MappingProxyType, ModuleType
 from typing import IO, Any, Final, Literal, TypedDict, Unpack
 
@@ -13,7 +14,7 @@ from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
 from ._host import Host
-from ._plan import HOME, Description, Plan, compile_plan
+from ._plan import HOME, Description, Modes, Plan, compile_plan
 from ._subprocess import make_module
 from ._values import (
     PathArg,
@@ -390,7 +391,7 @@ class Sandbox:
         return {kind: value for kind, value in values.items() if isinstance(value, Namespace)}
 
     def _describe(self) -> Description:
-        modes = {}
+        modes = Modes()
         for name, kind in _NAMESPACE_FIELDS.items():
             value = getattr(self, name)
             modes[kind] = "join" if isinstance(value, Namespace) else value or "host"
@@ -438,13 +439,27 @@ class _Cache:
     def lowered(self, box: Sandbox) -> Lowered:
         caller, made = (os.geteuid(), os.getegid()), self._made
         if made is None or made[0] != caller:
-            made = self._made = (caller, Lowered(box._plan(), box._joins()))
+            made = self._made = (caller, _lower(box))
         return made[1]
 
     def subprocess(self, box: Sandbox) -> ModuleType:
         found = self._modules.get("subprocess")
         # Of two threads that both make one, both get the first, for the sake of isinstance.
         return found or self._modules.setdefault("subprocess", make_module(box._popen))
+
+
+def _lower(box: Sandbox) -> Lowered:
+    description, host = box._describe(), _host.look()
+    plan = compile_plan(description, host)
+    if plan.joins or any(op.idmap for op in plan.ops):
+        return Lowered(plan, box._joins())  # it holds descriptors, and so is the box's own
+    return _lower_shared(description, host)
+
+
+@lru_cache(maxsize=16)
+def _lower_shared(description: Description, host: Host) -> Lowered:
+    """For programs that make an equal Sandbox anew for each run."""
+    return Lowered(compile_plan(description, host), {})
 
 
 def _check_options(options: PopenOptions) -> None:

@@ -10,7 +10,7 @@ from nsbox import Bind, Dev, Overlay, Proc, Tmpfs
 from nsbox._constants import CAPABILITIES, NAMESPACE_FLAGS
 from nsbox._explain import explain_plan
 from nsbox._host import Host
-from nsbox._plan import Code, Description, Op, OpFlag, Plan, compile_plan
+from nsbox._plan import Code, Description, Modes, Op, OpFlag, Plan, compile_plan
 from nsbox.errors import PlanError
 from nsbox.mount import Mount
 from strategies import ids, mount_lists
@@ -45,7 +45,7 @@ modes = st.sampled_from(["new", "host", "join"])
 
 def describe(modes: dict[str, str] | None = None, **values: Any) -> Description:
     """Return a description; namespaces are new, except time, unless modes says otherwise."""
-    namespaces = {**dict.fromkeys(KINDS, "new"), "time": "host", **(modes or {})}
+    namespaces = Modes({**dict.fromkeys(KINDS, "new"), "time": "host", **(modes or {})})
     return Description(namespaces=namespaces, **values)
 
 
