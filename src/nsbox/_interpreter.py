@@ -32,9 +32,31 @@ def interpreter_mounts() -> list[Bind]:
     outermost = [
         directory
         for directory in sorted(directories)
-        if not any(directory.startswith(other.rstrip("/") + "/") for other in directories)
+        if not any(_is_within(directory, other) for other in directories - {directory})
     ]
-    return [Bind(directory) for directory in outermost if directory != "/"]
+    binds = [Bind(directory) for directory in outermost if directory != "/"]
+    return binds + [
+        # Something has to be there, and this shows nothing more of the host.
+        Bind(sys.prefix, os.path.join(directory, "python"))
+        for directory in _left_by_dots(sys.executable)
+        if not any(_is_within(directory, other) for other in [*outermost, "/proc", "/usr"])
+    ]
+
+
+def _is_within(path: str, directory: str) -> bool:
+    return (path + "/").startswith(directory.rstrip("/") + "/")
+
+
+def _left_by_dots(path: str) -> list[str]:
+    """
+    Return the directories that a path leaves again by "..".
+
+    A Python that was started as ../venv/bin/python calls itself
+    /there/../venv/bin/python, and the kernel looks for /there.
+    """
+    parts = path.split("/")
+    lengths = [length for length, part in enumerate(parts) if part == ".."]
+    return sorted({os.path.normpath("/".join(parts[:length])) for length in lengths} - {"/"})
 
 
 def _link_directories(path: str) -> set[str]:

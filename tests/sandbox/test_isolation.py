@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PYTHON, expose, inside, python_box, stdout_of
+from support import PYTHON, SOURCE, expose, inside, python_box, stdout_of
 
 from nsbox import Bind, Namespace, Sandbox
 
@@ -624,3 +624,25 @@ def test_namespace_of_the_caller_is_unchanged() -> None:
 def test_interpreter_is_the_same() -> None:
     """interpreter_mounts() shows the Python that runs these tests."""
     assert inside("import json, sys; print(json.dumps(sys.version))") == sys.version
+
+
+_BY_DOTS = """
+import os, sys
+from nsbox import Sandbox, interpreter_mounts
+assert ".." in sys.executable, sys.executable
+listing = f"import os; print(os.listdir({os.getcwd()!r}))"
+Sandbox(mounts=interpreter_mounts()).run([sys.executable, "-I", "-S", "-c", listing], check=True)
+"""
+
+
+def test_interpreter_started_by_a_path_with_dots(tmp_path: Path) -> None:
+    """../venv/bin/python finds itself inside as well, and shows nothing of where it was started."""
+    result = subprocess.run(
+        [os.path.relpath(sys.executable, tmp_path), "-c", _BY_DOTS],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.stderr) == ("['python']\n", "")
