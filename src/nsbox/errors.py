@@ -135,6 +135,9 @@ class NamespaceError(NsboxError, OSError):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.errno, self.step, self.filename, self.hint)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.__reduce__()[1]}"
+
     def __str__(self) -> str:
         return _message(self.step, self.strerror, self.filename, self.hint)
 
@@ -174,6 +177,9 @@ class SpawnError(NsboxError, OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.errno, self.step, self.path, self.index, self.hint)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.__reduce__()[1]}"
 
     def __str__(self) -> str:
         return _message(self.step, self.strerror, self.path, self.hint)

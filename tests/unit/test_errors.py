@@ -113,6 +113,15 @@ def test_error_text_has_all_parts(error: SpawnError | NamespaceError) -> None:
     assert positions == sorted(positions)
 
 
+@examples
+def test_error_repr_has_all_parts(error: NsboxError) -> None:
+    """Where only the repr is shown, as of an exception in a list, it tells as much."""
+    assert repr(error).startswith(type(error).__name__ + "(")
+    for name in ("errno", "step", "path", "hint"):
+        value = getattr(error, name, None)
+        assert value is None or repr(value) in repr(error)
+
+
 def test_error_text_leaves_out_what_is_missing() -> None:
     """Without a path and a hint the text is the step and the kernel's words."""
     assert str(SpawnError(errno.EPERM, Step.CLONE)) == f"clone3: {os.strerror(errno.EPERM)}"
