@@ -27,10 +27,21 @@ def workspace(tmp_path: Path, rootfs: Path) -> Path:
     return tmp_path
 
 
+def _blocks(document: str) -> list[str]:
+    text = (CHECKOUT / document).read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+OTHERS = [
+    name
+    for name in sorted(f"docs/{path.name}" for path in CHECKOUT.glob("docs/*.md"))
+    if _blocks(name) and name != "docs/quickstart.md"
+]
+
+
 def _run(document: str, directory: Path) -> str:
     """Run a document's blocks of Python as one program, and return what it prints."""
-    text = (CHECKOUT / document).read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = _blocks(document)
     assert blocks
     result = subprocess.run(
         [sys.executable, "-u", "-W", "error", "-c", "\n".join(blocks)],
@@ -62,3 +73,9 @@ def test_quickstart(workspace: Path) -> None:
     assert (workspace / "out" / "done").exists()
     assert "lo:" in output  # the joined network
     assert "execve 2 /opt/tool" in output  # the failure
+
+
+@pytest.mark.parametrize("document", OTHERS)
+def test_other_documents(workspace: Path, document: str) -> None:
+    """What any other document shows runs as well."""
+    _run(document, workspace)
