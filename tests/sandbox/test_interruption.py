@@ -14,9 +14,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support import SOURCE
 
 from nsbox import DEVNULL, Sandbox, SpawnError, Step
+from support import SOURCE
 
 PR_GET_DUMPABLE = 3
 

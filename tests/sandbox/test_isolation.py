@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PYTHON, SOURCE, expose, inside, python_box, stdout_of
 
 from nsbox import Bind, Namespace, Sandbox
+from support import PYTHON, SOURCE, expose, inside, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
