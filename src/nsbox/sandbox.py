@@ -1,5 +1,6 @@
 """The description of a sandbox, and how to run things in it."""
 
+import errno
 import os
 import subprocess
 import threading
@@ -27,7 +28,7 @@ from ._values import (
     check_text,
     check_timeout,
 )
-from .errors import PlanError, PlanTypeError
+from .errors import PlanError, PlanTypeError, Step, spawn_error
 from .mount import Mount, Overlay, check_mounts
 from .namespace import Namespace
 from .process import Args, Process
@@ -311,8 +312,9 @@ class Sandbox:
         variables = self._environment()
         if env is not None:
             variables.update(check_environment("env", env))
-        return Process(
-            self._start,
+        process = Process.__new__(Process)
+        self._construct(
+            process,
             args,
             cwd=self._directory() if cwd is None else check_target("cwd", cwd),
             env=variables,
@@ -321,6 +323,7 @@ class Sandbox:
             die_with_thread=die_with_thread,
             **options,
         )
+        return process
 
     @property
     def subprocess(self) -> ModuleType:
@@ -344,25 +347,32 @@ class Sandbox:
     def _popen(self, popen: Process, args: Args, options: dict[str, Any]) -> None:
         """Construct a ``box.subprocess.Popen``: spawn, but env is the whole environment."""
         env, cwd = options.pop("env", None), options.pop("cwd", None)
-        if cwd is not None:
-            # As chdir(2) would, from the working directory that it starts in.
-            cwd = os.path.join(self._directory(), check_path("cwd", cwd))
         options.setdefault("start_new_session", True)
-        Process.__init__(
+        self._construct(
             popen,
-            self._start,
             args,
-            cwd=self._directory() if cwd is None else cwd,
+            cwd=self._directory() if cwd is None else self._resolve(cwd),
             env=self._environment() if env is None else check_environment("env", env),
             die_with_thread=_in_main_thread(),
             **options,
         )
+
+    def _construct(self, process: Process, args: Args, **options: Any) -> None:
+        """Initialise a process, whichever class it is of: all begin here."""
+        Process.__init__(process, self._start, args, **options)
 
     def _start(self, request: Request, child: Child) -> None:
         self._cache.lowered(self).spawn(request, child)
 
     def _directory(self) -> str:
         return os.getcwd() if self.cwd == "host" else os.fsdecode(self.cwd)
+
+    def _resolve(self, cwd: PathArg) -> str:
+        """Return what chdir(2) would take it for, from the directory that a process starts in."""
+        if cwd in ("", b""):
+            raise spawn_error(errno.ENOENT, Step.CHDIR, "", hint="cwd: the path is empty")
+        path = check_path("cwd", cwd)
+        return path if path.startswith("/") else os.path.join(self._directory(), path)
 
     def _environment(self) -> dict[str, str]:
         if isinstance(self.env, str):

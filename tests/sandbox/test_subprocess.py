@@ -33,6 +33,7 @@ BAD_INPUT: dict[str, tuple[Any, dict[str, Any]]] = {
     "executable_nul": (["true"], {"executable": "a\0"}),
     "path_for_shell": (Path("/bin/true"), {"shell": True}),
     "cwd_missing": (["/bin/true"], {"cwd": "/missing"}),
+    "cwd_empty": (["/bin/true"], {"cwd": ""}),
     "cwd_is_file": (["/bin/true"], {"cwd": "/etc/passwd"}),
     "cwd_nul": (["/bin/true"], {"cwd": "a\0b"}),
     "cwd_int": (["/bin/true"], {"cwd": 1.5}),
