@@ -102,9 +102,9 @@ def parse(mountinfo: str, cgroups: str) -> Layout:
 
 def look() -> Layout:
     """Return the layout as the calling process sees it, with v2's controllers filled in."""
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mountinfo = file.read()
-    with open("/proc/self/cgroup") as file:
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         cgroups = file.read()
     return _look(mountinfo, cgroups)
 
@@ -124,7 +124,7 @@ def _look(mountinfo: str, cgroups: str) -> Layout:
 def read_words(path: str) -> tuple[str, ...]:
     """Return the words in a small file; none if it cannot be read."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return tuple(file.read().split())
     except OSError:
         return ()

@@ -46,7 +46,9 @@ def hint(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) ->
 
 def _sysctl(name: str) -> str | None:
     try:
-        with open(_SYSCTL + name.replace(".", "/")) as file:
+        with open(
+            _SYSCTL + name.replace(".", "/"), encoding="utf-8", errors="surrogateescape"
+        ) as file:
             return file.read().strip()
     except OSError:
         return None
@@ -100,7 +102,7 @@ def _caller_is_mapped() -> bool:
 def _in_chroot() -> bool:
     """Tell whether "/" is surely a chroot: it is none of the mounts that can be seen."""
     try:
-        with open("/proc/self/mountinfo") as file:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             return "/" not in [line.split()[4] for line in file]
     except OSError:
         return False

@@ -851,3 +851,15 @@ def test_clone_shows_a_bare_child() -> None:
     pid, pidfd = lowlevel.clone(flags, SH, ["sh", "-c", "exit $((10 + $$))"])
     os.close(pidfd)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 11
+
+
+def test_files_of_the_kernel_are_not_text_of_the_locale() -> None:
+    """A name that is no text stops nothing, nor does a Python that is asked to warn of such."""
+    code = """
+open("/proc/self/comm", "wb").write(b"\\xff")
+import nsbox
+nsbox.Sandbox().run(["/bin/true"], check=True)
+"""
+    options = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    subprocess.run([sys.executable, *options], check=True, env=environment)
