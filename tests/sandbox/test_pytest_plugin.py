@@ -26,6 +26,8 @@ OUTSIDE = os.uname().nodename
 
 def outcomes(pytester: pytest.Pytester, code: str, *args: str, head: str = HEAD) -> dict[str, int]:
     """Run a test module in a process of its own; return how many tests had which outcome."""
+    if not list(pytester.path.glob("*.ini")):
+        pytester.makeini("[pytest]")  # a root of its own, wherever temporary directories lie
     pytester.makepyfile(head + code)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
     return {name: n for name, n in result.parseoutcomes().items() if n and name != "warnings"}
