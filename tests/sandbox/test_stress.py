@@ -387,6 +387,35 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, script], env=environment, check=True, timeout=120)
 
 
+# ---- threads --------------------------------------------------------------
+
+
+def test_threads_that_wait_poll_and_signal_at_once() -> None:
+    """While others wait, poll() does not block, and whoever is last closes the descriptor."""
+
+    def child() -> tuple[set[int | None], set[int | None], int | None, bool]:
+        before, box = left(), Sandbox()
+        polled, waited, pidfds = set[int | None](), set[int | None](), set[int | None]()
+        for _ in range(20):
+            with box.spawn(LONG, stdin=DEVNULL) as process:
+                calls = [process.wait, lambda p=process: p.wait(60)] * 3
+                threads = [
+                    threading.Thread(target=lambda call=call: waited.add(call())) for call in calls
+                ]
+                for thread in threads:
+                    thread.start()
+                for _ in range(20):
+                    polled.add(process.poll())
+                    process.send_signal(0)
+                process.kill()
+                for thread in threads:
+                    thread.join()
+            pidfds.add(process.pidfd)
+        return polled, waited, pidfds.pop(), left() == before
+
+    assert in_child(child) == ({None}, {-signal.SIGKILL}, None, True)
+
+
 # ---- the interpreter ------------------------------------------------------
 
 
