@@ -3,6 +3,6 @@
 from setuptools import setup
 
 setup(
-    cffi_modules=["csrc/ffi_build.py:ffibuilder"],
+    cffi_modules=["csrc/ffi_build.py:ffibuilder", "csrc/ffi_build.py:libseccomp"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -213,52 +213,7 @@ static int set_session(struct spawn *spawn)
 	return 0;
 }
 
-/* ---- privileges ----------------------------------------------------- */
-
-static int drop_bounding_set(struct spawn *spawn, uint64_t keep)
-{
-	for (unsigned capability = 0; capability < 64; capability++) {
-		if (keep >> capability & 1)
-			continue;
-		long err = sys(__NR_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
-		if (err == -EINVAL)
-			break; /* past the last one that this kernel knows */
-		if (err < 0)
-			return fail(spawn, NSBOX_STEP_CAPBSET_DROP, (int)capability, err);
-	}
-	return 0;
-}
-
-/*
- * All five sets become exactly the capabilities that the plan keeps. The
- * ambient set is what lets them survive the exec of a program without file
- * capabilities.
- */
-static int set_capabilities(struct spawn *spawn)
-{
-	uint64_t keep = spawn->plan->capabilities;
-	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct data[2];
-
-	if (drop_bounding_set(spawn, keep) < 0)
-		return -1;
-	for (int i = 0; i < 2; i++) {
-		uint32_t word = (uint32_t)(keep >> (32 * i));
-		data[i].effective = data[i].permitted = data[i].inheritable = word;
-	}
-	long err = sys(__NR_capset, &header, data);
-	if (err < 0)
-		return fail(spawn, NSBOX_STEP_CAPSET, -1, err);
-	err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-	for (unsigned capability = 0; capability < 64 && err == 0; capability++)
-		if (keep >> capability & 1)
-			err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0,
-				  0);
-	if (err < 0)
-		return fail(spawn, NSBOX_STEP_CAP_AMBIENT, -1, err);
-	err = sys(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	return err < 0 ? fail(spawn, NSBOX_STEP_NO_NEW_PRIVS, -1, err) : 0;
-}
+/* ---- the caller's death ----------------------------------------------- */
 
 /*
  * Until the payload runs, and then too if it was asked for, this process dies
@@ -355,7 +310,7 @@ static int set_up(struct spawn *spawn)
 	    set_requested_ids(spawn) < 0 || close_others(spawn) < 0)
 		return -1;
 	sys(__NR_umask, umask);
-	if (set_capabilities(spawn) < 0 || outlive_thread(spawn) < 0)
+	if (drop_privileges(spawn) < 0 || outlive_thread(spawn) < 0)
 		return -1;
 	return change_directory(spawn);
 }
@@ -369,7 +324,8 @@ void child_main(void *argument)
 	bool bare = spawn->request->flags & NSBOX_REQUEST_BARE;
 	if (bare || (die_with_caller(spawn) == 0 && set_up(spawn) == 0)) {
 		restore_signals(spawn);
-		execute(spawn);
+		if (install_filter(spawn) == 0)
+			execute(spawn);
 	}
 	exit_process(1);
 }

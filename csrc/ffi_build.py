@@ -10,7 +10,15 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent
-SOURCES = ("syscalls.c", "mounts.c", "child.c", "spawn.c", "process.c", "namespace.c")
+SOURCES = (
+    "syscalls.c",
+    "mounts.c",
+    "child.c",
+    "privileges.c",
+    "spawn.c",
+    "process.c",
+    "namespace.c",
+)
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes")
 
 
@@ -40,6 +48,31 @@ ffibuilder.set_source(
     extra_link_args=["-Wl,-Bsymbolic", "-Wl,-z,now"],
     py_limited_api=True,
 )
+
+# libseccomp is opened when the first profile is compiled (src/nsbox/seccomp.py): this makes a
+# Python file with its declarations, so that no C has to be parsed then. From seccomp.h, whose
+# constants are part of its stable interface.
+libseccomp = FFI()
+libseccomp.cdef(
+    """
+    typedef void *scmp_filter_ctx;
+    struct scmp_arg_cmp {
+        unsigned int arg;
+        int op;
+        uint64_t datum_a;
+        uint64_t datum_b;
+    };
+    scmp_filter_ctx seccomp_init(uint32_t def_action);
+    void seccomp_release(scmp_filter_ctx ctx);
+    int seccomp_attr_set(scmp_filter_ctx ctx, int attr, uint32_t value);
+    int seccomp_arch_add(scmp_filter_ctx ctx, uint32_t arch_token);
+    int seccomp_syscall_resolve_name(const char *name);
+    int seccomp_rule_add_array(scmp_filter_ctx ctx, uint32_t action, int syscall,
+                               unsigned int arg_cnt, const struct scmp_arg_cmp *arg_array);
+    int seccomp_export_bpf(const scmp_filter_ctx ctx, int fd);
+    """
+)
+libseccomp.set_source("nsbox._libseccomp", None)
 
 if __name__ == "__main__":
     ffibuilder.compile(verbose=True)

@@ -146,6 +146,10 @@ __attribute__((noreturn)) void child_main(void *spawn);
 int open_sources(struct spawn *spawn);
 int take_ids(struct spawn *spawn);
 int die_with_caller(struct spawn *spawn);
+/* privileges.c */
+int forbid_user_namespaces(struct spawn *spawn, int index);
+int drop_privileges(struct spawn *spawn);
+int install_filter(struct spawn *spawn);
 /* mounts.c */
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);

@@ -588,16 +588,29 @@ static int op_ids(struct spawn *spawn, uint32_t index)
 	return take_ids(spawn);
 }
 
+static int op_no_user_namespaces(struct spawn *spawn, uint32_t index)
+{
+	return forbid_user_namespaces(spawn, (int)index);
+}
+
 int run_operations(struct spawn *spawn)
 {
 	static int (*const run[])(struct spawn *, uint32_t) = {
-		[NSBOX_OP_LOOPBACK] = op_loopback, [NSBOX_OP_HOSTNAME] = op_hostname,
-		[NSBOX_OP_IDS] = op_ids,           [NSBOX_OP_PROPAGATION] = op_propagation,
-		[NSBOX_OP_SCRATCH] = op_mount,     [NSBOX_OP_BIND] = op_bind,
-		[NSBOX_OP_DEVICE] = op_device,     [NSBOX_OP_MOUNT] = op_mount,
-		[NSBOX_OP_OVERLAY] = op_mount,     [NSBOX_OP_DIRECTORY] = op_directory,
-		[NSBOX_OP_FILE] = op_file,         [NSBOX_OP_SYMLINK] = op_symlink,
-		[NSBOX_OP_READONLY] = op_readonly, [NSBOX_OP_PIVOT] = op_pivot,
+		[NSBOX_OP_LOOPBACK] = op_loopback,
+		[NSBOX_OP_HOSTNAME] = op_hostname,
+		[NSBOX_OP_IDS] = op_ids,
+		[NSBOX_OP_PROPAGATION] = op_propagation,
+		[NSBOX_OP_SCRATCH] = op_mount,
+		[NSBOX_OP_BIND] = op_bind,
+		[NSBOX_OP_DEVICE] = op_device,
+		[NSBOX_OP_MOUNT] = op_mount,
+		[NSBOX_OP_OVERLAY] = op_mount,
+		[NSBOX_OP_DIRECTORY] = op_directory,
+		[NSBOX_OP_FILE] = op_file,
+		[NSBOX_OP_SYMLINK] = op_symlink,
+		[NSBOX_OP_READONLY] = op_readonly,
+		[NSBOX_OP_PIVOT] = op_pivot,
+		[NSBOX_OP_NO_USER_NAMESPACES] = op_no_user_namespaces,
 	};
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
 		const struct nsbox_op *op = operation(spawn, index);

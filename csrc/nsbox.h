@@ -41,6 +41,8 @@ enum nsbox_step {
 	NSBOX_STEP_SETRESGID,
 	NSBOX_STEP_SETRESUID,
 	NSBOX_STEP_KEEP_CAPABILITIES,
+	NSBOX_STEP_PROC_SYS,
+	NSBOX_STEP_MAX_USER_NAMESPACES,
 	NSBOX_STEP_PROPAGATION,
 	NSBOX_STEP_FSOPEN,
 	NSBOX_STEP_FSCONFIG,
@@ -67,32 +69,38 @@ enum nsbox_step {
 	NSBOX_STEP_EXTRA_GROUPS,
 	NSBOX_STEP_GROUP,
 	NSBOX_STEP_USER,
+	NSBOX_STEP_SETRLIMIT,
+	NSBOX_STEP_KEYRING,
 	NSBOX_STEP_CAPBSET_DROP,
-	NSBOX_STEP_CAPSET,
+	NSBOX_STEP_CAP_INHERITABLE,
 	NSBOX_STEP_CAP_AMBIENT,
+	NSBOX_STEP_SECUREBITS,
+	NSBOX_STEP_CAPSET,
 	NSBOX_STEP_NO_NEW_PRIVS,
 	NSBOX_STEP_PDEATHSIG,
 	NSBOX_STEP_CHDIR,
+	NSBOX_STEP_SECCOMP,
 	NSBOX_STEP_EXECVE,
 	NSBOX_STEP_COUNT
 };
 
 /* One operation of the set-up, executed in the child in the order of the plan. */
 enum nsbox_opcode {
-	NSBOX_OP_LOOPBACK,    /* bring up "lo" */
-	NSBOX_OP_HOSTNAME,    /* sethostname(source) */
-	NSBOX_OP_IDS,         /* wait for the id maps, then take on the plan's ids */
-	NSBOX_OP_PROPAGATION, /* make every mount private */
-	NSBOX_OP_SCRATCH,     /* a hidden tmpfs that holds the layers of overlays */
-	NSBOX_OP_BIND,        /* a clone of the mounts at source */
-	NSBOX_OP_DEVICE,      /* the same for a character device of known identity */
-	NSBOX_OP_MOUNT,       /* a new file system of type source */
-	NSBOX_OP_OVERLAY,     /* an overlay whose layers lie in scratch/layers */
-	NSBOX_OP_DIRECTORY,   /* mkdir in the mount of operation parent */
-	NSBOX_OP_FILE,        /* create and fill a file there */
-	NSBOX_OP_SYMLINK,     /* symlink there, pointing to source */
-	NSBOX_OP_READONLY,    /* make the mount of operation parent read-only */
-	NSBOX_OP_PIVOT        /* pivot_root, and detach the host's mounts */
+	NSBOX_OP_LOOPBACK,          /* bring up "lo" */
+	NSBOX_OP_HOSTNAME,          /* sethostname(source) */
+	NSBOX_OP_IDS,               /* wait for the id maps, then take on the plan's ids */
+	NSBOX_OP_PROPAGATION,       /* make every mount private */
+	NSBOX_OP_SCRATCH,           /* a hidden tmpfs that holds the layers of overlays */
+	NSBOX_OP_BIND,              /* a clone of the mounts at source */
+	NSBOX_OP_DEVICE,            /* the same for a character device of known identity */
+	NSBOX_OP_MOUNT,             /* a new file system of type source */
+	NSBOX_OP_OVERLAY,           /* an overlay whose layers lie in scratch/layers */
+	NSBOX_OP_DIRECTORY,         /* mkdir in the mount of operation parent */
+	NSBOX_OP_FILE,              /* create and fill a file there */
+	NSBOX_OP_SYMLINK,           /* symlink there, pointing to source */
+	NSBOX_OP_READONLY,          /* make the mount of operation parent read-only */
+	NSBOX_OP_PIVOT,             /* pivot_root, and detach the host's mounts */
+	NSBOX_OP_NO_USER_NAMESPACES /* none may be made in our user namespace */
 };
 
 enum nsbox_op_flag {
@@ -135,7 +143,8 @@ enum nsbox_plan_flag {
 		2, /* do not share memory with the child: it joins foreign namespaces */
 	NSBOX_PLAN_DENY_SETGROUPS = 4,
 	NSBOX_PLAN_CLEAR_GROUPS = 8,
-	NSBOX_PLAN_USER_XATTR = 16 /* overlays keep their marks in user.* attributes */
+	NSBOX_PLAN_USER_XATTR = 16, /* overlays keep their marks in user.* attributes */
+	NSBOX_PLAN_NEW_KEYRING = 32 /* a session keyring of its own */
 };
 
 /* What is the same for every spawn of a sandbox. */
@@ -152,6 +161,8 @@ struct nsbox_plan {
 	const char *uid_map;       /* NULL: no map is written */
 	const char *gid_map;
 	const struct nsbox_op *ops;
+	uint32_t filter_length; /* instructions; 0: no filter */
+	const void *filter;     /* struct sock_filter, see seccomp(2) */
 };
 
 enum nsbox_request_flag {

@@ -127,8 +127,10 @@ long clone_and_call(struct clone_call *call)
 
 void exit_process(int status)
 {
+	sys(__NR_exit_group, status);
+	/* A filter that refuses even this is in place: an invalid instruction ends us too. */
 	for (;;)
-		sys(__NR_exit_group, status);
+		__builtin_trap();
 }
 
 /*

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from . import _calls, _diagnose
+from . import _calls, _diagnose, seccomp
 from ._constants import NAMESPACE_FLAGS
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
@@ -173,7 +173,8 @@ class Lowered:
 
         Raises:
             SpawnError: If the source of an id-mapped bind does not exist.
-            UnsupportedError: In a set-user-ID program, or one with file
+            PlanError: If the seccomp profile names a call that nobody knows.
+            UnsupportedError: If libseccomp is missing. In a set-user-ID program, or one with file
                 capabilities: nothing here is made to resist its caller.
         """
         if lib.nsbox_secure_execution():
@@ -252,7 +253,7 @@ class Lowered:
         return spawn_error(error, step, path, index if op is not None else -1, advice)
 
     def _target(self, op: Op) -> str | None:
-        if op.code in (Code.LOOPBACK, Code.IDS, Code.PROPAGATION, Code.PIVOT):
+        if op.code in _WITHOUT_TARGET:
             return None
         if op.code is Code.HOSTNAME:
             return op.source
@@ -278,9 +279,11 @@ class Lowered:
             (ids.deny_setgroups, lib.NSBOX_PLAN_DENY_SETGROUPS),
             (ids.clear_groups, lib.NSBOX_PLAN_CLEAR_GROUPS),
             (plan.user_xattr, lib.NSBOX_PLAN_USER_XATTR),
+            (plan.new_keyring, lib.NSBOX_PLAN_NEW_KEYRING),
         ):
             flags |= flag if wanted else 0
         types = [NAMESPACE_FLAGS[kind] for kind in plan.joins]
+        program = self._filter()
         return ffi.new(
             "struct nsbox_plan *",
             {
@@ -298,8 +301,17 @@ class Lowered:
                 "ops": self._kept(
                     ffi.new("struct nsbox_op[]", [self._lower_op(op) for op in plan.ops])
                 ),
+                "filter_length": len(program) // seccomp.INSTRUCTION_SIZE,
+                "filter": self._kept(ffi.from_buffer(program)),
             },
         )
+
+    def _filter(self) -> bytes:
+        plan = self.plan
+        try:
+            return seccomp.program_of(plan.seccomp, plan.capabilities, plan.user_namespaces)
+        except OSError as error:
+            raise spawn_error(error.errno or 0, Step.SECCOMP) from error
 
     def _lower_op(self, op: Op) -> dict[str, object]:
         options = [(self._text(key), self._text(value)) for key, value in op.options]
@@ -399,10 +411,17 @@ _RESTORE_SIGNALS: Final = int(lib.NSBOX_REQUEST_RESTORE_SIGNALS)
 _DIE_WITH_THREAD: Final = int(lib.NSBOX_REQUEST_DIE_WITH_THREAD)
 _INHERIT_FDS: Final = int(lib.NSBOX_REQUEST_INHERIT_FDS)
 
+_WITHOUT_TARGET: Final = {
+    Code.LOOPBACK,
+    Code.IDS,
+    Code.NO_USER_NAMESPACES,
+    Code.PROPAGATION,
+    Code.PIVOT,
+}
 # Steps that are about the host's side of a mount; the others are about the inside.
 _ABOUT_SOURCE: Final = {Step.OPEN_TREE, Step.SOURCE_ATTRIBUTES, Step.IDMAP, Step.DEVICE}
 # Their index counts something else than operations.
-_NO_OPERATION: Final = {Step.CAPBSET_DROP}
+_NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.SETRLIMIT}
 
 
 def _candidates(executable: bytes, search: bytes) -> list[bytes]:

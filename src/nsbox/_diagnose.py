@@ -14,6 +14,7 @@ from . import _host
 from ._constants import NAMESPACE_FLAGS
 from ._plan import Code, Op, Plan
 from .errors import Step
+from .seccomp import name_of
 
 _SYSCTL: Final = "/proc/sys/"
 
@@ -286,6 +287,21 @@ def _controlling_terminal(error: int, plan: Plan, op: Op | None, path: str | Non
     return None
 
 
+def _keyring(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EDQUOT:
+        return (
+            "each sandbox without a filter has a session keyring, and this user may have no more "
+            "keys (sysctl kernel.keys.maxkeys); seccomp='default' needs none"
+        )
+    return None
+
+
+def _seccomp(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EINVAL:
+        return "this kernel lacks seccomp filters, or an action that the profile uses"
+    return None
+
+
 def _chdir(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOENT:
         return "cwd: the directory does not exist inside the sandbox"
@@ -311,6 +327,8 @@ def _execve(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
         )
     if error == errno.EACCES:
         return _foreign_owner(plan) or "it is not executable"
+    if error == errno.EPERM and plan.seccomp is not None:
+        return f"the seccomp profile {name_of(plan.seccomp)!r} may refuse execve, which starts it"
     if error == errno.ENOEXEC:
         return "not a program for this machine, or a script without a #! line"
     if error == errno.E2BIG:
@@ -354,9 +372,13 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.GROUP: _requested_id,
     Step.USER: _requested_id,
     Step.CAPBSET_DROP: _capset,
+    Step.CAP_INHERITABLE: _capset,
+    Step.SECUREBITS: _capset,
     Step.CAPSET: _capset,
     Step.CAP_AMBIENT: _capset,
     Step.CONTROLLING_TERMINAL: _controlling_terminal,
+    Step.KEYRING: _keyring,
+    Step.SECCOMP: _seccomp,
     Step.CHDIR: _chdir,
     Step.EXECVE: _execve,
 }

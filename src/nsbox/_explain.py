@@ -5,6 +5,7 @@ from typing import NamedTuple
 from . import _constants
 from ._constants import CAPABILITIES, NAMESPACE_FLAGS
 from ._plan import Code, Op, Plan
+from .seccomp import name_of
 
 _ATTRIBUTES = {
     name.removeprefix("MOUNT_ATTR_").lower(): value
@@ -115,6 +116,8 @@ def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
             groups = [("setgroups", "none")] if plan.ids.clear_groups and not plan.joins else []
             ids = plan.ids
             return [*groups, ("setresgid", f"{ids.gid}"), ("setresuid", f"{ids.uid}")]
+        case Code.NO_USER_NAMESPACES:
+            return [("write", "0 to /proc/sys/user/max_user_namespaces")]
         case Code.PROPAGATION:
             return [("mount_setattr", "/: private recursively")]
         case Code.SCRATCH:
@@ -153,10 +156,14 @@ def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
         ("dup3", "stdin, stdout, stderr into place"),
         ("setsid", "no controlling terminal"),
         ("close_range", "3-, but for those passed"),
+        ("prlimit64", "RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE: 0"),
+        *([("keyctl", "KEYCTL_JOIN_SESSION_KEYRING, a new one")] if plan.new_keyring else []),
         ("prctl", f"PR_CAPBSET_DROP, all but: {kept}"),
-        ("capset", f"effective, permitted, inheritable: {kept}"),
         ("prctl", f"PR_CAP_AMBIENT: {kept}"),
+        ("prctl", "PR_SET_SECUREBITS: noroot, and locked"),
+        ("capset", f"effective, permitted, inheritable: {kept}"),
         ("prctl", "PR_SET_NO_NEW_PRIVS"),
         ("fchdir", cwd),
+        *([("seccomp", f"the filter {name_of(plan.seccomp)!r}")] if plan.seccomp else []),
         ("execve", "the payload"),
     ]

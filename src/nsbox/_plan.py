@@ -26,6 +26,7 @@ from ._constants import (
 from ._host import Host
 from .errors import PlanError
 from .mount import Bind, Dev, Mount, Overlay, Proc, Tmpfs
+from .seccomp import Profile, refuses_keys
 
 HOME: Final = "/home/sandbox"
 _MAX_OPTION: Final = 255  # bytes in a value, by fsconfig(2)
@@ -49,6 +50,7 @@ class Code(IntEnum):
     SYMLINK = 11
     READONLY = 12
     PIVOT = 13
+    NO_USER_NAMESPACES = 14
 
 
 class OpFlag(IntFlag):
@@ -144,6 +146,9 @@ class Plan(NamedTuple):
     parent_sources: bool
     private_memory: bool
     user_xattr: bool
+    seccomp: str | Profile | None
+    user_namespaces: bool
+    new_keyring: bool
 
 
 class Modes(dict[str, str]):
@@ -171,6 +176,8 @@ class Description(NamedTuple):
     host_uid: int | None = None
     host_gid: int | None = None
     capabilities: tuple[str, ...] = ()
+    seccomp: str | Profile | None = "default"
+    user_namespaces: bool = False
 
 
 # Programs that describe the same sandbox for each run should not pay for it each time.
@@ -191,6 +198,7 @@ def compile_plan(box: Description, host: Host) -> Plan:
         if mode == "new":
             flags |= NAMESPACE_FLAGS[kind]
     user_mode = box.namespaces["user"]
+    _check_privileges(box)
     return Plan(
         clone_flags=flags,
         joins=joins,
@@ -204,7 +212,39 @@ def compile_plan(box: Description, host: Host) -> Plan:
         # namespace can only be entered by a process that shares its memory with none.
         private_memory=not {"user", "pid", "time"}.isdisjoint(joins),
         user_xattr=user_mode != "host",
+        seccomp=box.seccomp,
+        user_namespaces=box.user_namespaces,
+        # One costs quota, of which a plain user has 200: not where no call can reach it.
+        new_keyring=box.seccomp is None or not refuses_keys(box.seccomp),
     )
+
+
+# The kind of namespace in which a capability means something; outside of it only the host's counts.
+_CAPABILITY_NAMESPACES: Final = {
+    "CAP_NET_ADMIN": "net",
+    "CAP_NET_BIND_SERVICE": "net",
+    "CAP_NET_BROADCAST": "net",
+    "CAP_NET_RAW": "net",
+    "CAP_IPC_OWNER": "ipc",
+    "CAP_SYS_BOOT": "pid",
+}
+
+
+def _check_privileges(box: Description) -> None:
+    user_mode = box.namespaces["user"]
+    if user_mode != "new" and box.seccomp is None and not box.user_namespaces:
+        raise PlanError(
+            "seccomp=None: without a filter, and without a user namespace whose limit could be "
+            "set, nothing keeps the payload from making user namespaces; say "
+            "user_namespaces=True if it may"
+        )
+    for name in box.capabilities:
+        kind = _CAPABILITY_NAMESPACES.get(name)
+        if user_mode != "host" and kind is not None and box.namespaces[kind] == "host":
+            raise PlanError(
+                f"capabilities: {name} is over the payload's own {kind} namespace, and with "
+                f"{kind}='host' it has none; leave one of the two out"
+            )
 
 
 def _ids(box: Description, host: Host) -> Ids:
@@ -411,6 +451,8 @@ def _operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
     elif box.hostname is not None:
         raise PlanError("hostname: needs uts='new', or it would be the host's that changes")
     build.add(Op(Code.IDS))
+    if box.namespaces["user"] == "new" and not box.user_namespaces:
+        build.add(Op(Code.NO_USER_NAMESPACES))
     if box.namespaces["user"] == "host":
         # In a user namespace of one's own the kernel has cut the ties already.
         build.add(Op(Code.PROPAGATION))

@@ -33,6 +33,7 @@ from .mount import Mount, Overlay, check_mounts
 from .namespace import Namespace
 from .process import Args, Process
 from .result import Result
+from .seccomp import Profile, check_seccomp
 
 NamespaceArg = str | Namespace
 
@@ -126,6 +127,15 @@ class Sandbox:
         capabilities: Names of capabilities that the payload keeps, over its
             own namespaces only (unless user="host"). Default: none. A payload
             with CAP_SYS_ADMIN can make its read-only mounts writable.
+        seccomp: The system-call filter. "default": what real programs need;
+            "strict": computing, reading files and using open descriptors, with
+            threads but without further processes or sockets; a path or mapping: a
+            profile of your own in the JSON format of OCI and Docker, read at once;
+            None: no filter.
+        user_namespaces: The payload may make user namespaces, in which it holds
+            every capability; the filter then lets it use them. Default False. To
+            map its own user there, the payload must not be user 0 (see uid), or
+            must keep CAP_SETFCAP.
 
     Raises:
         PlanError: If a value cannot be meant.
@@ -150,6 +160,8 @@ class Sandbox:
     cgroup_ns: NamespaceArg = "new"
     time: NamespaceArg | None = None
     capabilities: Sequence[str] = ()
+    seccomp: PathArg | Mapping[str, Any] | Profile | None = "default"
+    user_namespaces: bool = False
     _cache: "_Cache" = field(
         init=False, repr=False, compare=False, default_factory=lambda: _Cache()
     )
@@ -161,6 +173,8 @@ class Sandbox:
             "mounts": check_mounts(self.mounts),
             "cwd": "host" if self.cwd == "host" else check_target("cwd", self.cwd),
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
+            "seccomp": check_seccomp(self.seccomp),
+            "user_namespaces": check_bool("user_namespaces", self.user_namespaces),
         }
         if self.env != "host":
             normalised["env"] = MappingProxyType(check_environment("env", self.env))
@@ -419,6 +433,8 @@ class Sandbox:
             host_uid=self.host_uid,
             host_gid=self.host_gid,
             capabilities=tuple(self.capabilities),
+            seccomp=check_seccomp(self.seccomp),
+            user_namespaces=self.user_namespaces,
         )
 
 

@@ -68,7 +68,7 @@ except BaseException as error:
     outcome = {"unexpected": repr(error)}
 outcome["children"] = stubborn(children)
 outcome["fds"] = len(stubborn(fds)) - len(before)
-os.pwrite(report, json.dumps(outcome).encode(), 0)
+os.pwritev(report, [json.dumps(outcome).encode()], 0)
 """
 
 
@@ -152,6 +152,9 @@ FAULTS = [
     Fault("setgroups", Step.SETGROUPS, only="root"),
     Fault("setresgid", Step.SETRESGID),
     Fault("setresuid", Step.SETRESUID),
+    Fault("openat2", Step.PROC_SYS, "max_user_namespaces", "ENOENT"),
+    Fault("fstatfs", Step.PROC_SYS),
+    Fault("pwrite64", Step.MAX_USER_NAMESPACES),
     Fault("fsopen", Step.FSOPEN),
     Fault("fsconfig", Step.FSCONFIG, "SET_STRING"),
     Fault("fsconfig", Step.FSCONFIG_CREATE, "CMD_CREATE"),
@@ -170,11 +173,14 @@ FAULTS = [
     Fault("setsid", Step.SETSID),
     Fault("close_range", Step.CLOSE_RANGE, error="ENOMEM"),
     Fault("prctl", Step.CAPBSET_DROP, "PR_CAPBSET_DROP, CAP_SYS_ADMIN"),
+    Fault("prlimit64", Step.SETRLIMIT),
+    Fault("prctl", Step.SECUREBITS, "PR_SET_SECUREBITS"),
     Fault("capset", Step.CAPSET),
     Fault("prctl", Step.CAP_AMBIENT, "PR_CAP_AMBIENT_CLEAR_ALL"),
     Fault("prctl", Step.NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"),
     Fault("prctl", Step.PDEATHSIG, "PR_SET_PDEATHSIG", only="user"),
     Fault("openat2", Step.CHDIR, '"/tmp"', error="EACCES"),
+    Fault("seccomp", Step.SECCOMP, error="EINVAL"),
     Fault("execve", Step.EXECVE, error="ENOMEM"),
 ]
 

@@ -12,9 +12,9 @@ PACKAGE = Path(nsbox.__file__).parent
 
 # Each module may import those of lower levels only. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("_native", "_version", "_constants", "_cgroup_layout", "errors", "result"),
+    ("_native", "_version", "_constants", "_cgroup_layout", "errors", "result", "_libseccomp"),
     ("_values", "_host"),
-    ("mount", "limits", "_calls"),
+    ("mount", "limits", "_calls", "seccomp"),
     ("lowlevel", "namespace", "_plan", "_interpreter"),
     ("_explain", "_diagnose"),
     ("_bridge",),
@@ -41,6 +41,7 @@ WITHOUT_NATIVE = (
     "limits",
     "mount",
     "result",
+    "seccomp",
 )
 
 

@@ -619,6 +619,7 @@ child     ioctl           SIOCSIFFLAGS lo up
 child     sethostname     sandbox
 child     setresgid       0
 child     setresuid       0
+child     write           0 to /proc/sys/user/max_user_namespaces
 child     fsmount         tmpfs size=16M,nr_inodes=16384,mode=0755 (nosuid,nodev)
 child     move_mount      tmpfs -> /
 child     symlinkat       /bin -> usr/bin
@@ -684,11 +685,14 @@ child     umount2         the host's mounts (MNT_DETACH)
 child     dup3            stdin, stdout, stderr into place
 child     setsid          no controlling terminal
 child     close_range     3-, but for those passed
+child     prlimit64       RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE: 0
 child     prctl           PR_CAPBSET_DROP, all but: none
-child     capset          effective, permitted, inheritable: none
 child     prctl           PR_CAP_AMBIENT: none
+child     prctl           PR_SET_SECUREBITS: noroot, and locked
+child     capset          effective, permitted, inheritable: none
 child     prctl           PR_SET_NO_NEW_PRIVS
 child     fchdir          /
+child     seccomp         the filter 'default'
 child     execve          the payload
 """  # noqa: E501
 

@@ -36,6 +36,8 @@ FIELDS = (
     "cgroup_ns",
     "time",
     "capabilities",
+    "seccomp",
+    "user_namespaces",
 )
 CHANGES: list[dict[str, Any]] = [
     {"root": "/image"},
@@ -58,6 +60,10 @@ CHANGES: list[dict[str, Any]] = [
     {"cgroup_ns": "host"},
     {"time": "new"},
     {"capabilities": ["CAP_KILL"]},
+    {"seccomp": "strict"},
+    {"seccomp": None},
+    {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}},
+    {"user_namespaces": True},
 ]
 changes = pytest.mark.parametrize("change", CHANGES, ids=repr)
 
@@ -81,7 +87,9 @@ def everything() -> Sandbox:
         net="host",
         cgroup_ns="host",
         time="new",
-        capabilities=["CAP_NET_RAW", "CAP_KILL"],
+        capabilities=["CAP_CHOWN", "CAP_KILL"],
+        seccomp={"defaultAction": "SCMP_ACT_ALLOW"},
+        user_namespaces=True,
     )
 
 
@@ -290,6 +298,14 @@ INVALID: list[tuple[str, Any, type[Exception]]] = [
     ("capabilities", None, PlanTypeError),
     ("capabilities", ["CAP_NONE"], PlanError),
     ("capabilities", [1], PlanTypeError),
+    ("seccomp", "/nonexistent/profile.json", PlanError),
+    ("seccomp", "", PlanError),
+    ("seccomp", "a\0", PlanError),
+    ("seccomp", 5, PlanTypeError),
+    ("seccomp", False, PlanTypeError),
+    ("seccomp", {}, PlanError),
+    ("user_namespaces", 1, PlanTypeError),
+    ("user_namespaces", None, PlanTypeError),
     *[
         (name, value, error)
         for name in ("uid", "gid", "host_uid", "host_gid")

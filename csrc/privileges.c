@@ -1,0 +1,197 @@
+/*
+ * privileges.c - what the child gives up before the payload runs.
+ *
+ * All of it is permanent: after it nothing in this process, or below it, can
+ * take anything back. The rules of child.c hold here too.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/keyctl.h>
+#include <linux/magic.h>
+#include <linux/openat2.h>
+#include <linux/prctl.h>
+#include <linux/seccomp.h>
+#include <linux/securebits.h>
+#include <sys/resource.h>
+#include <sys/vfs.h>
+
+/* ---- user namespaces ------------------------------------------------ */
+
+/*
+ * A file below the procfs at /proc of the host, whose mounts are still ours: in
+ * it, with no mount and no link on the way, or someone could have put a file of
+ * his own there.
+ */
+static int open_proc_sys(const char *path)
+{
+	struct statfs info;
+	int proc = (int)RETRY(
+		sys(__NR_openat, AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
+	if (proc < 0)
+		return proc;
+	int fd = (int)RETRY(nsbox_openat2(proc, path, O_WRONLY | O_CLOEXEC, 0,
+					  RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS));
+	sys(__NR_close, proc);
+	if (fd < 0)
+		return fd;
+	long err = sys(__NR_fstatfs, fd, &info);
+	if (err == 0 && info.f_type != PROC_SUPER_MAGIC)
+		err = -ENODEV;
+	if (err < 0)
+		sys(__NR_close, fd);
+	return err < 0 ? (int)err : fd;
+}
+
+/*
+ * user_namespaces(7): the limit of the user namespace that the file is opened
+ * in, which only CAP_SYS_RESOURCE over it could raise again.
+ */
+int forbid_user_namespaces(struct spawn *spawn, int index)
+{
+	int fd = open_proc_sys("sys/user/max_user_namespaces");
+	if (fd < 0)
+		return fail(spawn, NSBOX_STEP_PROC_SYS, index, fd);
+	long written = RETRY(sys(__NR_pwrite64, fd, "0", 1, 0));
+	sys(__NR_close, fd);
+	return written < 0 ? fail(spawn, NSBOX_STEP_MAX_USER_NAMESPACES, index, written) : 0;
+}
+
+/* ---- limits and keys ------------------------------------------------ */
+
+/* No priority above the caller's, and no core file, whoever the caller is and whatever he may. */
+static int lower_limits(struct spawn *spawn)
+{
+	static const int resources[] = { RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE };
+	static const uint64_t none[2] = { 0, 0 };
+
+	for (size_t i = 0; i < sizeof resources / sizeof *resources; i++) {
+		long err = sys(__NR_prlimit64, 0, resources[i], none, 0);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_SETRLIMIT, resources[i], err);
+	}
+	return 0;
+}
+
+/* The session keyring would cross into the sandbox: keyrings(7). */
+static int join_keyring(struct spawn *spawn)
+{
+	if (!(spawn->plan->flags & NSBOX_PLAN_NEW_KEYRING))
+		return 0;
+	long err = sys(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0);
+	/* A kernel without keys has none to protect. */
+	return err < 0 && err != -ENOSYS ? fail(spawn, NSBOX_STEP_KEYRING, -1, err) : 0;
+}
+
+/* ---- capabilities --------------------------------------------------- */
+
+static int drop_bounding_set(struct spawn *spawn, uint64_t keep)
+{
+	for (unsigned capability = 0; capability < 64; capability++) {
+		if (keep >> capability & 1)
+			continue;
+		long err = sys(__NR_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
+		if (err == -EINVAL)
+			break; /* past the last one that this kernel knows */
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_CAPBSET_DROP, (int)capability, err);
+	}
+	return 0;
+}
+
+/* The sets of capset(2); all that is not kept goes with permitted and effective. */
+static long set_sets(uint64_t permitted, uint64_t inheritable)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	for (int i = 0; i < 2; i++) {
+		data[i].effective = data[i].permitted = (uint32_t)(permitted >> (32 * i));
+		data[i].inheritable = (uint32_t)(inheritable >> (32 * i));
+	}
+	return sys(__NR_capset, &header, data);
+}
+
+/*
+ * The ambient set is what lets capabilities survive the exec of a program
+ * without file capabilities. Only what is inheritable too can be in it.
+ */
+static int set_ambient(struct spawn *spawn, uint64_t keep)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	long err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_CAP_AMBIENT, -1, err);
+	if (!keep)
+		return 0;
+	err = sys(__NR_capget, &header, data);
+	if (err == 0)
+		err = set_sets((uint64_t)data[1].permitted << 32 | data[0].permitted, keep);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_CAP_INHERITABLE, -1, err);
+	for (unsigned capability = 0; capability < 64; capability++) {
+		if (!(keep >> capability & 1))
+			continue;
+		err = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_CAP_AMBIENT, (int)capability, err);
+	}
+	return 0;
+}
+
+/*
+ * All five sets become exactly the capabilities that the plan keeps. Being
+ * user 0 gives none at an exec, and none of this can be undone: the bits that
+ * say so are locked while CAP_SETPCAP is still there to do it.
+ */
+static int set_capabilities(struct spawn *spawn)
+{
+	uint64_t keep = spawn->plan->capabilities;
+	unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED |
+			     SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |
+			     SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+
+	if (drop_bounding_set(spawn, keep) < 0 || set_ambient(spawn, keep) < 0)
+		return -1;
+	/* What the caller has locked already stays as it is; KEEP_CAPS was for the set-up. */
+	long err = sys(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0);
+	if (err >= 0)
+		err = sys(__NR_prctl, PR_SET_SECUREBITS,
+			  bits | ((unsigned long)err & ~(1UL << SECURE_KEEP_CAPS)), 0, 0, 0);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_SECUREBITS, -1, err);
+	err = set_sets(keep, keep);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_CAPSET, -1, err);
+	err = sys(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_NO_NEW_PRIVS, -1, err) : 0;
+}
+
+int drop_privileges(struct spawn *spawn)
+{
+	if (lower_limits(spawn) < 0 || join_keyring(spawn) < 0)
+		return -1;
+	return set_capabilities(spawn);
+}
+
+/* ---- the system-call filter ----------------------------------------- */
+
+/* The last call but execve(2): whatever the filter refuses, the set-up does not need any more. */
+int install_filter(struct spawn *spawn)
+{
+	const struct nsbox_plan *plan = spawn->plan;
+	struct {
+		unsigned short length;
+		const void *filter;
+	} program = { (unsigned short)plan->filter_length, plan->filter };
+	_Static_assert(sizeof program == sizeof(struct sock_fprog), "struct sock_fprog");
+
+	if (!plan->filter_length)
+		return 0;
+	long err = sys(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+	return err < 0 ? fail(spawn, NSBOX_STEP_SECCOMP, -1, err) : 0;
+}

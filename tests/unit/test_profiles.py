@@ -1,0 +1,393 @@
+"""Profiles: what is refused, and what the compiled programs answer, asked by interpreting them."""
+
+import errno
+import json
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nsbox import PlanError, Sandbox, UnsupportedError
+from nsbox.seccomp import (
+    Profile,
+    _call_number,
+    _open,
+    built_in,
+    check_seccomp,
+    compile_filter,
+    refuses_keys,
+)
+
+ALLOW, LOG, KILL = 0x7FFF0000, 0x7FFC0000, 0x80000000
+NATIVE, FOREIGN = {"x86_64": (0xC000003E, 0x40000003), "aarch64": (0xC00000B7, 0x40000028)}[
+    platform.machine()
+]
+CLONE_NEWUSER, CLONE_THREAD = 0x10000000, 0x10000
+TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+HIGH = 1 << 32
+
+
+def error(number: int) -> int:
+    return 0x00050000 | number
+
+
+def answer(program: bytes, number: int, *args: int, arch: int = NATIVE) -> int:
+    """Run a classic BPF program over a ``struct seccomp_data``, as linux/filter.h defines it."""
+    data = struct.pack("=iIQ6Q", number, arch, 0, *args, *[0] * (6 - len(args)))
+    code = list(struct.iter_unpack("=HBBI", program))
+    accumulator, position = 0, 0
+    while True:
+        operation, true, false, value = code[position]
+        position += 1
+        if operation == 0x20:  # BPF_LD | BPF_W | BPF_ABS
+            accumulator = struct.unpack_from("=I", data, value)[0]
+        elif operation == 0x54:  # BPF_ALU | BPF_AND | BPF_K
+            accumulator &= value
+        elif operation == 0x05:  # BPF_JMP | BPF_JA
+            position += value
+        elif operation == 0x06:  # BPF_RET | BPF_K
+            return int(value)
+        else:
+            holds = {
+                0x15: accumulator == value,
+                0x25: accumulator > value,
+                0x35: accumulator >= value,
+                0x45: bool(accumulator & value),
+            }[operation]
+            position += true if holds else false
+
+
+def ask(profile: str | Profile, name: str, *args: int, held: tuple[str, ...] = ()) -> int:
+    chosen = built_in(profile) if isinstance(profile, str) else profile
+    number = _call_number(_open()[1], chosen, name)
+    assert number is not None, f"no {name} on this machine"
+    return answer(compile_filter(chosen, held, False), number, *args)
+
+
+def make(*rules: dict[str, Any], default: str = "SCMP_ACT_ERRNO", **keys: Any) -> Profile:
+    profile = check_seccomp({"defaultAction": default, "syscalls": list(rules), **keys})
+    assert isinstance(profile, Profile)
+    return profile
+
+
+def rule(*names: str, action: str = "SCMP_ACT_ALLOW", **keys: Any) -> dict[str, Any]:
+    return {"names": list(names), "action": action, **keys}
+
+
+# ---- the default profile ---------------------------------------------------
+
+
+def test_unknown_calls_do_not_exist() -> None:
+    """A call newer than the profile gets ENOSYS, so that libraries fall back."""
+    program = compile_filter(built_in("default"), (), False)
+    assert {answer(program, number) for number in range(480, 1000)} == {error(errno.ENOSYS)}
+
+
+@pytest.mark.parametrize("profile", ["default", "strict"])
+def test_foreign_abis_end_the_process(profile: str) -> None:
+    """Calls of i386 (int 0x80) and of x32, in whatever number, are killed."""
+    program = compile_filter(built_in(profile), (), False)
+    assert {answer(program, number, arch=FOREIGN) for number in range(500)} == {KILL}
+    if platform.machine() == "x86_64":
+        assert {answer(program, 0x40000000 | number) for number in range(600)} == {KILL}
+
+
+@pytest.mark.parametrize("profile", ["default", "strict"])
+@pytest.mark.parametrize("command", [TIOCSTI, TIOCLINUX])
+def test_ioctl_is_compared_in_32_bits(profile: str, command: int) -> None:
+    """Terminal input is refused whatever the upper half of the argument says."""
+    assert ask(profile, "ioctl", 0, command) == error(errno.EPERM)
+    assert ask(profile, "ioctl", 0, command | HIGH) == error(errno.EPERM)
+    assert ask(profile, "ioctl", 0, 0x5401 | HIGH) == ALLOW
+
+
+@pytest.mark.parametrize("bit", [0x20000, *(1 << bit for bit in range(25, 31))])
+def test_namespace_flags_are_refused(bit: int) -> None:
+    """clone and unshare with any CLONE_NEW*, alone and among other flags."""
+    for call in ("clone", "unshare"):
+        assert ask("default", call, bit) == error(errno.EPERM)
+        assert ask("default", call, bit | 0x7F00) == error(errno.EPERM)
+        assert ask("default", call, 0x7F11) == ALLOW
+    assert ask("default", "unshare", 0x80) == error(errno.EPERM)
+    assert ask("default", "clone3") == error(errno.ENOSYS)
+
+
+@pytest.mark.parametrize(
+    ("family", "protocol", "expected"),
+    [
+        (1, 0, ALLOW),
+        (2, 6, ALLOW),
+        (10, 17, ALLOW),
+        (2 | HIGH, 0, ALLOW),
+        (16, 0, ALLOW),
+        (16, 15, error(errno.ENOSYS)),
+        (16, 12, error(errno.ENOSYS)),
+        (17, 0, error(errno.ENOSYS)),
+        (38, 0, error(errno.ENOSYS)),
+        (40, 0, error(errno.ENOSYS)),
+        (38 | HIGH, 0, error(errno.ENOSYS)),
+    ],
+)
+def test_socket_families(family: int, protocol: int, expected: int) -> None:
+    """Unix, IPv4, IPv6 and routing sockets, and no others: AF_PACKET, AF_ALG, AF_VSOCK, ..."""
+    assert ask("default", "socket", family, 2, protocol) == expected
+
+
+@pytest.mark.parametrize("bits", [0o4000, 0o2000, 0o6000])
+def test_set_user_id_bits_are_refused(bits: int) -> None:
+    """No call makes a file setuid or setgid; their other modes are nobody's business."""
+    mode = bits | 0o755
+    for call, before in (
+        ("chmod", (0,)),
+        ("fchmod", (0,)),
+        ("fchmodat", (0, 0)),
+        ("fchmodat2", (0, 0)),
+        ("mknod", (0,)),
+        ("mknodat", (0, 0)),
+        ("creat", (0,)),
+        ("open", (0, 0o101)),
+        ("openat", (0, 0, 0o101)),
+        ("openat", (0, 0, 0o20200002)),
+    ):
+        if platform.machine() == "aarch64" and call in ("chmod", "mknod", "creat", "open"):
+            continue
+        assert ask("default", call, *before, mode) == error(errno.EPERM), call
+        assert ask("default", call, *before, mode, held=("CAP_FSETID",)) == ALLOW, call
+        assert ask("default", call, *before, 0o1777) == ALLOW, call
+    assert ask("default", "openat", 0, 0, 0, mode) == ALLOW  # without O_CREAT it means nothing
+    assert ask("default", "openat2") == error(errno.ENOSYS)
+
+
+REFUSED = [
+    "acct",
+    "add_key",
+    "bpf",
+    "chroot",
+    "clock_settime",
+    "delete_module",
+    "fanotify_init",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "kcmp",
+    "kexec_load",
+    "keyctl",
+    "listmount",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "name_to_handle_at",
+    "open_by_handle_at",
+    "open_tree",
+    "open_tree_attr",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "quotactl",
+    "reboot",
+    "request_key",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "settimeofday",
+    "swapon",
+    "syslog",
+    "umount2",
+    "userfaultfd",
+    "memfd_secret",
+    "move_pages",
+]
+
+
+@pytest.mark.parametrize("call", REFUSED)
+@pytest.mark.parametrize("profile", ["default", "strict"])
+def test_calls_that_reach_for_more(profile: str, call: str) -> None:
+    """The calls of past escapes are refused with EPERM or ENOSYS, or end a computation."""
+    refusals = {error(errno.EPERM), error(errno.ENOSYS)}
+    assert ask(profile, call) in (refusals if profile == "default" else refusals | {KILL})
+
+
+@pytest.mark.parametrize(
+    ("capability", "call"),
+    [("CAP_SYS_ADMIN", "mount"), ("CAP_SYS_CHROOT", "chroot"), ("CAP_SYS_PTRACE", "ptrace")],
+)
+def test_a_capability_brings_its_calls(capability: str, call: str) -> None:
+    """A capability that is kept is of use; user namespaces stay out of reach all the same."""
+    assert ask("default", call, held=(capability,)) == ALLOW
+    assert ask("default", call) == error(errno.EPERM)
+    assert ask("default", "unshare", CLONE_NEWUSER, held=(capability,)) == error(errno.EPERM)
+
+
+def test_user_namespaces_bring_every_call_that_a_capability_does() -> None:
+    """With user_namespaces=True the filter permits what is needed to use one."""
+    number = _call_number(_open()[1], built_in("default"), "unshare")
+    assert number is not None
+    program = compile_filter(built_in("default"), (), True)
+    assert answer(program, number, CLONE_NEWUSER) == ALLOW
+
+
+def test_strict_knows_threads_from_processes() -> None:
+    """A clone that is a thread is permitted, one that is a fork ends the process."""
+    assert ask("strict", "clone", CLONE_THREAD | 0x100) == ALLOW
+    assert ask("strict", "clone", 17) == KILL
+    assert ask("strict", "openat", 0, 0, os.O_RDONLY | os.O_CLOEXEC) == ALLOW
+    assert ask("strict", "openat", 0, 0, os.O_WRONLY) == error(errno.EROFS)
+
+
+# ---- one's own profiles ----------------------------------------------------
+
+
+def test_refusal_beats_permission() -> None:
+    """A call that one rule permits and another refuses for some arguments is refused for them."""
+    argument = {"index": 0, "value": 7, "op": "SCMP_CMP_EQ"}
+    profile = make(
+        rule("kill", "exit_group"),
+        rule("kill", action="SCMP_ACT_ERRNO", errnoRet=99, args=[argument]),
+    )
+    assert ask(profile, "kill", 7) == error(99)
+    assert ask(profile, "kill", 8) == ALLOW
+    assert ask(profile, "exit_group") == ALLOW
+    assert ask(profile, "read") == error(errno.EPERM)
+
+
+def test_comparisons_of_one_argument_are_alternatives() -> None:
+    """As runc reads them: several for one argument are or, for several arguments and."""
+    either = [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"} for value in (1, 2)]
+    both = [{"index": index, "value": 1, "op": "SCMP_CMP_EQ"} for index in (0, 1)]
+    profile = make(rule("dup", args=either), rule("kill", args=both))
+    assert [ask(profile, "dup", value) == ALLOW for value in (1, 2, 3)] == [True, True, False]
+    assert ask(profile, "kill", 1, 1) == ALLOW
+    assert ask(profile, "kill", 1, 2) != ALLOW
+
+
+def test_user_namespaces_are_refused_by_every_profile() -> None:
+    """Even one that permits everything, and whatever else it says of these calls."""
+    for profile in (
+        make(default="SCMP_ACT_ALLOW"),
+        make(rule("clone", "clone3", "unshare")),
+        make(rule("unshare", "clone", action="SCMP_ACT_LOG"), default="SCMP_ACT_ALLOW"),
+    ):
+        assert ask(profile, "unshare", CLONE_NEWUSER) == error(errno.EPERM)
+        assert ask(profile, "clone", CLONE_NEWUSER | HIGH) == error(errno.EPERM)
+        assert ask(profile, "clone3") == error(errno.ENOSYS)
+        assert ask(profile, "clone", 17) in (ALLOW, LOG)
+
+
+def test_conditions_select_rules() -> None:
+    """includes and excludes: machine, capabilities, version of the kernel."""
+    profile = make(
+        rule("dup", includes={"arches": ["s390x"]}),
+        rule("dup2", "dup3", excludes={"minKernel": "3.0"}),
+        rule("pipe2", includes={"minKernel": "3.0", "caps": ["CAP_CHOWN"]}),
+    )
+    assert ask(profile, "dup") != ALLOW
+    assert ask(profile, "dup3") != ALLOW
+    assert ask(profile, "pipe2") != ALLOW
+    assert ask(profile, "pipe2", held=("CAP_CHOWN",)) == ALLOW
+
+
+def test_profile_from_a_file_is_read_once(tmp_path: Path) -> None:
+    """A policy does not change with the file that it came from."""
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW"}))
+    box = Sandbox(seccomp=path)
+    path.write_text("changed")
+    assert isinstance(box.seccomp, Profile)
+    assert box.seccomp.default == ALLOW
+
+
+def test_keyrings_of_a_profile() -> None:
+    """Only where no rule leads to the keyrings can the caller's be left in place."""
+    assert refuses_keys(built_in("default"))
+    assert refuses_keys(built_in("strict"))
+    assert not refuses_keys(make(default="SCMP_ACT_ALLOW"))
+    assert not refuses_keys(make(rule("keyctl")))
+
+
+BAD: list[tuple[object, str]] = [
+    ({}, "defaultAction"),
+    ({"defaultAction": "SCMP_ACT_MAYBE"}, "SCMP_ACT_MAYBE"),
+    ({"defaultAction": ["SCMP_ACT_ALLOW"]}, "no action"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": -1}, "defaultErrnoRet"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrno": "ENOPE"}, "ENOPE"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "syscall": []}, "unknown key 'syscall'"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": {}}, "array"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [5]}, "object"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "SCMP_ACT_LOG"}]}, "names"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_Z80"]}, "SCMP_ARCH_Z80"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule("read", action="ALLOW")]}, "ALLOW"),
+    ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule("read", args=[{}])]}, "comparison"),
+    (
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [rule("read", args=[{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}])],
+        },
+        "index",
+    ),
+    (
+        {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule("read", includes={"caps": ["CAP"]})]},
+        "no capability",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "text"), BAD, ids=range(len(BAD)))
+def test_bad_profile_is_refused(content: object, text: str) -> None:
+    """A profile that cannot be meant is refused when the Sandbox is described."""
+    with pytest.raises(PlanError) as caught:
+        Sandbox(seccomp=content)  # type: ignore[arg-type]
+    assert text in str(caught.value)
+
+
+def test_unknown_call_is_refused() -> None:
+    """A call that nobody knows is an error, not a rule that is silently left out."""
+    with pytest.raises(PlanError, match="'opne'"):
+        compile_filter(make(rule("opne")), (), False)
+
+
+@pytest.mark.parametrize("content", ["no json", '["SCMP_ACT_ALLOW"]', "", '"default"', "\xff"])
+def test_file_that_is_no_profile(tmp_path: Path, content: str) -> None:
+    """A file without JSON, or with another JSON, is refused with its name."""
+    path = tmp_path / "profile.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(PlanError, match="profile"):
+        Sandbox(seccomp=path)
+
+
+def test_profile_that_needs_a_supervisor() -> None:
+    """Notifications to a supervisor are something that nsbox has not."""
+    with pytest.raises(UnsupportedError, match="supervisor"):
+        make(rule("read", action="SCMP_ACT_NOTIFY"))
+
+
+def test_profile_for_other_machines() -> None:
+    """A profile that leaves this machine's architecture out cannot be used here."""
+    with pytest.raises(UnsupportedError, match="other machines"):
+        make(architectures=["SCMP_ARCH_S390X"])
+
+
+def test_every_call_of_the_built_in_profiles_is_known() -> None:
+    """No name in the profiles is misspelt."""
+    lib = _open()[1]
+    for name in ("default", "strict"):
+        profile = built_in(name)
+        for item in profile.rules:
+            for call in item.names:
+                _call_number(lib, profile, call)
+
+
+def test_a_filter_is_compiled_once() -> None:
+    """Two sandboxes with the same profile share one program."""
+    first = compile_filter(built_in("default"), (), False)
+    assert compile_filter(built_in("default"), (), False) is first
