@@ -288,7 +288,7 @@ int open_sources(struct spawn *spawn)
 {
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
 		int code = spawn->plan->ops[index].code;
-		if (code != NSBOX_OP_BIND && code != NSBOX_OP_DEVICE)
+		if (code != NSBOX_OP_BIND && code != NSBOX_OP_DEVICE && code != NSBOX_OP_MASK)
 			continue;
 		if (open_source(spawn, index) < 0)
 			return -1;

@@ -15,11 +15,13 @@
 
 #include <fcntl.h>
 #include <linux/limits.h>
+#include <linux/magic.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/stat.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #ifndef AT_RECURSIVE
 #define AT_RECURSIVE 0x8000
@@ -461,23 +463,83 @@ static int op_bind(struct spawn *spawn, uint32_t index)
 }
 
 /* Identity is checked on the fd that is mounted: a path may mean another object by now. */
+static int check_device(struct spawn *spawn, uint32_t index)
+{
+	struct statx info;
+
+	int err = identify(spawn->sources[index], STATX_TYPE, &info);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_DEVICE, (int)index, err);
+	uint64_t device = ((uint64_t)info.stx_rdev_major << 32) | info.stx_rdev_minor;
+	if (!S_ISCHR(info.stx_mode) || device != operation(spawn, index)->device)
+		return fail(spawn, NSBOX_STEP_DEVICE, (int)index, -ENODEV);
+	return 0;
+}
+
 static int op_device(struct spawn *spawn, uint32_t index)
 {
 	const struct nsbox_op *op = operation(spawn, index);
 	int fd = spawn->sources[index], base = spawn->mounts[op->parent];
-	struct statx info;
 
-	int err = identify(fd, STATX_TYPE, &info);
-	if (err < 0)
-		return fail(spawn, NSBOX_STEP_DEVICE, (int)index, err);
-	uint64_t device = ((uint64_t)info.stx_rdev_major << 32) | info.stx_rdev_minor;
-	if (!S_ISCHR(info.stx_mode) || device != op->device)
-		return fail(spawn, NSBOX_STEP_DEVICE, (int)index, -ENODEV);
-	err = (int)sys(__NR_mknodat, base, op->target, S_IFREG | op->mode, 0);
+	if (check_device(spawn, index) < 0)
+		return -1;
+	int err = (int)sys(__NR_mknodat, base, op->target, S_IFREG | op->mode, 0);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_MKNOD, (int)index, err);
 	err = nsbox_move_mount(fd, "", base, op->target, MOVE_MOUNT_F_EMPTY_PATH);
 	return err < 0 ? fail(spawn, NSBOX_STEP_MOVE_MOUNT, (int)index, err) : 0;
+}
+
+/* ---- masks ---------------------------------------------------------- */
+
+/*
+ * What a mask is to hide. In a procfs it is looked for in that very mount, whose
+ * identity is checked, and with no other mount or link on the way: what is
+ * masked is the kernel's file. Elsewhere it is whatever the path leads to inside.
+ */
+static int find_masked(struct spawn *spawn, uint32_t index)
+{
+	const struct nsbox_op *op = operation(spawn, index);
+	struct statfs info;
+
+	if (!(op->flags & NSBOX_OP_PLACED))
+		return resolve(spawn->root, op->target, 0);
+	int base = spawn->mounts[op->parent];
+	long err = sys(__NR_fstatfs, base, &info);
+	if (err == 0 && info.f_type != PROC_SUPER_MAGIC)
+		err = -ENODEV;
+	if (err < 0)
+		return (int)err;
+	return (int)RETRY(nsbox_openat2(base, op->target, O_PATH | O_CLOEXEC, 0,
+					RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS));
+}
+
+static int op_mask(struct spawn *spawn, uint32_t index)
+{
+	static const struct nsbox_option options[] = { { "nr_inodes", "1" }, { "mode", "0555" } };
+	const struct filesystem empty = {
+		.type = "tmpfs",
+		.options = options,
+		.n_options = 2,
+		.attributes = (uint32_t)operation(spawn, index)->attributes,
+	};
+	struct statx info;
+
+	int target = find_masked(spawn, index);
+	int err = target < 0 ? target : identify(target, STATX_TYPE, &info);
+	if (err < 0)
+		return fail(spawn, NSBOX_STEP_MASK_TARGET, (int)index, err);
+	int fd = spawn->sources[index];
+	if (S_ISDIR(info.stx_mode))
+		fd = make_mount(spawn, index, &empty);
+	else if (check_device(spawn, index) < 0)
+		return -1;
+	if (fd < 0)
+		return -1;
+	err = nsbox_move_mount(fd, "", target, "",
+			       MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+	sys(__NR_close, target);
+	return err < 0 ? fail(spawn, NSBOX_STEP_MASK, (int)index, err) : 0;
 }
 
 /* ---- content of the file systems made here -------------------------- */
@@ -611,6 +673,7 @@ int run_operations(struct spawn *spawn)
 		[NSBOX_OP_READONLY] = op_readonly,
 		[NSBOX_OP_PIVOT] = op_pivot,
 		[NSBOX_OP_NO_USER_NAMESPACES] = op_no_user_namespaces,
+		[NSBOX_OP_MASK] = op_mask,
 	};
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
 		const struct nsbox_op *op = operation(spawn, index);

@@ -56,6 +56,8 @@ enum nsbox_step {
 	NSBOX_STEP_WRITE_FILE,
 	NSBOX_STEP_DEVICE,
 	NSBOX_STEP_MOVE_MOUNT,
+	NSBOX_STEP_MASK_TARGET,
+	NSBOX_STEP_MASK,
 	NSBOX_STEP_FCHDIR,
 	NSBOX_STEP_READONLY,
 	NSBOX_STEP_PIVOT_ROOT,
@@ -86,21 +88,22 @@ enum nsbox_step {
 
 /* One operation of the set-up, executed in the child in the order of the plan. */
 enum nsbox_opcode {
-	NSBOX_OP_LOOPBACK,          /* bring up "lo" */
-	NSBOX_OP_HOSTNAME,          /* sethostname(source) */
-	NSBOX_OP_IDS,               /* wait for the id maps, then take on the plan's ids */
-	NSBOX_OP_PROPAGATION,       /* make every mount private */
-	NSBOX_OP_SCRATCH,           /* a hidden tmpfs that holds the layers of overlays */
-	NSBOX_OP_BIND,              /* a clone of the mounts at source */
-	NSBOX_OP_DEVICE,            /* the same for a character device of known identity */
-	NSBOX_OP_MOUNT,             /* a new file system of type source */
-	NSBOX_OP_OVERLAY,           /* an overlay whose layers lie in scratch/layers */
-	NSBOX_OP_DIRECTORY,         /* mkdir in the mount of operation parent */
-	NSBOX_OP_FILE,              /* create and fill a file there */
-	NSBOX_OP_SYMLINK,           /* symlink there, pointing to source */
-	NSBOX_OP_READONLY,          /* make the mount of operation parent read-only */
-	NSBOX_OP_PIVOT,             /* pivot_root, and detach the host's mounts */
-	NSBOX_OP_NO_USER_NAMESPACES /* none may be made in our user namespace */
+	NSBOX_OP_LOOPBACK,           /* bring up "lo" */
+	NSBOX_OP_HOSTNAME,           /* sethostname(source) */
+	NSBOX_OP_IDS,                /* wait for the id maps, then take on the plan's ids */
+	NSBOX_OP_PROPAGATION,        /* make every mount private */
+	NSBOX_OP_SCRATCH,            /* a hidden tmpfs that holds the layers of overlays */
+	NSBOX_OP_BIND,               /* a clone of the mounts at source */
+	NSBOX_OP_DEVICE,             /* the same for a character device of known identity */
+	NSBOX_OP_MOUNT,              /* a new file system of type source */
+	NSBOX_OP_OVERLAY,            /* an overlay whose layers lie in scratch/layers */
+	NSBOX_OP_DIRECTORY,          /* mkdir in the mount of operation parent */
+	NSBOX_OP_FILE,               /* create and fill a file there */
+	NSBOX_OP_SYMLINK,            /* symlink there, pointing to source */
+	NSBOX_OP_READONLY,           /* make the mount of operation parent read-only */
+	NSBOX_OP_PIVOT,              /* pivot_root, and detach the host's mounts */
+	NSBOX_OP_NO_USER_NAMESPACES, /* none may be made in our user namespace */
+	NSBOX_OP_MASK /* hide target: a file below source, a directory below an empty one */
 };
 
 enum nsbox_op_flag {
@@ -121,7 +124,7 @@ struct nsbox_op {
 	uint32_t flags;
 	uint32_t mode;       /* permission bits of what is created */
 	uint64_t attributes; /* MOUNT_ATTR_* */
-	uint64_t device;     /* device number that source must have (DEVICE) */
+	uint64_t device;     /* device number that source must have (DEVICE, MASK) */
 	int32_t idmap;       /* user namespace fd for MOUNT_ATTR_IDMAP, or -1 */
 	uint32_t n_options;
 	const struct nsbox_option *options;

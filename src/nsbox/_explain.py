@@ -95,7 +95,7 @@ def _attributes(value: int) -> str:
 
 
 def _source(op: Op) -> list[tuple[str, str]]:
-    if op.code not in (Code.BIND, Code.DEVICE):
+    if op.code not in (Code.BIND, Code.DEVICE, Code.MASK):
         return []
     idmap = " and id-mapped to the payload" if op.idmap else ""
     return [
@@ -131,6 +131,8 @@ def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
                 ("mknodat", f"{where} (mount point)"),
                 ("move_mount", f"{op.source} -> {where}"),
             ]
+        case Code.MASK:
+            return [("move_mount", f"{op.source}, or an empty directory -> {where}")]
         case Code.MOUNT | Code.OVERLAY:
             flags = _attributes(op.attributes)
             return [

@@ -33,6 +33,20 @@ _ETC = (
 _ETC_PREFIXES = ("java-",)
 _SMALL = 65536
 
+# Files that tell of the host or of its other users, as runc and Docker mask them; what
+# they mask to keep it from being written is safe in a read-only /proc.
+_MASKED = (
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+
 DEVICES = (
     ("null", 1, 3),
     ("zero", 1, 5),
@@ -62,6 +76,8 @@ class Host(NamedTuple):
         etc_files: Small files of /etc: name and content. To write a copy costs
             a quarter of what a bind of the file does.
         etc_links: Symbolic links in /etc: name and what it links to.
+        masks: What exists of the files of /proc and /sys that are to be masked,
+            and whether others than root could read it.
     """
 
     uid: int
@@ -76,6 +92,7 @@ class Host(NamedTuple):
     etc_large: tuple[str, ...] = ()
     etc_files: tuple[tuple[str, bytes], ...] = ()
     etc_links: tuple[tuple[str, str], ...] = ()
+    masks: tuple[tuple[str, bool], ...] = ()
 
     @property
     def payload_uid(self) -> int:
@@ -106,6 +123,7 @@ def look() -> Host:
         etc_large=etc.large,
         etc_files=etc.files,
         etc_links=etc.links,
+        masks=_masks(),
     )
 
 
@@ -158,6 +176,17 @@ def _root_directory() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
         elif os.path.isdir(path):
             directories.append(path)
     return tuple(directories), tuple(links)
+
+
+@lru_cache(maxsize=1)
+def _masks() -> tuple[tuple[str, bool], ...]:
+    found = []
+    for path in _MASKED:
+        try:
+            found.append((path, bool(os.stat(path).st_mode & stat.S_IROTH)))
+        except OSError:
+            continue
+    return tuple(found)
 
 
 class _Etc(NamedTuple):

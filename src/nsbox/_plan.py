@@ -51,6 +51,7 @@ class Code(IntEnum):
     READONLY = 12
     PIVOT = 13
     NO_USER_NAMESPACES = 14
+    MASK = 15
 
 
 class OpFlag(IntFlag):
@@ -178,6 +179,7 @@ class Description(NamedTuple):
     capabilities: tuple[str, ...] = ()
     seccomp: str | Profile | None = "default"
     user_namespaces: bool = False
+    masks: tuple[str, ...] = ()
 
 
 # Programs that describe the same sandbox for each run should not pay for it each time.
@@ -463,7 +465,11 @@ def _operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
     _add_root(build, box, host, mounts)
     known = {*host.directories, *host.etc}
     for mount in mounts:
+        if isinstance(mount, Proc):
+            _add_proc(build, mount, box)
+            continue
         _add_mount(build, mount, mounts, directory=mount.target in known)
+    _add_masks(build, box, host, mounts)
     for index in build.readonly:
         build.add(Op(Code.READONLY, target=build.ops[index].target, parent=index))
     build.add(Op(Code.PIVOT))
@@ -546,9 +552,7 @@ def _add_mount(build: _Builder, mount: Mount, mounts: Sequence[Mount], *, direct
         _add_overlay(build, mount, target)
     elif isinstance(mount, Dev):
         _add_dev(build, mount, target)
-    elif isinstance(mount, Proc):
-        build.mount(Op(Code.MOUNT, target, "proc", attributes=_BASE | MOUNT_ATTR_NOEXEC))
-    else:
+    elif isinstance(mount, Tmpfs):
         build.mount(
             Op(
                 Code.MOUNT,
@@ -559,6 +563,67 @@ def _add_mount(build: _Builder, mount: Mount, mounts: Sequence[Mount], *, direct
                 flags=OpFlag.OWN,
             )
         )
+
+
+def _add_proc(build: _Builder, mount: Proc, box: Description) -> None:
+    readonly = not box.user_namespaces if mount.readonly is None else mount.readonly
+    options = [("hidepid", "ptraceable")]
+    if mount.only_processes:
+        options.append(("subset", "pid"))
+    build.mount(
+        Op(
+            Code.MOUNT,
+            mount.target.lstrip("/"),
+            "proc",
+            attributes=_BASE | MOUNT_ATTR_NOEXEC | (MOUNT_ATTR_RDONLY if readonly else 0),
+            options=tuple(options),
+        )
+    )
+
+
+def _add_masks(build: _Builder, box: Description, host: Host, mounts: Sequence[Mount]) -> None:
+    """
+    Hide files of each procfs and of the host's /sys, and what the user names.
+
+    What only root can read is hidden from those who are root to the host.
+    """
+    by_root = build.ids.host_uid == 0
+    hidden = [path for path, readable in host.masks if readable or by_root]
+    for mount in mounts:
+        holder = _mask_source(mount)
+        for path in hidden:
+            if holder is not None and _within(path, holder):
+                _add_mask(build, mount.target + path.removeprefix(holder), verified=holder)
+    for path in box.masks:
+        _add_mask(build, path, verified=None)
+
+
+def _mask_source(mount: Mount) -> str | None:
+    """Return "/proc" or "/sys" for a mount that shows one of them, whole."""
+    if isinstance(mount, Proc):
+        return None if mount.only_processes else "/proc"
+    source = os.path.normpath(mount.source) if isinstance(mount, Bind) else None
+    return source if source in ("/proc", "/sys") else None
+
+
+def _add_mask(build: _Builder, path: str, *, verified: str | None) -> None:
+    """Add a mask; of a procfs, the mount is known, and the file is looked for in it alone."""
+    target = path.lstrip("/")
+    procfs = verified == "/proc"
+    build.add(
+        Op(
+            Code.MASK,
+            target,
+            "/dev/null",
+            build.holder(target) if procfs else -1,
+            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_RDONLY,
+            flags=OpFlag.PLACED if procfs else _NO_FLAGS,
+            device=_NULL,
+        )
+    )
+
+
+_NULL: Final = 1 << 32 | 3
 
 
 def _tmpfs_options(size: int, inodes: int, mode: int) -> tuple[tuple[str, str], ...]:

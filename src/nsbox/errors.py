@@ -67,6 +67,8 @@ class Step(StrEnum):
     WRITE_FILE = "write_file"
     DEVICE = "device"
     MOVE_MOUNT = "move_mount"
+    MASK_TARGET = "mask_target"
+    MASK = "mask"
     FCHDIR = "fchdir"
     READONLY = "readonly"
     PIVOT_ROOT = "pivot_root"

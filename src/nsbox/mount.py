@@ -119,14 +119,38 @@ class Proc:
     """
     Mount a procfs of the sandbox's pid namespace, nosuid, nodev and noexec.
 
+    What tells of the host or of its other users there is masked (see
+    ``Sandbox(masks=...)``), and processes that the payload may not trace are
+    not shown.
+
     Args:
         target: Absolute path inside. Default /proc.
+        readonly: Nothing in it can be written: no setting of the kernel below
+            /proc/sys, and no attribute of a process. Default: True, unless the
+            payload may make user namespaces, whose maps are files there.
+        only_processes: Show processes and nothing else: no cpuinfo, meminfo,
+            sys, ... which real programs read. Default False.
     """
 
     target: str
+    readonly: bool | None
+    only_processes: bool
 
-    def __init__(self, target: PathArg = "/proc") -> None:
-        _set(self, target=check_target("Proc target", target))
+    def __init__(
+        self,
+        target: PathArg = "/proc",
+        *,
+        readonly: bool | None = None,
+        only_processes: bool = False,
+    ) -> None:
+        if readonly is not None:
+            check_bool("Proc readonly", readonly)
+        _set(
+            self,
+            target=check_target("Proc target", target),
+            readonly=readonly,
+            only_processes=check_bool("Proc only_processes", only_processes),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +249,13 @@ def check_mounts(value: object) -> tuple[Mount, ...]:
         if not isinstance(item, Mount):
             raise PlanTypeError(f"mounts: {item!r} is not a Bind, Tmpfs, Proc, Dev or Overlay")
     return tuple(value)
+
+
+def check_masks(value: object) -> tuple[str, ...]:
+    """Return the masks of a Sandbox as normalised paths inside, each once."""
+    if not isinstance(value, (list, tuple)):
+        raise PlanTypeError(f"masks: must be a list or tuple, not {type(value).__name__}")
+    paths = dict.fromkeys(check_target("masks", item) for item in value)
+    if "/" in paths:
+        raise PlanError("masks: '/' would hide everything")
+    return tuple(paths)

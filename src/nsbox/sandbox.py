@@ -29,7 +29,7 @@ from ._values import (
     check_timeout,
 )
 from .errors import PlanError, PlanTypeError, Step, spawn_error
-from .mount import Mount, Overlay, check_mounts
+from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .process import Args, Process
 from .result import Result
@@ -108,6 +108,11 @@ class Sandbox:
             on the target of a default mount, or above it, replaces that.
         default_mounts: Mount /proc (the host's, read-only, with pid="host"),
             /dev, /tmp and, with no root given, the home directory. Default True.
+        masks: Paths inside that are to be hidden, whatever mount shows them: a file
+            reads as empty, a directory has nothing in it, neither can be written.
+            A path that does not exist is an error of the spawn. Masked without
+            asking: files of /proc, and of /sys if it is bound, that tell of the
+            host or of its other users (interrupts, keys, firmware, ...).
         hostname: Default "sandbox". Needs uts="new".
         cwd: Working directory inside, absolute. Default "/". "host": the path
             that the caller's has at each spawn, which must exist inside.
@@ -145,6 +150,7 @@ class Sandbox:
     writable: bool = False
     mounts: Sequence[Mount] = ()
     default_mounts: bool = True
+    masks: Sequence[PathArg] = ()
     hostname: str | None = None
     cwd: PathArg = "/"
     env: Mapping[str, str] | Literal["host"] = field(default_factory=dict)
@@ -172,6 +178,9 @@ class Sandbox:
             "default_mounts": check_bool("default_mounts", self.default_mounts),
             "mounts": check_mounts(self.mounts),
             "cwd": "host" if self.cwd == "host" else check_target("cwd", self.cwd),
+            "masks": check_masks(self.masks),
+            "cwd": check_target("cwd", self.cwd),
+            "env": MappingProxyType(check_environment("env", self.env)),
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
             "seccomp": check_seccomp(self.seccomp),
             "user_namespaces": check_bool("user_namespaces", self.user_namespaces),
@@ -435,6 +444,7 @@ class Sandbox:
             capabilities=tuple(self.capabilities),
             seccomp=check_seccomp(self.seccomp),
             user_namespaces=self.user_namespaces,
+            masks=tuple(os.fsdecode(path) for path in self.masks),
         )
 
 

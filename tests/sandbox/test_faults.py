@@ -32,7 +32,7 @@ import gc, json, os, sys
 import nsbox
 from nsbox import Bind, Overlay, Sandbox, Tmpfs
 mounts = [Bind(sys.argv[1], "/x"), Tmpfs("/x/y"), Overlay(sys.argv[1], "/z")]
-box = Sandbox(mounts=mounts, cwd="/tmp")
+box = Sandbox(mounts=mounts, masks=["/etc/group"], cwd="/tmp")
 args = ["/bin/true"]
 report = os.open(sys.argv[2], os.O_WRONLY)
 null = os.open("/dev/null", os.O_RDWR)
@@ -161,6 +161,7 @@ FAULTS = [
     Fault("fsmount", Step.FSMOUNT),
     Fault("move_mount", Step.MOVE_MOUNT),
     Fault("openat2", Step.TARGET, '"x"', error="EACCES"),
+    Fault("openat2", Step.MASK_TARGET, '"etc/group"', error="ENOENT"),
     Fault("mkdirat", Step.MKDIR, '"etc"'),
     Fault("mknodat", Step.MKNOD, '"null"'),
     Fault("symlinkat", Step.SYMLINK),

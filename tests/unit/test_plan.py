@@ -671,7 +671,7 @@ child     mkdirat         /home/sandbox 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=700 (nosuid,nodev)
 child     move_mount      tmpfs -> /home/sandbox
 child     mkdirat         /proc 755
-child     fsmount         proc (nosuid,nodev,noexec)
+child     fsmount         proc hidepid=ptraceable (rdonly,nosuid,nodev,noexec)
 child     move_mount      proc -> /proc
 child     mkdirat         /tmp 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=1777 (nosuid,nodev)
@@ -713,3 +713,13 @@ def test_plan_of_root_differs_in_who_does_what() -> None:
     opened = [index for index, line in enumerate(root) if "open_tree" in line]
     cloned = [index for index, line in enumerate(root) if "clone3" in line]
     assert max(opened) < min(cloned)
+
+
+def test_plan_masks_come_after_all_mounts() -> None:
+    """Masks hide what is there when everything is mounted; root-only files from host root alone."""
+    found = (("/proc/keys", True), ("/proc/kcore", False), ("/sys/firmware", True))
+    plan = plan_of(Bind("/sys"), Tmpfs("/x"), host=USER._replace(masks=found), masks=("/x/y",))
+    masks = [index for index, op in enumerate(plan.ops) if op.code is Code.MASK]
+    assert [plan.ops[index].target for index in masks] == ["proc/keys", "sys/firmware", "x/y"]
+    mounted = [index for index, op in enumerate(plan.ops) if op.code in (Code.MOUNT, Code.BIND)]
+    assert min(masks) > max(mounted)
