@@ -15,6 +15,7 @@ SOURCES = (
     "mounts.c",
     "child.c",
     "privileges.c",
+    "landlock.c",
     "spawn.c",
     "process.c",
     "namespace.c",

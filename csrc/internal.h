@@ -150,6 +150,8 @@ int die_with_caller(struct spawn *spawn);
 int forbid_user_namespaces(struct spawn *spawn, int index);
 int drop_privileges(struct spawn *spawn);
 int install_filter(struct spawn *spawn);
+/* landlock.c */
+int restrict_self(struct spawn *spawn);
 /* mounts.c */
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);

@@ -80,6 +80,9 @@ enum nsbox_step {
 	NSBOX_STEP_CAPSET,
 	NSBOX_STEP_NO_NEW_PRIVS,
 	NSBOX_STEP_PDEATHSIG,
+	NSBOX_STEP_LANDLOCK_RULESET,
+	NSBOX_STEP_LANDLOCK_RULE,
+	NSBOX_STEP_LANDLOCK_RESTRICT,
 	NSBOX_STEP_CHDIR,
 	NSBOX_STEP_SECCOMP,
 	NSBOX_STEP_EXECVE,
@@ -150,6 +153,12 @@ enum nsbox_plan_flag {
 	NSBOX_PLAN_NEW_KEYRING = 32 /* a session keyring of its own */
 };
 
+/* Landlock: rights on the mount of an operation, and on all that is below. */
+struct nsbox_rule {
+	int32_t op;
+	uint64_t rights; /* LANDLOCK_ACCESS_FS_* */
+};
+
 /* What is the same for every spawn of a sandbox. */
 struct nsbox_plan {
 	uint64_t clone_flags; /* CLONE_NEW* */
@@ -164,8 +173,12 @@ struct nsbox_plan {
 	const char *uid_map;       /* NULL: no map is written */
 	const char *gid_map;
 	const struct nsbox_op *ops;
-	uint32_t filter_length; /* instructions; 0: no filter */
-	const void *filter;     /* struct sock_filter, see seccomp(2) */
+	uint32_t filter_length;   /* instructions; 0: no filter */
+	const void *filter;       /* struct sock_filter, see seccomp(2) */
+	uint64_t landlock_rights; /* denied but for the rules; 0: no rules */
+	uint64_t landlock_scoped; /* LANDLOCK_SCOPE_* */
+	uint32_t n_rules;
+	const struct nsbox_rule *rules;
 };
 
 enum nsbox_request_flag {
@@ -246,6 +259,9 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 
 /* AT_SECURE of getauxval(3): is the program more privileged than who started it? */
 int nsbox_secure_execution(void);
+
+/* The version of Landlock, or -errno: ENOSYS, or EOPNOTSUPP if it is switched off. */
+int nsbox_landlock_abi(void);
 
 /* System calls one to one; see src/nsbox/lowlevel.py. */
 int nsbox_unshare(uint64_t flags);

@@ -283,7 +283,8 @@ class Lowered:
         ):
             flags |= flag if wanted else 0
         types = [NAMESPACE_FLAGS[kind] for kind in plan.joins]
-        program = self._filter()
+        program, landlock = self._filter(), plan.landlock
+        rules = landlock.rules if landlock else ()
         return ffi.new(
             "struct nsbox_plan *",
             {
@@ -303,6 +304,10 @@ class Lowered:
                 ),
                 "filter_length": len(program) // seccomp.INSTRUCTION_SIZE,
                 "filter": self._kept(ffi.from_buffer(program)),
+                "landlock_rights": landlock.rights if landlock else 0,
+                "landlock_scoped": landlock.scoped if landlock else 0,
+                "n_rules": len(rules),
+                "rules": self._kept(ffi.new("struct nsbox_rule[]", rules)),
             },
         )
 

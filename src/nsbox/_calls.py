@@ -7,6 +7,7 @@ they are used from here, since making flag types takes time at import.
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NoReturn
 
 from ._native import ffi, lib
@@ -169,6 +170,12 @@ def prctl(option: int, argument: int = 0) -> int:
     if ret < 0:
         _fail(ret)
     return int(ret)
+
+
+@lru_cache(maxsize=1)
+def landlock_abi() -> int:
+    """Return the kernel's version of Landlock: landlock_create_ruleset(2); 0 if it has none."""
+    return max(0, int(lib.nsbox_landlock_abi()))
 
 
 def clone(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from . import _constants
 from ._constants import CAPABILITIES, NAMESPACE_FLAGS
+from ._landlock import SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
 from ._plan import Code, Op, Plan
 from .seccomp import name_of
 
@@ -165,7 +166,24 @@ def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
         ("prctl", "PR_SET_SECUREBITS: noroot, and locked"),
         ("capset", f"effective, permitted, inheritable: {kept}"),
         ("prctl", "PR_SET_NO_NEW_PRIVS"),
+        *_restriction(plan),
         ("fchdir", cwd),
         *([("seccomp", f"the filter {name_of(plan.seccomp)!r}")] if plan.seccomp else []),
         ("execve", "the payload"),
     ]
+
+
+def _restriction(plan: Plan) -> list[tuple[str, str]]:
+    if plan.landlock is None:
+        return []
+    writable = [
+        plan.ops[index].path(plan.ops)
+        for index, rights in plan.landlock.rules
+        if rights == plan.landlock.rights
+    ]
+    parts = [f"below / to read, to write {', '.join(writable)}"] if plan.landlock.rules else []
+    if plan.landlock.scoped & SCOPE_ABSTRACT_SOCKETS:
+        parts.append("no abstract sockets of others")
+    if plan.landlock.scoped & SCOPE_SIGNALS:
+        parts.append("no signals to others")
+    return [("landlock", "; ".join(parts))]

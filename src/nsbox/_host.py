@@ -78,6 +78,7 @@ class Host(NamedTuple):
         etc_links: Symbolic links in /etc: name and what it links to.
         masks: What exists of the files of /proc and /sys that are to be masked,
             and whether others than root could read it.
+        landlock: Version of Landlock, 0 if the kernel has none.
     """
 
     uid: int
@@ -93,6 +94,7 @@ class Host(NamedTuple):
     etc_files: tuple[tuple[str, bytes], ...] = ()
     etc_links: tuple[tuple[str, str], ...] = ()
     masks: tuple[tuple[str, bool], ...] = ()
+    landlock: int = 0
 
     @property
     def payload_uid(self) -> int:

@@ -9,12 +9,12 @@ decides nothing.
 
 import copy
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from . import _host
+from . import _host, _landlock
 from ._constants import (
     CAPABILITIES,
     MOUNT_ATTR_NODEV,
@@ -24,7 +24,8 @@ from ._constants import (
     NAMESPACE_FLAGS,
 )
 from ._host import Host
-from .errors import PlanError
+from ._landlock import Landlock, Right
+from .errors import PlanError, UnsupportedError
 from .mount import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 from .seccomp import Profile, refuses_keys
 
@@ -150,6 +151,7 @@ class Plan(NamedTuple):
     seccomp: str | Profile | None
     user_namespaces: bool
     new_keyring: bool
+    landlock: Landlock | None
 
 
 class Modes(dict[str, str]):
@@ -180,6 +182,7 @@ class Description(NamedTuple):
     seccomp: str | Profile | None = "default"
     user_namespaces: bool = False
     masks: tuple[str, ...] = ()
+    landlock: bool | None = None
 
 
 # Programs that describe the same sandbox for each run should not pay for it each time.
@@ -201,12 +204,13 @@ def compile_plan(box: Description, host: Host) -> Plan:
             flags |= NAMESPACE_FLAGS[kind]
     user_mode = box.namespaces["user"]
     _check_privileges(box)
+    ops = _operations(box, host, ids)
     return Plan(
         clone_flags=flags,
         joins=joins,
         ids=ids,
         capabilities=sum(1 << CAPABILITIES.index(name) for name in box.capabilities),
-        ops=_operations(box, host, ids),
+        ops=ops,
         # The child of a privileged caller is unprivileged on the host and might
         # not reach what the caller can.
         parent_sources=host.privileged and host.may_mount and user_mode != "host",
@@ -218,7 +222,42 @@ def compile_plan(box: Description, host: Host) -> Plan:
         user_namespaces=box.user_namespaces,
         # One costs quota, of which a plain user has 200: not where no call can reach it.
         new_keyring=box.seccomp is None or not refuses_keys(box.seccomp),
+        landlock=_landlock_of(box, host, ops),
     )
+
+
+def _landlock_of(box: Description, host: Host, ops: Sequence[Op]) -> Landlock | None:
+    if box.landlock is False:
+        return None
+    if box.landlock and host.landlock < _landlock.LEAST_ABI:
+        raise UnsupportedError(
+            "landlock=True: this kernel has no Landlock (5.19 or later, and 'landlock' among the "
+            "security modules: boot parameter lsm=)"
+        )
+    rights = _landlock.handled(host.landlock)
+    # Landlock forbids every change of mounts, which is what this capability is for.
+    if box.user_namespaces or "CAP_SYS_ADMIN" in box.capabilities:
+        rights = Right(0)
+    rules = tuple((index, int(right & rights)) for index, right in _rules(ops)) if rights else ()
+    scoped = _landlock.scopes(host.landlock, box.namespaces)
+    return Landlock(host.landlock, int(rights), scoped, rules) if rights or scoped else None
+
+
+def _rules(ops: Sequence[Op]) -> Iterator[tuple[int, Right]]:
+    """Yield what may be done in which mount: read below the root, change in writable mounts."""
+    protected = {op.parent for op in ops if op.code is Code.READONLY}
+    for index, op in enumerate(ops):
+        if op.code not in _MOUNTING or OpFlag.IN_SCRATCH in op.flags:
+            continue
+        if not (op.attributes & MOUNT_ATTR_RDONLY or index in protected):
+            yield index, _landlock.handled(1 << 16)
+        elif not op.target:
+            yield index, _landlock.READ
+        elif op.source == "tmpfs" and not op.attributes & MOUNT_ATTR_NODEV:
+            yield index, _landlock.DEVICES
+
+
+_MOUNTING: Final = (Code.BIND, Code.MOUNT, Code.OVERLAY)
 
 
 # The kind of namespace in which a capability means something; outside of it only the host's counts.
@@ -567,16 +606,13 @@ def _add_mount(build: _Builder, mount: Mount, mounts: Sequence[Mount], *, direct
 
 def _add_proc(build: _Builder, mount: Proc, box: Description) -> None:
     readonly = not box.user_namespaces if mount.readonly is None else mount.readonly
-    options = [("hidepid", "ptraceable")]
-    if mount.only_processes:
-        options.append(("subset", "pid"))
     build.mount(
         Op(
             Code.MOUNT,
             mount.target.lstrip("/"),
             "proc",
             attributes=_BASE | MOUNT_ATTR_NOEXEC | (MOUNT_ATTR_RDONLY if readonly else 0),
-            options=tuple(options),
+            options=(("subset", "pid"),) if mount.only_processes else (),
         )
     )
 

@@ -119,9 +119,8 @@ class Proc:
     """
     Mount a procfs of the sandbox's pid namespace, nosuid, nodev and noexec.
 
-    What tells of the host or of its other users there is masked (see
-    ``Sandbox(masks=...)``), and processes that the payload may not trace are
-    not shown.
+    What tells of the host or of its other users there is masked: see
+    ``Sandbox(masks=...)``.
 
     Args:
         target: Absolute path inside. Default /proc.

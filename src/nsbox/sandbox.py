@@ -10,11 +10,12 @@ from functools import lru_cache
 from types import MappingProxyType, ModuleType
 from typing import IO, Any, Final, Literal, TypedDict, Unpack
 
-from . import _host
+from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
 from ._host import Host
+from ._landlock import LEAST_ABI
 from ._plan import HOME, Description, Modes, Plan, compile_plan
 from ._subprocess import make_module
 from ._values import (
@@ -141,6 +142,10 @@ class Sandbox:
             every capability; the filter then lets it use them. Default False. To
             map its own user there, the payload must not be user 0 (see uid), or
             must keep CAP_SETFCAP.
+        landlock: One more fence around the file system, the host's abstract
+            sockets and signals: landlock(7). None (default): where the kernel has
+            it; True: it must have it; False: not. Its file-system part would
+            forbid all mounts and is left out with user_namespaces or CAP_SYS_ADMIN.
 
     Raises:
         PlanError: If a value cannot be meant.
@@ -168,6 +173,7 @@ class Sandbox:
     capabilities: Sequence[str] = ()
     seccomp: PathArg | Mapping[str, Any] | Profile | None = "default"
     user_namespaces: bool = False
+    landlock: bool | None = None
     _cache: "_Cache" = field(
         init=False, repr=False, compare=False, default_factory=lambda: _Cache()
     )
@@ -191,6 +197,8 @@ class Sandbox:
             normalised["root"] = check_path("root", self.root)
         if isinstance(self.root, Overlay) and self.root.target != "/":
             raise PlanError(f"root: {self.root!r} has a target; as a root it is '/'")
+        if self.landlock is not None:
+            check_bool("landlock", self.landlock)
         if self.hostname is not None:
             _check_hostname(self.hostname)
         for name in ("uid", "gid", "host_uid", "host_gid"):
@@ -201,7 +209,7 @@ class Sandbox:
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
         # Contradictions show on any host; a privileged caller's may ask for the most.
-        compile_plan(self._describe(), Host(uid=0, gid=0, privileged=True))
+        compile_plan(self._describe(), Host(uid=0, gid=0, privileged=True, landlock=LEAST_ABI))
 
     def __hash__(self) -> int:
         names = [item.name for item in fields(self) if item.compare and item.name != "env"]
@@ -417,7 +425,8 @@ class Sandbox:
         return explain_plan(self._plan(), self._directory())
 
     def _plan(self) -> Plan:
-        return compile_plan(self._describe(), _host.look())
+        host = _host.look()._replace(landlock=_calls.landlock_abi())
+        return compile_plan(self._describe(), host)
 
     def _joins(self) -> dict[str, Namespace]:
         values = {kind: getattr(self, name) for name, kind in _NAMESPACE_FIELDS.items()}
@@ -445,6 +454,7 @@ class Sandbox:
             seccomp=check_seccomp(self.seccomp),
             user_namespaces=self.user_namespaces,
             masks=tuple(os.fsdecode(path) for path in self.masks),
+            landlock=self.landlock,
         )
 
 

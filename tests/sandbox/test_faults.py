@@ -181,6 +181,9 @@ FAULTS = [
     Fault("prctl", Step.NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"),
     Fault("prctl", Step.PDEATHSIG, "PR_SET_PDEATHSIG", only="user"),
     Fault("openat2", Step.CHDIR, '"/tmp"', error="EACCES"),
+    Fault("landlock_create_ruleset", Step.LANDLOCK_RULESET),
+    Fault("landlock_add_rule", Step.LANDLOCK_RULE),
+    Fault("landlock_restrict_self", Step.LANDLOCK_RESTRICT),
     Fault("seccomp", Step.SECCOMP, error="EINVAL"),
     Fault("execve", Step.EXECVE, error="ENOMEM"),
 ]

@@ -12,7 +12,16 @@ PACKAGE = Path(nsbox.__file__).parent
 
 # Each module may import those of lower levels only. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("_native", "_version", "_constants", "_cgroup_layout", "errors", "result", "_libseccomp"),
+    (
+        "_native",
+        "_version",
+        "_constants",
+        "_cgroup_layout",
+        "_landlock",
+        "_libseccomp",
+        "errors",
+        "result",
+    ),
     ("_values", "_host"),
     ("mount", "limits", "_calls", "seccomp"),
     ("lowlevel", "namespace", "_plan", "_interpreter"),
@@ -34,6 +43,7 @@ WITHOUT_NATIVE = (
     "_explain",
     "_host",
     "_interpreter",
+    "_landlock",
     "_plan",
     "_values",
     "_version",

@@ -671,7 +671,7 @@ child     mkdirat         /home/sandbox 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=700 (nosuid,nodev)
 child     move_mount      tmpfs -> /home/sandbox
 child     mkdirat         /proc 755
-child     fsmount         proc hidepid=ptraceable (rdonly,nosuid,nodev,noexec)
+child     fsmount         proc (rdonly,nosuid,nodev,noexec)
 child     move_mount      proc -> /proc
 child     mkdirat         /tmp 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=1777 (nosuid,nodev)

@@ -39,6 +39,7 @@ FIELDS = (
     "capabilities",
     "seccomp",
     "user_namespaces",
+    "landlock",
 )
 CHANGES: list[dict[str, Any]] = [
     {"root": "/image"},
@@ -66,6 +67,7 @@ CHANGES: list[dict[str, Any]] = [
     {"seccomp": None},
     {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}},
     {"user_namespaces": True},
+    {"landlock": False},
 ]
 changes = pytest.mark.parametrize("change", CHANGES, ids=repr)
 
@@ -93,6 +95,7 @@ def everything() -> Sandbox:
         capabilities=["CAP_CHOWN", "CAP_KILL"],
         seccomp={"defaultAction": "SCMP_ACT_ALLOW"},
         user_namespaces=True,
+        landlock=True,
     )
 
 
@@ -315,6 +318,8 @@ INVALID: list[tuple[str, Any, type[Exception]]] = [
     ("seccomp", {}, PlanError),
     ("user_namespaces", 1, PlanTypeError),
     ("user_namespaces", None, PlanTypeError),
+    ("landlock", 1, PlanTypeError),
+    ("landlock", "yes", PlanTypeError),
     *[
         (name, value, error)
         for name in ("uid", "gid", "host_uid", "host_gid")

@@ -1,0 +1,100 @@
+/*
+ * landlock.c - the last fence around the file system: landlock(7).
+ *
+ * The mounts of the sandbox are all that it can name. Landlock holds also for
+ * what it might reach without a name, by a descriptor that leads out of its
+ * root. The rules are on the mounts that this spawn has made, by their own
+ * descriptors. The rules of child.c hold here too.
+ */
+#include "internal.h"
+
+#ifndef __NR_landlock_create_ruleset
+#define __NR_landlock_create_ruleset 444
+#define __NR_landlock_add_rule 445
+#define __NR_landlock_restrict_self 446
+#endif
+
+enum { CREATE_RULESET_VERSION = 1, RULE_PATH_BENEATH = 1 };
+
+/* linux/landlock.h, of Linux 6.12; older kernels take a shorter one. */
+struct ruleset_attr {
+	uint64_t handled_access_fs;
+	uint64_t handled_access_net;
+	uint64_t scoped;
+};
+
+struct path_beneath_attr {
+	uint64_t allowed_access;
+	int32_t parent_fd;
+} __attribute__((packed));
+
+/* EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE, IOCTL_DEV: the rights that files have. */
+static const uint64_t FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15;
+
+int nsbox_landlock_abi(void)
+{
+	return (int)sys(__NR_landlock_create_ruleset, 0, 0, CREATE_RULESET_VERSION);
+}
+
+/* Allow rights on fd and what is below it; a file takes the rights of files alone. */
+static long allow(int ruleset, int fd, uint64_t rights)
+{
+	struct path_beneath_attr attr = { .allowed_access = rights, .parent_fd = fd };
+
+	long err = sys(__NR_landlock_add_rule, ruleset, RULE_PATH_BENEATH, &attr, 0);
+	if (err != -EINVAL)
+		return err;
+	attr.allowed_access = rights & FILE_RIGHTS;
+	return sys(__NR_landlock_add_rule, ruleset, RULE_PATH_BENEATH, &attr, 0);
+}
+
+/* What was handed on can be opened again by its link in /proc, as /dev/stdout is. */
+static int allow_descriptor(struct spawn *spawn, int ruleset, int fd)
+{
+	long err = allow(ruleset, fd, spawn->plan->landlock_rights);
+	/* EBADFD: a pipe or socket, which Landlock leaves alone. EBADF: the caller had none. */
+	if (err == -EBADFD || err == -EBADF)
+		return 0;
+	return err < 0 ? fail(spawn, NSBOX_STEP_LANDLOCK_RULE, -1, err) : 0;
+}
+
+static int add_rules(struct spawn *spawn, int ruleset)
+{
+	const struct nsbox_plan *plan = spawn->plan;
+	const struct nsbox_request *request = spawn->request;
+
+	for (uint32_t i = 0; i < plan->n_rules; i++) {
+		int op = plan->rules[i].op;
+		long err = allow(ruleset, spawn->mounts[op], plan->rules[i].rights);
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_LANDLOCK_RULE, op, err);
+	}
+	for (int fd = 0; plan->n_rules && fd < 3; fd++)
+		if (allow_descriptor(spawn, ruleset, fd) < 0)
+			return -1;
+	for (uint32_t i = 0; plan->n_rules && i < request->n_pass_fds; i++)
+		if (allow_descriptor(spawn, ruleset, request->pass_fds[i]) < 0)
+			return -1;
+	return 0;
+}
+
+int restrict_self(struct spawn *spawn)
+{
+	const struct nsbox_plan *plan = spawn->plan;
+	struct ruleset_attr attr = {
+		.handled_access_fs = plan->landlock_rights,
+		.scoped = plan->landlock_scoped,
+	};
+	size_t size = plan->landlock_scoped ? sizeof attr : sizeof attr.handled_access_fs;
+
+	if (!plan->landlock_rights && !plan->landlock_scoped)
+		return 0;
+	int ruleset = (int)sys(__NR_landlock_create_ruleset, &attr, size, 0);
+	if (ruleset < 0)
+		return fail(spawn, NSBOX_STEP_LANDLOCK_RULESET, -1, ruleset);
+	if (add_rules(spawn, ruleset) < 0)
+		return -1;
+	long err = sys(__NR_landlock_restrict_self, ruleset, 0);
+	sys(__NR_close, ruleset);
+	return err < 0 ? fail(spawn, NSBOX_STEP_LANDLOCK_RESTRICT, -1, err) : 0;
+}
