@@ -305,9 +305,12 @@ static int set_up(struct spawn *spawn)
 	/* All before the first mount: some of the mounts change the working directory. */
 	if (!(spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES) && open_sources(spawn) < 0)
 		return -1;
-	/* Ids before descriptors: whoever changes them looks at the caller's pidfd again. */
+	/*
+	 * Ids before descriptors: whoever changes them looks at the caller's pidfd again.
+	 * Landlock between: its rules are on descriptors of mounts and of what is handed on.
+	 */
 	if (run_operations(spawn) < 0 || set_stdio(spawn) < 0 || set_session(spawn) < 0 ||
-	    set_requested_ids(spawn) < 0 || close_others(spawn) < 0)
+	    set_requested_ids(spawn) < 0 || restrict_self(spawn) < 0 || close_others(spawn) < 0)
 		return -1;
 	sys(__NR_umask, umask);
 	if (drop_privileges(spawn) < 0 || outlive_thread(spawn) < 0)

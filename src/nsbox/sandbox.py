@@ -185,8 +185,6 @@ class Sandbox:
             "mounts": check_mounts(self.mounts),
             "cwd": "host" if self.cwd == "host" else check_target("cwd", self.cwd),
             "masks": check_masks(self.masks),
-            "cwd": check_target("cwd", self.cwd),
-            "env": MappingProxyType(check_environment("env", self.env)),
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
             "seccomp": check_seccomp(self.seccomp),
             "user_namespaces": check_bool("user_namespaces", self.user_namespaces),

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PYTHON, expose, inside, python_box, stdout_of
 
 from conftest import unavailable
 from nsbox import PIPE, Bind, Sandbox
 from nsbox._calls import landlock_abi
+from support import PYTHON, expose, inside, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nsbox import Bind, Dev, Overlay, Proc, Sandbox, SpawnError, Step, Tmpfs, lowlevel
+from nsbox.lowlevel import MountFlag
+from nsbox.mount import Mount
 from support import (
     PYTHON,
     enter_private_mounts,
@@ -18,10 +22,6 @@ from support import (
     stdout_of,
     tree,
 )
-
-from nsbox import Bind, Dev, Overlay, Proc, Sandbox, SpawnError, Step, Tmpfs, lowlevel
-from nsbox.lowlevel import MountFlag
-from nsbox.mount import Mount
 
 pytestmark = pytest.mark.usefixtures("box")
 

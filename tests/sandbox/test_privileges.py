@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import enter_private_mounts, in_child, inside, mount_tmpfs, python_box
 
 from conftest import unavailable
 from nsbox import Bind, PlanError, Proc, Sandbox, SpawnError, Step, Tmpfs
+from support import enter_private_mounts, in_child, inside, mount_tmpfs, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support import PYTHON, SOURCE, inside, python_box
 
 from conftest import unavailable
 from nsbox import Bind, Sandbox, SpawnError, Step, Tmpfs
+from support import PYTHON, SOURCE, inside, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
 
