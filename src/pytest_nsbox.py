@@ -197,8 +197,8 @@ def _refuse(event: str, _: tuple[object, ...]) -> None:
 def _refusing_others() -> Iterator[None]:
     global _refusing
     _install_hook()
-    _refusing = True
+    before, _refusing = _refusing, True  # a test may run pytest in its own process
     try:
         yield
     finally:
-        _refusing = False
+        _refusing = before

@@ -222,6 +222,20 @@ def test_limits_that_are_zero_do_not_matter(name: str) -> None:
     assert in_child(child) == b"text"
 
 
+def test_limit_of_processes_is_an_error_that_names_it(plain_user: None) -> None:
+    """A caller that may have no more processes is told so, and spawns again when it may."""
+
+    def child() -> tuple[str, bool, bytes]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+        with pytest.raises(SpawnError) as caught:
+            Sandbox().run(["/bin/true"])
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+        return caught.value.step, "RLIMIT_NPROC" in str(caught.value), echo(Sandbox())
+
+    assert in_child(child) == (Step.CLONE, True, b"text")
+
+
 def test_limit_of_file_size_is_an_error_that_names_it() -> None:
     """The files that a set-up writes count against RLIMIT_FSIZE; no signal ends the caller."""
 
