@@ -70,6 +70,8 @@ libseccomp.cdef(
     int seccomp_syscall_resolve_name(const char *name);
     int seccomp_rule_add_array(scmp_filter_ctx ctx, uint32_t action, int syscall,
                                unsigned int arg_cnt, const struct scmp_arg_cmp *arg_array);
+    char *seccomp_syscall_resolve_num_arch(uint32_t arch_token, int num);
+    void free(void *);
     int seccomp_export_bpf(const scmp_filter_ctx ctx, int fd);
     """
 )

@@ -70,7 +70,7 @@ static int lower_limits(struct spawn *spawn)
 	for (size_t i = 0; i < sizeof resources / sizeof *resources; i++) {
 		long err = sys(__NR_prlimit64, 0, resources[i], none, 0);
 		if (err < 0)
-			return fail(spawn, NSBOX_STEP_SETRLIMIT, resources[i], err);
+			return fail(spawn, NSBOX_STEP_LOWER_LIMITS, resources[i], err);
 	}
 	return 0;
 }

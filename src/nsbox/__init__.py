@@ -10,6 +10,7 @@ from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ._enforced import Enforced, Layer
 from ._explain import Action, Explanation
 from ._interpreter import interpreter_mounts
 from ._version import __version__
@@ -38,7 +39,9 @@ __all__ = [
     "Bind",
     "CalledProcessError",
     "Dev",
+    "Enforced",
     "Explanation",
+    "Layer",
     "Namespace",
     "NamespaceError",
     "NsboxError",

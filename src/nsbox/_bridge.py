@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from . import _calls, _diagnose, seccomp
+from . import _calls, _diagnose, _filter
 from ._constants import NAMESPACE_FLAGS
+from ._enforced import Enforced, layers_of
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
 from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error
@@ -185,6 +186,7 @@ class Lowered:
         self.plan = plan
         self._joins = [joins[kind] for kind in plan.joins]
         self._keep: list[object] = []
+        self._enforced: dict[bool, Enforced] = {}
         self._id_maps: dict[tuple[int, int], Namespace] = {}
         self._fds = ffi.new("int32_t[]", max(1, len(self._joins)))
         self._struct = self._lower_plan()
@@ -230,6 +232,12 @@ class Lowered:
                 if number != mapped:
                     advice = f"{step}: id {number} is not mapped inside; only {mapped} is"
                     raise spawn_error(errno.EPERM, step, hint=advice)
+
+    def enforced(self, *, new_session: bool) -> Enforced:
+        """Return the layers that are in force for what this has started."""
+        if new_session not in self._enforced:
+            self._enforced[new_session] = layers_of(self.plan, new_session=new_session)
+        return self._enforced[new_session]
 
     # ---- errors ----
 
@@ -302,7 +310,7 @@ class Lowered:
                 "ops": self._kept(
                     ffi.new("struct nsbox_op[]", [self._lower_op(op) for op in plan.ops])
                 ),
-                "filter_length": len(program) // seccomp.INSTRUCTION_SIZE,
+                "filter_length": len(program) // _filter.INSTRUCTION_SIZE,
                 "filter": self._kept(ffi.from_buffer(program)),
                 "landlock_rights": landlock.rights if landlock else 0,
                 "landlock_scoped": landlock.scoped if landlock else 0,
@@ -314,7 +322,7 @@ class Lowered:
     def _filter(self) -> bytes:
         plan = self.plan
         try:
-            return seccomp.program_of(plan.seccomp, plan.capabilities, plan.user_namespaces)
+            return _filter.program_of(plan.seccomp, plan.capabilities, plan.user_namespaces)
         except OSError as error:
             raise spawn_error(error.errno or 0, Step.SECCOMP) from error
 
@@ -426,7 +434,7 @@ _WITHOUT_TARGET: Final = {
 # Steps that are about the host's side of a mount; the others are about the inside.
 _ABOUT_SOURCE: Final = {Step.OPEN_TREE, Step.SOURCE_ATTRIBUTES, Step.IDMAP, Step.DEVICE}
 # Their index counts something else than operations.
-_NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.SETRLIMIT}
+_NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS}
 
 
 def _candidates(executable: bytes, search: bytes) -> list[bytes]:

@@ -1,9 +1,11 @@
 """A plan in the kernel's words: for teaching, tests and audit."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from . import _constants
 from ._constants import CAPABILITIES, NAMESPACE_FLAGS
+from ._enforced import Enforced, layers_of
 from ._landlock import SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
 from ._plan import Code, Op, Plan
 from .seccomp import name_of
@@ -36,12 +38,25 @@ class Action(NamedTuple):
 
 
 class Explanation(tuple[Action, ...]):
-    """The ordered steps of a set-up; printing it gives one line each."""
+    """
+    The ordered steps of a set-up; printing it gives one line each, and the layers.
 
-    __slots__ = ()
+    Attributes:
+        enforced: The layers that will be in force: :class:`Enforced`.
+    """
+
+    enforced: Enforced
+
+    def __new__(cls, actions: Iterable[Action], enforced: Enforced) -> "Explanation":
+        self = super().__new__(cls, actions)
+        self.enforced = enforced
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (tuple(self), self.enforced)
 
     def __str__(self) -> str:
-        return "\n".join(str(action) for action in self)
+        return "\n".join([*map(str, self), "", *map(str, self.enforced)])
 
 
 def explain_plan(plan: Plan, cwd: str) -> Explanation:
@@ -67,7 +82,7 @@ def explain_plan(plan: Plan, cwd: str) -> Explanation:
     for index, op in enumerate(plan.ops):
         actions += [Action("child", *text, op=index) for text in _operation(op, plan)]
     actions += [Action("child", *text) for text in _finish(plan, cwd)]
-    return Explanation(actions)
+    return Explanation(actions, layers_of(plan))
 
 
 NAME_OF_KIND = {

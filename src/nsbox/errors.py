@@ -82,7 +82,7 @@ class Step(StrEnum):
     EXTRA_GROUPS = "extra_groups"
     GROUP = "group"
     USER = "user"
-    SETRLIMIT = "setrlimit"
+    LOWER_LIMITS = "lower_limits"
     KEYRING = "keyring"
     CAPBSET_DROP = "capbset_drop"
     CAP_INHERITABLE = "cap_inheritable"

@@ -82,10 +82,12 @@ class Process(subprocess.Popen[Any]):
         stdin: A writable file, if PIPE was asked for.
         stdout: A readable file, if PIPE was asked for.
         stderr: A readable file, if PIPE was asked for.
+        enforced: The layers that are in force: an ``Enforced``.
         usage: A Usage once it has ended and been waited for; else None.
     """
 
     usage: Usage | None
+    enforced: tuple[Any, ...] = ()
     _outlives: ClassVar[bool] = False  # whoever gives up the object
 
     def __init__(

@@ -13,6 +13,11 @@ class Reason(StrEnum):
     """It exited."""
     SIGNAL = "signal"
     """A signal ended it."""
+    SECCOMP = "seccomp"
+    """
+    The system-call filter ended it: SIGSYS. The kernel does not say who sent a
+    signal; under a filter that ends nobody, the payload did it itself.
+    """
 
 
 class Usage(NamedTuple):
@@ -52,9 +57,14 @@ class Result(subprocess.CompletedProcess[Any]):
         stdout: What was captured, or None.
         stderr: What was captured, or None.
         usage: A :class:`Usage`.
+        enforced: The layers that were in force: an ``Enforced``.
+        refused_call: For Reason.SECCOMP the name of the system call, if the kernel
+            told it: in its log, where this process may read that. Else None.
     """
 
     usage: Usage
+    enforced: tuple[Any, ...] = ()
+    refused_call: str | None = None
 
     def __init__(self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage) -> None:
         super().__init__(args, returncode, stdout, stderr)
@@ -63,11 +73,13 @@ class Result(subprocess.CompletedProcess[Any]):
     @property
     def reason(self) -> Reason:
         """Why the payload ended."""
+        if self.returncode == -signal.SIGSYS:
+            return Reason.SECCOMP
         return Reason.SIGNAL if self.returncode < 0 else Reason.EXIT
 
     def __repr__(self) -> str:
         text = super().__repr__()
-        if self.reason is Reason.SIGNAL:
+        if self.returncode < 0:
             try:
                 text = f"{text[:-1]}, reason={signal.Signals(-self.returncode).name})"
             except ValueError:

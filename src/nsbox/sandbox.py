@@ -14,6 +14,7 @@ from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
+from ._filter import killed_call
 from ._host import Host
 from ._landlock import LEAST_ABI
 from ._plan import HOME, Description, Modes, Plan, compile_plan
@@ -33,7 +34,7 @@ from .errors import PlanError, PlanTypeError, Step, spawn_error
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .process import Args, Process
-from .result import Result
+from .result import Reason, Result
 from .seccomp import Profile, check_seccomp
 
 NamespaceArg = str | Namespace
@@ -318,6 +319,9 @@ class Sandbox:
         stdout, stderr = _communicate(process, input, timeout, drain=self.pid == "new")
         assert process.usage is not None  # it has been waited for
         result = Result(process.args, process.returncode, stdout, stderr, process.usage)
+        result.enforced = process.enforced
+        if result.reason is Reason.SECCOMP:
+            result.refused_call = killed_call(process.pid)
         if check:
             result.check_returncode()
         return result
@@ -389,6 +393,8 @@ class Sandbox:
     def _construct(self, process: Process, args: Args, **options: Any) -> None:
         """Initialise a process, whichever class it is of: all begin here."""
         Process.__init__(process, self._start, args, **options)
+        new_session = options["start_new_session"]
+        process.enforced = self._cache.lowered(self).enforced(new_session=new_session)
 
     def _start(self, request: Request, child: Child) -> None:
         self._cache.lowered(self).spawn(request, child)

@@ -1,16 +1,13 @@
 """
-System-call filters: profiles in the JSON format of OCI and Docker, compiled by libseccomp.
+Profiles of system-call filters, in the JSON format of OCI and Docker.
 
-A :class:`Profile` is a value, checked when it is made. :func:`compile_filter`
-turns it into a program for the kernel, once for each process; a spawn only
-installs it. Two profiles come with nsbox: "default" for real programs, and
-"strict" for pure computation.
+A :class:`Profile` is a value, checked when it is made; what becomes of it for
+the kernel is made elsewhere, when it is needed. Two come with nsbox: "default"
+for real programs, and "strict" for pure computation.
 
 Where rules of a profile meet in one call, the refusing one wins, as if the two
 stood in filters of their own. So a profile can permit ioctl(2) and refuse some
-requests of it, which neither libseccomp nor the OCI format can say otherwise.
-
-The library is opened when the first profile is compiled, not at import.
+requests of it, which the format could not say otherwise.
 """
 
 import errno
@@ -18,35 +15,33 @@ import json
 import os
 import platform
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
-from ._constants import CAPABILITIES, CLONE_NEWUSER
+from ._constants import CAPABILITIES
 from ._values import PathArg, check_path
 from .errors import PlanError, PlanTypeError, UnsupportedError
 
-LIBRARY: Final = "libseccomp.so.2"
 BUILT_IN: Final = ("default", "strict")
 
 # Actions: SECCOMP_RET_* of linux/seccomp.h.
-_ERRNO: Final = 0x00050000
-_ALLOW: Final = 0x7FFF0000
-_KILL_PROCESS: Final = 0x80000000
+ERRNO: Final = 0x00050000
+ALLOW: Final = 0x7FFF0000
+KILL_PROCESS: Final = 0x80000000
 _ACTIONS: Final = {
     "SCMP_ACT_KILL": 0,
     "SCMP_ACT_KILL_THREAD": 0,
-    "SCMP_ACT_KILL_PROCESS": _KILL_PROCESS,
+    "SCMP_ACT_KILL_PROCESS": KILL_PROCESS,
     "SCMP_ACT_TRAP": 0x00030000,
-    "SCMP_ACT_ERRNO": _ERRNO,
+    "SCMP_ACT_ERRNO": ERRNO,
     "SCMP_ACT_LOG": 0x7FFC0000,
-    "SCMP_ACT_ALLOW": _ALLOW,
+    "SCMP_ACT_ALLOW": ALLOW,
 }
-_PERMITTING: Final = (_ALLOW, _ACTIONS["SCMP_ACT_LOG"])
+PERMITTING: Final = (ALLOW, _ACTIONS["SCMP_ACT_LOG"])
 
-_OPERATORS: Final = {
+OPERATORS: Final = {
     "SCMP_CMP_NE": 1,
     "SCMP_CMP_LT": 2,
     "SCMP_CMP_LE": 3,
@@ -57,7 +52,7 @@ _OPERATORS: Final = {
 }
 
 # AUDIT_ARCH_* of linux/audit.h, as libseccomp names and numbers them.
-_ARCHITECTURES: Final = {
+ARCHITECTURES: Final = {
     "SCMP_ARCH_X86": 0x40000003,
     "SCMP_ARCH_X86_64": 0xC000003E,
     "SCMP_ARCH_X32": 0x4000003E,
@@ -79,37 +74,10 @@ _ARCHITECTURES: Final = {
     "SCMP_ARCH_S390X": 0x80000016,
 }
 # Machine -> its name in a profile's "architectures", and in "includes" and "excludes".
-_MACHINES: Final = {
+MACHINES: Final = {
     "x86_64": ("SCMP_ARCH_X86_64", "amd64"),
     "aarch64": ("SCMP_ARCH_AARCH64", "arm64"),
 }
-
-# Calls that libseccomp 2.5.4 does not know; from 424 on the numbers are the same everywhere.
-_NEWER: Final = {
-    "futex_waitv": 449,
-    "set_mempolicy_home_node": 450,
-    "cachestat": 451,
-    "fchmodat2": 452,
-    "map_shadow_stack": 453,
-    "futex_wake": 454,
-    "futex_wait": 455,
-    "futex_requeue": 456,
-    "statmount": 457,
-    "listmount": 458,
-    "lsm_get_self_attr": 459,
-    "lsm_set_self_attr": 460,
-    "lsm_list_modules": 461,
-    "mseal": 462,
-    "setxattrat": 463,
-    "getxattrat": 464,
-    "listxattrat": 465,
-    "removexattrat": 466,
-    "open_tree_attr": 467,
-    "file_getattr": 468,
-    "file_setattr": 469,
-}
-# Calls of other architectures, or of x86_64 alone, that it does not know either.
-_ELSEWHERE: Final = frozenset(("riscv_hwprobe", "uretprobe", "uprobe"))
 
 _PROFILE_KEYS: Final = frozenset(
     (
@@ -315,7 +283,7 @@ def _action(where: str, name: object, number: int) -> int:
     if not isinstance(name, str) or name not in _ACTIONS:
         raise PlanError(f"{where}: {name!r} is no action; known are {', '.join(_ACTIONS)}")
     action = _ACTIONS[name]
-    return action | number if action == _ERRNO else action
+    return action | number if action == ERRNO else action
 
 
 def _architectures(where: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
@@ -338,15 +306,15 @@ def _architectures(where: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check_architectures(where: str, names: Sequence[object]) -> None:
     for name in names:
-        if name not in _ARCHITECTURES:
+        if name not in ARCHITECTURES:
             raise PlanError(f"{where}: {name!r} is no architecture")
 
 
 def _native(where: str) -> str:
     machine = platform.machine()
-    if machine not in _MACHINES:
+    if machine not in MACHINES:
         raise UnsupportedError(f"{where}: no system-call filter for {machine}")
-    return _MACHINES[machine][0]
+    return MACHINES[machine][0]
 
 
 def _rule(where: str, content: object) -> Rule:
@@ -368,11 +336,11 @@ def _rule(where: str, content: object) -> Rule:
 
 def _argument(where: str, content: object) -> Argument:
     item = _mapping(where, content, frozenset(("index", "op", "value", "valueTwo")))
-    if item.get("op") not in _OPERATORS:
+    if item.get("op") not in OPERATORS:
         raise PlanError(f"{where}: {item.get('op')!r} is no comparison")
     return Argument(
         _number(f"{where}: index", item.get("index"), 6),
-        _OPERATORS[item["op"]],
+        OPERATORS[item["op"]],
         _number(f"{where}: value", item.get("value"), 1 << 64),
         _number(f"{where}: valueTwo", item.get("valueTwo", 0), 1 << 64),
     )
@@ -395,51 +363,18 @@ def _condition(where: str, content: object) -> Condition:
     return Condition(_texts(f"{where}: arches", item.get("arches")), capabilities, kernel)
 
 
-# ---- what counts here ----------------------------------------------------
+# ---- what a plan asks -------------------------------------------------------
 
 
-def effective_rules(
-    profile: Profile, capabilities: Sequence[str], *, user_namespaces: bool
-) -> list[Rule]:
-    """
-    Return the rules that count for a payload on this machine.
-
-    Args:
-        profile: Whose rules.
-        capabilities: What the payload keeps.
-        user_namespaces: It may make user namespaces, and has every capability in
-            them; otherwise it is kept from that whatever the profile says.
-    """
-    held = set(CAPABILITIES if user_namespaces else capabilities)
-    rules = [rule for rule in profile.rules if _counts(rule, held)]
-    return rules if user_namespaces else [*rules, *_NO_USER_NAMESPACES]
+def name_of(profile: str | Profile) -> str:
+    """Return what to call a profile."""
+    return profile if isinstance(profile, str) else profile.name
 
 
-def _counts(rule: Rule, held: set[str]) -> bool:
-    arch = _MACHINES[platform.machine()][1]
-    kernel = tuple(int(part) for part in re.findall(r"[0-9]+", os.uname().release)[:2])
-    included, excluded = rule.includes, rule.excludes
-    return not (
-        (included.arches and arch not in included.arches)
-        or not held.issuperset(included.capabilities)
-        or (included.kernel is not None and kernel < included.kernel)
-        or arch in excluded.arches
-        or not held.isdisjoint(excluded.capabilities)
-        or (excluded.kernel is not None and kernel >= excluded.kernel)
-    )
+def permitted(rules: Sequence[Rule]) -> set[str]:
+    """Return the names of calls that some rule permits."""
+    return {name for rule in rules if rule.action in PERMITTING for name in rule.names}
 
-
-_NO_USER_NAMESPACES: Final = (
-    Rule(
-        ("clone", "unshare"),
-        _ERRNO | errno.EPERM,
-        (Argument(0, _OPERATORS["SCMP_CMP_MASKED_EQ"], CLONE_NEWUSER, CLONE_NEWUSER),),
-        Condition(),
-        Condition(),
-    ),
-    # Its flags lie in memory, where a filter cannot look.
-    Rule(("clone3",), _ERRNO | errno.ENOSYS, (), Condition(), Condition()),
-)
 
 _KEYS: Final = frozenset(("add_key", "keyctl", "request_key"))
 
@@ -449,154 +384,4 @@ def refuses_keys(profile: str | Profile) -> bool:
     """Tell whether no rule lets a payload reach the kernel's keyrings; none of ours does."""
     if isinstance(profile, str):
         return True
-    return profile.default not in _PERMITTING and _KEYS.isdisjoint(_permitted(profile.rules))
-
-
-# ---- compiling -----------------------------------------------------------
-
-
-def program_of(profile: str | Profile | None, capabilities: int, user_namespaces: bool) -> bytes:
-    """Return the program for a plan; empty without a profile. See :func:`compile_filter`."""
-    if profile is None:
-        return b""
-    if isinstance(profile, str):
-        profile = built_in(profile)
-    held = tuple(name for bit, name in enumerate(CAPABILITIES) if capabilities >> bit & 1)
-    return compile_filter(profile, held, user_namespaces)
-
-
-def name_of(profile: str | Profile) -> str:
-    """Return what to call a profile."""
-    return profile if isinstance(profile, str) else profile.name
-
-
-@lru_cache(maxsize=64)
-def compile_filter(profile: Profile, capabilities: tuple[str, ...], user_namespaces: bool) -> bytes:
-    """
-    Return the program that the kernel gets: an array of ``struct sock_filter``.
-
-    Compiled once for each process and set of arguments.
-
-    Raises:
-        PlanError: If the profile names a call that nobody knows.
-        UnsupportedError: If libseccomp is missing.
-    """
-    rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces)
-    refusing = [rule for rule in rules if _comes_first(rule, profile, rules)]
-    others = [rule for rule in rules if rule not in refusing]
-    program = _build(profile, profile.default, others)
-    return _chain(_build(profile, _ALLOW, refusing), program) if refusing else program
-
-
-def _permitted(rules: Sequence[Rule]) -> set[str]:
-    return {name for rule in rules if rule.action in _PERMITTING for name in rule.names}
-
-
-def _comes_first(rule: Rule, profile: Profile, rules: Sequence[Rule]) -> bool:
-    """Tell whether a rule refuses calls that another permits: libseccomp would drop one of them."""
-    if rule in _NO_USER_NAMESPACES:
-        return True
-    if rule.action in _PERMITTING or profile.default in _PERMITTING:
-        return False
-    return not _permitted(rules).isdisjoint(rule.names)
-
-
-_RETURN: Final = 0x06  # BPF_RET | BPF_K
-_JUMP: Final = 0x05  # BPF_JMP | BPF_JA
-_INSTRUCTION: Final = struct.Struct("=HBBI")
-INSTRUCTION_SIZE: Final = _INSTRUCTION.size
-
-
-def _chain(first: bytes, second: bytes) -> bytes:
-    """Return one program from two: what the first allows goes on to the second."""
-    length = len(first) // _INSTRUCTION.size
-    joined = []
-    for index, (code, true, false, value) in enumerate(_INSTRUCTION.iter_unpack(first)):
-        if code == _RETURN and value == _ALLOW:
-            code, value = _JUMP, length - index - 1
-        joined.append(_INSTRUCTION.pack(code, true, false, value))
-    return b"".join(joined) + second
-
-
-@lru_cache(maxsize=1)
-def _open() -> tuple[Any, Any]:
-    """Return cffi's ``ffi`` and ``lib`` of libseccomp."""
-    from ._libseccomp import ffi
-
-    try:
-        return ffi, ffi.dlopen(LIBRARY)
-    except OSError as error:
-        raise UnsupportedError(
-            f"the system-call filter needs {LIBRARY} (Debian, Ubuntu: apt-get install libseccomp2; "
-            f"Fedora, Alpine: libseccomp), or seccomp=None to go without: {error}"
-        ) from None
-
-
-_BAD_ARCHITECTURE: Final = 2  # SCMP_FLTATR_ACT_BADARCH
-_OPTIMIZE: Final = 8  # SCMP_FLTATR_CTL_OPTIMIZE, libseccomp 2.5
-_BINARY_TREE: Final = 2
-
-
-def _build(profile: Profile, default: int, rules: Sequence[Rule]) -> bytes:
-    # First, so that a program out of descriptors hears of that, and not of a missing library.
-    with open(os.memfd_create("seccomp"), "rb") as file:
-        ffi, lib = _open()
-        context = lib.seccomp_init(default)
-        if not context:
-            raise UnsupportedError("seccomp_init failed: libseccomp does not know the action")
-        try:
-            _add_rules(ffi, lib, context, profile, [r for r in rules if r.action != default])
-            _check(lib.seccomp_export_bpf(context, file.fileno()), "seccomp_export_bpf")
-        finally:
-            lib.seccomp_release(context)
-        file.seek(0)
-        return file.read()
-
-
-def _add_rules(ffi: Any, lib: Any, context: Any, profile: Profile, rules: Sequence[Rule]) -> None:
-    # Foreign ABIs, and with them the x32 numbers, end the process: their calls are not
-    # the ones that the rules speak of. To list them instead would double the program.
-    _check(lib.seccomp_attr_set(context, _BAD_ARCHITECTURE, _KILL_PROCESS), "seccomp_attr_set")
-    # The length of the path to an answer counts, and not that of the program: the kernel
-    # asks once for each call at each install. An older library makes a list instead.
-    lib.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE)
-    for name in profile.architectures:
-        ret = lib.seccomp_arch_add(context, _ARCHITECTURES[name])
-        _check(0 if ret == -errno.EEXIST else ret, f"seccomp_arch_add {name}")
-    for rule in rules:
-        _add_rule(ffi, lib, context, profile, rule)
-
-
-def _check(ret: int, call: str) -> None:
-    if ret < 0:
-        raise UnsupportedError(f"{call}: {os.strerror(-ret)}")
-
-
-def _add_rule(ffi: Any, lib: Any, context: Any, profile: Profile, rule: Rule) -> None:
-    positions = [argument.position for argument in rule.arguments]
-    # Comparisons of one argument are alternatives, those of several hold together (as in runc).
-    alternatives = [rule.arguments]
-    if len(set(positions)) < len(positions):
-        alternatives = [(argument,) for argument in rule.arguments]
-    for name in rule.names:
-        number = _call_number(lib, profile, name)
-        if number is None:
-            continue
-        for arguments in alternatives:
-            array = ffi.new("struct scmp_arg_cmp[]", [tuple(item) for item in arguments])
-            ret = lib.seccomp_rule_add_array(context, rule.action, number, len(arguments), array)
-            _check(0 if ret == -errno.EEXIST else ret, f"seccomp_rule_add {name}")
-
-
-def _call_number(lib: Any, profile: Profile, name: str) -> int | None:
-    """Return the number of a system call; None if this architecture does not have it."""
-    if name in _NEWER:
-        return _NEWER[name]
-    if name in _ELSEWHERE:
-        return None
-    number = int(lib.seccomp_syscall_resolve_name(os.fsencode(name)))
-    if number == -1:
-        raise PlanError(
-            f"seccomp {profile.name}: {name!r} is no system call that nsbox or libseccomp knows"
-        )
-    return number if number >= 0 else None
+    return profile.default not in PERMITTING and _KEYS.isdisjoint(permitted(profile.rules))

@@ -174,7 +174,7 @@ FAULTS = [
     Fault("setsid", Step.SETSID),
     Fault("close_range", Step.CLOSE_RANGE, error="ENOMEM"),
     Fault("prctl", Step.CAPBSET_DROP, "PR_CAPBSET_DROP, CAP_SYS_ADMIN"),
-    Fault("prlimit64", Step.SETRLIMIT),
+    Fault("prlimit64", Step.LOWER_LIMITS),
     Fault("prctl", Step.SECUREBITS, "PR_SET_SECUREBITS"),
     Fault("capset", Step.CAPSET),
     Fault("prctl", Step.CAP_AMBIENT, "PR_CAP_AMBIENT_CLEAR_ALL"),

@@ -262,8 +262,8 @@ def test_profile_that_refuses_execve() -> None:
 def test_missing_library_is_an_error() -> None:
     """Without libseccomp nothing runs unfiltered: an UnsupportedError names the package."""
     code = """
-import nsbox, nsbox.seccomp
-nsbox.seccomp.LIBRARY = "libseccomp.so.none"
+import nsbox, nsbox._filter
+nsbox._filter.LIBRARY = "libseccomp.so.none"
 try:
     nsbox.Sandbox().run(["/bin/true"])
 except nsbox.UnsupportedError as error:

@@ -11,15 +11,8 @@ from typing import Any
 import pytest
 
 from nsbox import PlanError, Sandbox, UnsupportedError
-from nsbox.seccomp import (
-    Profile,
-    _call_number,
-    _open,
-    built_in,
-    check_seccomp,
-    compile_filter,
-    refuses_keys,
-)
+from nsbox._filter import _call_number, _open, compile_filter
+from nsbox.seccomp import Profile, built_in, check_seccomp, refuses_keys
 
 ALLOW, LOG, KILL = 0x7FFF0000, 0x7FFC0000, 0x80000000
 NATIVE, FOREIGN = {"x86_64": (0xC000003E, 0x40000003), "aarch64": (0xC00000B7, 0x40000028)}[

@@ -1,0 +1,157 @@
+"""The report of layers: what a plan puts in force, what not, and why."""
+
+from typing import NamedTuple
+
+from ._constants import CAPABILITIES, MOUNT_ATTR_RDONLY, NAMESPACE_FLAGS
+from ._landlock import LEAST_ABI, SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
+from ._plan import Code, Plan
+from .seccomp import name_of
+
+
+class Layer(NamedTuple):
+    """
+    One layer of isolation.
+
+    Args:
+        name: Such as "net namespace", "capabilities" or "seccomp".
+        active: It is in force.
+        why: What it consists of, or why it is not in force.
+    """
+
+    name: str
+    active: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{'on' if self.active else 'off':<4}{self.name:<24}{self.why}"
+
+
+class Enforced(tuple[Layer, ...]):
+    """
+    The layers of a sandbox; printing it gives one line each.
+
+    ``enforced["seccomp"]`` is a layer by its name.
+    """
+
+    __slots__ = ()
+
+    def __getitem__(self, key: object) -> Layer:  # type: ignore[override]  # a name, or a position
+        if isinstance(key, str):
+            for layer in self:
+                if layer.name == key:
+                    return layer
+            raise KeyError(key)
+        return super().__getitem__(key)  # type: ignore[call-overload, no-any-return]
+
+    def __str__(self) -> str:
+        return "\n".join(str(layer) for layer in self)
+
+
+def layers_of(plan: Plan, *, new_session: bool = True) -> Enforced:
+    """
+    Return the layers that a plan puts in force.
+
+    All of them are: a step of the set-up that fails fails the spawn.
+    """
+    return Enforced(
+        (
+            *_namespaces(plan),
+            *_identity(plan),
+            *_files(plan),
+            *_privileges(plan),
+            Layer(
+                "session",
+                new_session,
+                "no terminal of the caller's"
+                if new_session
+                else "start_new_session=False: it can forge input of the caller's terminal",
+            ),
+        )
+    )
+
+
+def _namespaces(plan: Plan) -> list[Layer]:
+    layers = []
+    for kind, flag in NAMESPACE_FLAGS.items():
+        if plan.clone_flags & flag:
+            active, why = True, "new"
+        elif kind in plan.joins:
+            active, why = True, "joined, and shared with what else is in it"
+        else:
+            active, why = False, "the host's"
+        layers.append(Layer(f"{kind} namespace", active, why))
+    return layers
+
+
+def _identity(plan: Plan) -> list[Layer]:
+    ids = plan.ids
+    if ids.host_uid is None:
+        outside = f"user {ids.uid} of the joined user namespace"
+    elif ids.mapped:
+        outside = f"user {ids.uid} inside is user {ids.host_uid} of the host"
+    else:
+        outside = f"user {ids.host_uid} of the host, without a user namespace"
+    groups = "none" if ids.clear_groups else "the caller's: a plain user may not drop them"
+    return [
+        Layer("ids", ids.host_uid != 0, outside),
+        Layer("supplementary groups", ids.clear_groups, groups),
+    ]
+
+
+def _files(plan: Plan) -> list[Layer]:
+    procs = [op for op in plan.ops if op.code is Code.MOUNT and op.source == "proc"]
+    readonly = all(op.attributes & MOUNT_ATTR_RDONLY for op in procs)
+    masks = [op.path(plan.ops) for op in plan.ops if op.code is Code.MASK]
+    return [
+        Layer("root", True, "entered by pivot_root; the host's mounts are detached"),
+        Layer(
+            "read-only /proc",
+            readonly,
+            "nothing of the kernel can be set" if readonly else "processes can write their files",
+        ),
+        Layer("masks", bool(masks), ", ".join(masks) or "nothing to mask"),
+        _landlock_layer(plan),
+    ]
+
+
+def _landlock_layer(plan: Plan) -> Layer:
+    landlock = plan.landlock
+    if landlock is None:
+        why = f"not wanted, or not in this kernel (it needs ABI {LEAST_ABI}, Linux 5.19)"
+        return Layer("landlock", False, why)
+    parts = [
+        "files" if landlock.rights else "",
+        "abstract sockets" if landlock.scoped & SCOPE_ABSTRACT_SOCKETS else "",
+        "signals" if landlock.scoped & SCOPE_SIGNALS else "",
+    ]
+    return Layer("landlock", True, f"ABI {landlock.abi}: {', '.join(filter(None, parts))}")
+
+
+def _privileges(plan: Plan) -> list[Layer]:
+    kept = [name for bit, name in enumerate(CAPABILITIES) if plan.capabilities >> bit & 1]
+    limited = any(op.code is Code.NO_USER_NAMESPACES for op in plan.ops)
+    barred = [
+        "max_user_namespaces is 0" if limited else "",
+        "the filter refuses them" if plan.seccomp and not plan.user_namespaces else "",
+    ]
+    if plan.new_keyring:
+        keyring = "a new one"
+    else:
+        keyring = "the filter refuses every call that could reach one"
+    return [
+        Layer("capabilities", not kept, ", ".join(kept) or "none, in all five sets"),
+        Layer("no_new_privs", True, "no exec gives privileges; securebits are locked"),
+        Layer(
+            "no user namespaces",
+            not plan.user_namespaces,
+            "user_namespaces=True" if plan.user_namespaces else " and ".join(filter(None, barred)),
+        ),
+        Layer("session keyring", True, keyring),
+        Layer("seccomp", plan.seccomp is not None, _filter_text(plan)),
+    ]
+
+
+def _filter_text(plan: Plan) -> str:
+    if plan.seccomp is None:
+        return "seccomp=None"
+    return f"the profile {name_of(plan.seccomp)!r}"

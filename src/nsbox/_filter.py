@@ -1,0 +1,313 @@
+"""
+From a profile to a program for the kernel, by the system's libseccomp.
+
+Compiled once for each process and kind of payload; a spawn only installs the
+program. The library is opened when the first one is compiled, not at import.
+"""
+
+import errno
+import os
+import platform
+import re
+import select
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from ._constants import CAPABILITIES, CLONE_NEWUSER
+from .errors import PlanError, UnsupportedError
+from .seccomp import (
+    ALLOW,
+    ARCHITECTURES,
+    ERRNO,
+    KILL_PROCESS,
+    MACHINES,
+    OPERATORS,
+    PERMITTING,
+    Argument,
+    Condition,
+    Profile,
+    Rule,
+    built_in,
+    permitted,
+)
+
+LIBRARY: Final = "libseccomp.so.2"
+
+# Calls that libseccomp 2.5.4 does not know; from 424 on the numbers are the same everywhere.
+_NEWER: Final = {
+    "futex_waitv": 449,
+    "set_mempolicy_home_node": 450,
+    "cachestat": 451,
+    "fchmodat2": 452,
+    "map_shadow_stack": 453,
+    "futex_wake": 454,
+    "futex_wait": 455,
+    "futex_requeue": 456,
+    "statmount": 457,
+    "listmount": 458,
+    "lsm_get_self_attr": 459,
+    "lsm_set_self_attr": 460,
+    "lsm_list_modules": 461,
+    "mseal": 462,
+    "setxattrat": 463,
+    "getxattrat": 464,
+    "listxattrat": 465,
+    "removexattrat": 466,
+    "open_tree_attr": 467,
+    "file_getattr": 468,
+    "file_setattr": 469,
+}
+# Calls of other architectures, or of x86_64 alone, that it does not know either.
+_ELSEWHERE: Final = frozenset(("riscv_hwprobe", "uretprobe", "uprobe"))
+
+
+# ---- what counts here ----------------------------------------------------
+
+
+def effective_rules(
+    profile: Profile, capabilities: Sequence[str], *, user_namespaces: bool
+) -> list[Rule]:
+    """
+    Return the rules that count for a payload on this machine.
+
+    Args:
+        profile: Whose rules.
+        capabilities: What the payload keeps.
+        user_namespaces: It may make user namespaces, and has every capability in
+            them; otherwise it is kept from that whatever the profile says.
+    """
+    held = set(CAPABILITIES if user_namespaces else capabilities)
+    rules = [rule for rule in profile.rules if _counts(rule, held)]
+    return rules if user_namespaces else [*rules, *_NO_USER_NAMESPACES]
+
+
+def _counts(rule: Rule, held: set[str]) -> bool:
+    arch = MACHINES[platform.machine()][1]
+    kernel = tuple(int(part) for part in re.findall(r"[0-9]+", os.uname().release)[:2])
+    included, excluded = rule.includes, rule.excludes
+    return not (
+        (included.arches and arch not in included.arches)
+        or not held.issuperset(included.capabilities)
+        or (included.kernel is not None and kernel < included.kernel)
+        or arch in excluded.arches
+        or not held.isdisjoint(excluded.capabilities)
+        or (excluded.kernel is not None and kernel >= excluded.kernel)
+    )
+
+
+_NO_USER_NAMESPACES: Final = (
+    Rule(
+        ("clone", "unshare"),
+        ERRNO | errno.EPERM,
+        (Argument(0, OPERATORS["SCMP_CMP_MASKED_EQ"], CLONE_NEWUSER, CLONE_NEWUSER),),
+        Condition(),
+        Condition(),
+    ),
+    # Its flags lie in memory, where a filter cannot look.
+    Rule(("clone3",), ERRNO | errno.ENOSYS, (), Condition(), Condition()),
+)
+
+# ---- compiling -----------------------------------------------------------
+
+
+def program_of(profile: str | Profile | None, capabilities: int, user_namespaces: bool) -> bytes:
+    """Return the program for a plan; empty without a profile. See :func:`compile_filter`."""
+    if profile is None:
+        return b""
+    if isinstance(profile, str):
+        profile = built_in(profile)
+    held = tuple(name for bit, name in enumerate(CAPABILITIES) if capabilities >> bit & 1)
+    return compile_filter(profile, held, user_namespaces)
+
+
+@lru_cache(maxsize=64)
+def compile_filter(profile: Profile, capabilities: tuple[str, ...], user_namespaces: bool) -> bytes:
+    """
+    Return the program that the kernel gets: an array of ``struct sock_filter``.
+
+    Compiled once for each process and set of arguments.
+
+    Raises:
+        PlanError: If the profile names a call that nobody knows.
+        UnsupportedError: If libseccomp is missing.
+    """
+    rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces)
+    refusing = [rule for rule in rules if _comes_first(rule, profile, rules)]
+    others = [rule for rule in rules if rule not in refusing]
+    program = _build(profile, profile.default, others)
+    return _chain(_build(profile, ALLOW, refusing), program) if refusing else program
+
+
+def _comes_first(rule: Rule, profile: Profile, rules: Sequence[Rule]) -> bool:
+    """Tell whether a rule refuses calls that another permits: libseccomp would drop one of them."""
+    if rule in _NO_USER_NAMESPACES:
+        return True
+    if rule.action in PERMITTING or profile.default in PERMITTING:
+        return False
+    return not permitted(rules).isdisjoint(rule.names)
+
+
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+_JUMP: Final = 0x05  # BPF_JMP | BPF_JA
+_INSTRUCTION: Final = struct.Struct("=HBBI")
+INSTRUCTION_SIZE: Final = _INSTRUCTION.size
+
+
+def _chain(first: bytes, second: bytes) -> bytes:
+    """Return one program from two: what the first allows goes on to the second."""
+    length = len(first) // _INSTRUCTION.size
+    joined = []
+    for index, (code, true, false, value) in enumerate(_INSTRUCTION.iter_unpack(first)):
+        if code == _RETURN and value == ALLOW:
+            code, value = _JUMP, length - index - 1
+        joined.append(_INSTRUCTION.pack(code, true, false, value))
+    return b"".join(joined) + second
+
+
+@lru_cache(maxsize=1)
+def _open() -> tuple[Any, Any]:
+    """Return cffi's ``ffi`` and ``lib`` of libseccomp."""
+    from ._libseccomp import ffi
+
+    try:
+        return ffi, ffi.dlopen(LIBRARY)
+    except OSError as error:
+        raise UnsupportedError(
+            f"the system-call filter needs {LIBRARY} (Debian, Ubuntu: apt-get install libseccomp2; "
+            f"Fedora, Alpine: libseccomp), or seccomp=None to go without: {error}"
+        ) from None
+
+
+_BAD_ARCHITECTURE: Final = 2  # SCMP_FLTATR_ACT_BADARCH
+_OPTIMIZE: Final = 8  # SCMP_FLTATR_CTL_OPTIMIZE, libseccomp 2.5
+_BINARY_TREE: Final = 2
+
+
+def _build(profile: Profile, default: int, rules: Sequence[Rule]) -> bytes:
+    # First, so that a program out of descriptors hears of that, and not of a missing library.
+    with open(os.memfd_create("seccomp"), "rb") as file:
+        ffi, lib = _open()
+        context = lib.seccomp_init(default)
+        if not context:
+            raise UnsupportedError("seccomp_init failed: libseccomp does not know the action")
+        try:
+            _add_rules(ffi, lib, context, profile, [r for r in rules if r.action != default])
+            _check(lib.seccomp_export_bpf(context, file.fileno()), "seccomp_export_bpf")
+        finally:
+            lib.seccomp_release(context)
+        file.seek(0)
+        return file.read()
+
+
+def _add_rules(ffi: Any, lib: Any, context: Any, profile: Profile, rules: Sequence[Rule]) -> None:
+    # Foreign ABIs, and with them the x32 numbers, end the process: their calls are not
+    # the ones that the rules speak of. To list them instead would double the program.
+    _check(lib.seccomp_attr_set(context, _BAD_ARCHITECTURE, KILL_PROCESS), "seccomp_attr_set")
+    # The length of the path to an answer counts, and not that of the program: the kernel
+    # asks once for each call at each install. An older library makes a list instead.
+    lib.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE)
+    for name in profile.architectures:
+        ret = lib.seccomp_arch_add(context, ARCHITECTURES[name])
+        _check(0 if ret == -errno.EEXIST else ret, f"seccomp_arch_add {name}")
+    for rule in rules:
+        _add_rule(ffi, lib, context, profile, rule)
+
+
+def _check(ret: int, call: str) -> None:
+    if ret < 0:
+        raise UnsupportedError(f"{call}: {os.strerror(-ret)}")
+
+
+def _add_rule(ffi: Any, lib: Any, context: Any, profile: Profile, rule: Rule) -> None:
+    positions = [argument.position for argument in rule.arguments]
+    # Comparisons of one argument are alternatives, those of several hold together (as in runc).
+    alternatives = [rule.arguments]
+    if len(set(positions)) < len(positions):
+        alternatives = [(argument,) for argument in rule.arguments]
+    for name in rule.names:
+        number = _call_number(lib, profile, name)
+        if number is None:
+            continue
+        for arguments in alternatives:
+            array = ffi.new("struct scmp_arg_cmp[]", [tuple(item) for item in arguments])
+            ret = lib.seccomp_rule_add_array(context, rule.action, number, len(arguments), array)
+            _check(0 if ret == -errno.EEXIST else ret, f"seccomp_rule_add {name}")
+
+
+def _call_number(lib: Any, profile: Profile, name: str) -> int | None:
+    """Return the number of a system call; None if this architecture does not have it."""
+    if name in _NEWER:
+        return _NEWER[name]
+    if name in _ELSEWHERE:
+        return None
+    number = int(lib.seccomp_syscall_resolve_name(os.fsencode(name)))
+    if number == -1:
+        raise PlanError(
+            f"seccomp {profile.name}: {name!r} is no system call that nsbox or libseccomp knows"
+        )
+    return number if number >= 0 else None
+
+
+# ---- what a filter has ended -----------------------------------------------
+
+_LOG: Final = "/dev/kmsg"
+_LOG_WAIT: Final = 50  # milliseconds that the kernel's thread may take to write its record
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # inode number: PROC_PID_INIT_INO of the kernel
+
+
+def killed_call(pid: int) -> str | None:
+    """
+    Return the name of the system call for which a filter has ended a process.
+
+    The kernel tells it in its log alone (an audit record of type 1326), with the
+    pid as the host counts: where nothing else takes those records, and this
+    process may read the log. None otherwise.
+    """
+    try:
+        if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
+            return None
+        with open(_LOG, "rb", buffering=0, opener=_nonblocking) as log:
+            number = _find_record(log, pid)
+    except OSError:
+        return None
+    return None if number is None else _call_name(*number)
+
+
+def _nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _find_record(log: Any, pid: int) -> tuple[int, int] | None:
+    """Return architecture and number of the call in the last record of a process."""
+    found = None
+    pattern = re.compile(rb"type=1326 .* pid=%d .* sig=31 arch=([0-9a-f]+) syscall=([0-9]+) " % pid)
+    while True:
+        try:
+            record = log.read(8192)
+        except BrokenPipeError:
+            continue  # records were overwritten meanwhile
+        if record is None:
+            waiting = select.poll()
+            waiting.register(log, select.POLLIN)
+            if found or not waiting.poll(_LOG_WAIT):
+                return found
+            continue
+        match = pattern.search(record)
+        if match is not None:
+            found = int(match[1], 16), int(match[2])
+
+
+def _call_name(architecture: int, number: int) -> str:
+    for name, known in _NEWER.items():
+        if known == number:
+            return name
+    ffi, lib = _open()
+    text = lib.seccomp_syscall_resolve_num_arch(architecture, number)
+    if not text:
+        return f"system call {number}"
+    try:
+        return str(ffi.string(text).decode())
+    finally:
+        lib.free(text)

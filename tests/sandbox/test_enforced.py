@@ -1,0 +1,116 @@
+"""The report of layers, beforehand and afterwards, and the reason of a refused call."""
+
+import os
+import pickle
+import signal
+from typing import Any
+
+import pytest
+
+import nsbox
+from nsbox import PIPE, Bind, Proc, Reason, Sandbox
+from support import PYTHON, python_box, stdin_of
+
+pytestmark = pytest.mark.usefixtures("box")
+
+
+def test_report_is_the_same_before_while_and_after() -> None:
+    """explain(), the process and the result name the same layers."""
+    box = Sandbox()
+    with box.spawn(["/bin/cat"], stdin=PIPE) as process:
+        while_running = process.enforced
+        stdin_of(process).close()
+    assert box.explain().enforced == while_running == box.run(["/bin/true"]).enforced
+
+
+def test_every_layer_of_the_default_sandbox_is_active() -> None:
+    """Only what cannot be, or has not been asked for, is off: time and the user's own groups."""
+    off = {layer.name for layer in Sandbox().explain().enforced if not layer.active}
+    expected = {"time namespace"}
+    if os.geteuid() != 0:
+        expected.add("supplementary groups")
+    assert off - {"landlock"} == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"seccomp": None}, "seccomp"),
+        ({"user_namespaces": True}, "no user namespaces"),
+        ({"user_namespaces": True}, "read-only /proc"),
+        ({"landlock": False}, "landlock"),
+        ({"net": "host"}, "net namespace"),
+        ({"pid": "host"}, "pid namespace"),
+        ({"capabilities": ["KILL"]}, "capabilities"),
+        ({"mounts": [Proc(readonly=False)]}, "read-only /proc"),
+    ],
+    ids=str,
+)
+def test_layer_that_is_given_up(fields: dict[str, Any], name: str) -> None:
+    """A layer that an option gives up is reported as inactive, and why."""
+    layer = Sandbox(**fields).explain().enforced[name]
+    assert not layer.active
+    assert layer.why
+
+
+def test_session_is_reported() -> None:
+    """start_new_session=False is an option of the spawn, and shows in its report."""
+    process = Sandbox().spawn(["/bin/true"], start_new_session=False)
+    process.wait()
+    assert not process.enforced["session"].active
+
+
+def test_report_is_data_and_text() -> None:
+    """Layers are found by name and position, printed, and pickled with the explanation."""
+    explanation = Sandbox(mounts=[Bind("/sys")]).explain()
+    copy = pickle.loads(pickle.dumps(explanation))
+    assert copy == explanation
+    assert copy.enforced == explanation.enforced
+    assert explanation.enforced[0].name == "user namespace"
+    with pytest.raises(KeyError):
+        explanation.enforced["nothing"]
+    assert str(explanation.enforced["seccomp"]) in str(explanation)
+
+
+def test_reason_of_a_refused_call() -> None:
+    """A call that ends the payload is told from a signal; its name, where the log can be read."""
+    box = python_box(seccomp="strict")
+    result = box.run([*PYTHON, "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)"])
+    assert (result.returncode, result.reason) == (-signal.SIGSYS, Reason.SECCOMP)
+    assert result.refused_call in (None, "ptrace")
+    assert "SIGSYS" in repr(result)
+
+
+def test_name_of_a_refused_call_comes_from_the_log() -> None:
+    """Where the kernel logs what its filters end, and we may read it, the call has a name."""
+    if not _log_has_records():
+        pytest.skip("the kernel's log cannot be read, or has no records of filters")
+    box = python_box(seccomp="strict")
+    for call, name in (("ptrace(0, 0, 0, 0)", "ptrace"), ("unshare(0)", "unshare")):
+        result = box.run([*PYTHON, f"import ctypes; ctypes.CDLL(None).{call}"])
+        assert result.refused_call == name
+
+
+def _log_has_records() -> bool:
+    """Tell whether the end of some process by a filter has ever reached the readable log."""
+    python_box(seccomp="strict").run([*PYTHON, "import os; os.fork()"])
+    try:
+        with open("/dev/kmsg", "rb", buffering=0, opener=_nonblocking) as log:
+            while True:
+                record = log.read(8192)
+                if record is None:
+                    return False
+                if b"type=1326" in record and b"sig=31" in record:
+                    return True
+    except OSError:
+        return False
+
+
+def _nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def test_names_are_exported() -> None:
+    """The types of the report are part of the package."""
+    assert isinstance(Sandbox().explain().enforced, nsbox.Enforced)
+    assert isinstance(Sandbox().explain().enforced[0], nsbox.Layer)
