@@ -10,9 +10,9 @@ from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ._enforced import Enforced, Layer
 from ._explain import Action, Explanation
 from ._interpreter import interpreter_mounts
+from ._layers import Enforced, Layer
 from ._version import __version__
 from .errors import (
     NamespaceError,

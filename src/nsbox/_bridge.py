@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from . import _calls, _diagnose, _filter
 from ._constants import NAMESPACE_FLAGS
-from ._enforced import Enforced, layers_of
+from ._enforced import layers_of
+from ._layers import Enforced
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
 from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error

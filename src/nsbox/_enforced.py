@@ -1,50 +1,10 @@
-"""The report of layers: what a plan puts in force, what not, and why."""
-
-from typing import NamedTuple
+"""From a plan to the report of layers: what is in force, what not, and why."""
 
 from ._constants import CAPABILITIES, MOUNT_ATTR_RDONLY, NAMESPACE_FLAGS
 from ._landlock import LEAST_ABI, SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
+from ._layers import Enforced, Layer
 from ._plan import Code, Plan
 from .seccomp import name_of
-
-
-class Layer(NamedTuple):
-    """
-    One layer of isolation.
-
-    Args:
-        name: Such as "net namespace", "capabilities" or "seccomp".
-        active: It is in force.
-        why: What it consists of, or why it is not in force.
-    """
-
-    name: str
-    active: bool
-    why: str
-
-    def __str__(self) -> str:
-        return f"{'on' if self.active else 'off':<4}{self.name:<24}{self.why}"
-
-
-class Enforced(tuple[Layer, ...]):
-    """
-    The layers of a sandbox; printing it gives one line each.
-
-    ``enforced["seccomp"]`` is a layer by its name.
-    """
-
-    __slots__ = ()
-
-    def __getitem__(self, key: object) -> Layer:  # type: ignore[override]  # a name, or a position
-        if isinstance(key, str):
-            for layer in self:
-                if layer.name == key:
-                    return layer
-            raise KeyError(key)
-        return super().__getitem__(key)  # type: ignore[call-overload, no-any-return]
-
-    def __str__(self) -> str:
-        return "\n".join(str(layer) for layer in self)
 
 
 def layers_of(plan: Plan, *, new_session: bool = True) -> Enforced:

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from . import _constants
 from ._constants import CAPABILITIES, NAMESPACE_FLAGS
-from ._enforced import Enforced, layers_of
+from ._enforced import layers_of
 from ._landlock import SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
+from ._layers import Enforced
 from ._plan import Code, Op, Plan
 from .seccomp import name_of
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterable
 
 from .errors import PlanError, PlanTypeError
@@ -120,6 +121,28 @@ def check_target(name: str, value: object) -> str:
     if ".." in parts:
         raise PlanError(f"{name}: {path!r} must not contain '..'")
     return "/" + "/".join(parts)
+
+
+def check_no_directories(passed: Iterable[object], named: Iterable[object]) -> None:
+    """
+    Refuse directories among descriptors that are handed on, unless they are named as such.
+
+    Through a directory of the host a payload reaches all that lies below it,
+    and by ".." what lies above. What is no descriptor is for others to refuse.
+    """
+    allowed = list(named)
+    for fd in passed:
+        if not isinstance(fd, int) or fd in allowed:
+            continue
+        try:
+            mode = os.fstat(fd).st_mode
+        except (OSError, OverflowError):
+            continue
+        if stat.S_ISDIR(mode):
+            raise PlanError(
+                f"pass_fds: {fd} is a directory, through which the payload could leave its root; "
+                "if that is meant, name it in pass_directories of run() or spawn()"
+            )
 
 
 def check_environment(name: str, value: object) -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Final, NoReturn
 from . import _bridge
 from ._bridge import Child, Request
 from ._constants import NAMESPACE_FLAGS
+from ._layers import Enforced
 from ._values import MAX_ID, PathArg, check_id, check_mode
 from .errors import PlanError, PlanIndexError, PlanOverflowError, PlanTypeError, Step
 from .namespace import Namespace, check_kind
@@ -82,12 +83,12 @@ class Process(subprocess.Popen[Any]):
         stdin: A writable file, if PIPE was asked for.
         stdout: A readable file, if PIPE was asked for.
         stderr: A readable file, if PIPE was asked for.
-        enforced: The layers that are in force: an ``Enforced``.
+        enforced: The layers that are in force: an :class:`Enforced`.
         usage: A Usage once it has ended and been waited for; else None.
     """
 
     usage: Usage | None
-    enforced: tuple[Any, ...] = ()
+    enforced: Enforced = Enforced()
     _outlives: ClassVar[bool] = False  # whoever gives up the object
 
     def __init__(

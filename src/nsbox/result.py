@@ -5,6 +5,8 @@ import subprocess
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from ._layers import Enforced
+
 
 class Reason(StrEnum):
     """Why a payload ended."""
@@ -57,13 +59,13 @@ class Result(subprocess.CompletedProcess[Any]):
         stdout: What was captured, or None.
         stderr: What was captured, or None.
         usage: A :class:`Usage`.
-        enforced: The layers that were in force: an ``Enforced``.
+        enforced: The layers that were in force: an :class:`Enforced`.
         refused_call: For Reason.SECCOMP the name of the system call, if the kernel
             told it: in its log, where this process may read that. Else None.
     """
 
     usage: Usage
-    enforced: tuple[Any, ...] = ()
+    enforced: Enforced = Enforced()
     refused_call: str | None = None
 
     def __init__(self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage) -> None:

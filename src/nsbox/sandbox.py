@@ -25,6 +25,7 @@ from ._values import (
     check_capabilities,
     check_environment,
     check_id,
+    check_no_directories,
     check_path,
     check_target,
     check_text,
@@ -85,6 +86,7 @@ class SpawnOptions(PopenOptions, total=False):
     env: Mapping[str, str] | None
     start_new_session: bool
     controlling_terminal: bool
+    pass_directories: Collection[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +233,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         start_new_session: bool = True,
         controlling_terminal: bool = False,
+        pass_directories: Collection[int] = (),
         **options: Unpack[PopenOptions],
     ) -> Process:
         """
@@ -249,6 +252,9 @@ class Sandbox:
                 the payload forge input of that terminal.
             controlling_terminal: Make stdin, a terminal of its own, the
                 session's controlling terminal.
+            pass_directories: Descriptors of directories to hand on as pass_fds
+                does others. Each opens to the payload all that lies below it on the
+                host and, by "..", what lies above.
             **options: stdin, stdout, stderr, text, encoding, errors,
                 universal_newlines, bufsize, pipesize, pass_fds, close_fds,
                 shell, executable, umask, restore_signals, process_group: as
@@ -270,6 +276,7 @@ class Sandbox:
             env=env,
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal,
+            pass_directories=pass_directories,
             die_with_thread=_in_main_thread(),
             **options,
         )
@@ -334,10 +341,14 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         start_new_session: bool = True,
         controlling_terminal: bool = False,
+        pass_directories: Collection[int] = (),
         die_with_thread: bool,
         **options: Unpack[PopenOptions],
     ) -> Process:
         _check_options(options)
+        passed = tuple(options.get("pass_fds", ()))
+        check_no_directories(passed, pass_directories)
+        options["pass_fds"] = (*passed, *pass_directories)
         check_bool("start_new_session", start_new_session)
         check_bool("controlling_terminal", controlling_terminal)
         if controlling_terminal and not start_new_session:
@@ -381,6 +392,8 @@ class Sandbox:
         """Construct a ``box.subprocess.Popen``: spawn, but env is the whole environment."""
         env, cwd = options.pop("env", None), options.pop("cwd", None)
         options.setdefault("start_new_session", True)
+        options["pass_fds"] = tuple(options.get("pass_fds", ()))
+        check_no_directories(options["pass_fds"], ())
         self._construct(
             popen,
             args,

@@ -321,10 +321,26 @@ def test_cwd_through_a_magic_link_is_refused() -> None:
     os.set_inheritable(fd, True)
     try:
         with pytest.raises(SpawnError) as caught:
-            Sandbox().run(TRUE, cwd=f"/proc/self/fd/{fd}", pass_fds=[fd])
+            Sandbox().run(TRUE, cwd=f"/proc/self/fd/{fd}", pass_directories=[fd])
     finally:
         os.close(fd)
     assert (caught.value.step, caught.value.errno) == (Step.CHDIR, errno.ELOOP)
+
+
+def test_directory_is_passed_only_by_name(tmp_path: Path) -> None:
+    """A directory among pass_fds is refused; named as one it reaches the payload and works."""
+    (expose(tmp_path) / "file").write_text("content")
+    box = Sandbox()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    command = ["/bin/cat", f"/proc/self/fd/{fd}/file"]
+    try:
+        for run in (box.run, box.subprocess.run):
+            with pytest.raises(PlanError, match="pass_directories"):
+                run(command, pass_fds=[fd])
+        result = box.run(command, pass_directories=[fd], capture_output=True)
+    finally:
+        os.close(fd)
+    assert result.stdout == b"content"
 
 
 def test_closed_namespace_is_refused_by_spawn() -> None:
