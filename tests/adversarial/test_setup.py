@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,27 @@ def test_child_that_is_kept_stopped_in_a_joined_namespace_is_given_up(hostile: P
             error = _spawn_until_refused(Sandbox(user=user, pid=pid, default_mounts=False))
         attacker.kill()
     assert error.step is Step.KILLED
+
+
+# ---- the caller -------------------------------------------------------------
+
+SPAWN = """
+import nsbox
+try:
+    nsbox.Sandbox().run(["/bin/true"])
+except nsbox.UnsupportedError:
+    print("no")
+"""
+
+
+def test_program_with_privileges_of_its_file_is_refused(tmp_path: Path, root: None) -> None:
+    """A set-group-ID program cannot use nsbox, which is not made to resist its own caller."""
+    program = tmp_path / "python"
+    shutil.copy(os.path.realpath(sys.executable), program)
+    os.chown(program, 0, 4711)
+    program.chmod(0o2755)
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": path}
+    command = [str(program), "-S", "-c", SPAWN]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.stdout == "no\n", result.stderr

@@ -401,3 +401,15 @@ def test_run_invalid_argument_is_refused(
     with pytest.raises(PlanError) as caught:
         Sandbox().run(args, **options)
     assert isinstance(caught.value, error)
+
+
+def test_sandbox_is_frozen() -> None:
+    """A policy cannot change once it is made: neither its fields nor what they hold."""
+    mounts: list[Mount] = [Tmpfs("/data")]
+    box = Sandbox(mounts=mounts, env={"A": "1"})
+    mounts.append(Bind("/"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        box.writable = True  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        box.env["LD_PRELOAD"] = "evil"  # type: ignore[index]
+    assert box.mounts == (Tmpfs("/data"),)
