@@ -11,10 +11,7 @@ from attack import PROGRAM, REFUSED, armed, attack
 from fingerprint import KEY
 from nsbox import Bind, Sandbox
 
-pytestmark = [
-    pytest.mark.usefixtures("unharmed"),
-    pytest.mark.skipif(not hasattr(Sandbox, "seccomp"), reason="there is no filter to attack"),
-]
+pytestmark = pytest.mark.usefixtures("unharmed")
 
 x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="an ABI of x86_64")
 
@@ -144,8 +141,6 @@ def test_joining_payload_cannot_give_a_child_to_the_caller(hostile: Path) -> Non
 
 # ---- /proc --------------------------------------------------------------------
 
-masked = pytest.mark.skipif(not hasattr(Sandbox, "masks"), reason="there are no masks to attack")
-
 SETTINGS = [
     "/proc/sys/kernel/core_pattern",
     "/proc/sys/vm/panic_on_oom",
@@ -153,7 +148,6 @@ SETTINGS = [
 ]
 
 
-@masked
 @pytest.mark.parametrize("path", SETTINGS)
 def test_settings_are_readonly_even_for_root_of_the_host(
     hostile: Path, root: None, path: str
@@ -163,7 +157,6 @@ def test_settings_are_readonly_even_for_root_of_the_host(
     assert attack(box, "open", path, str(os.O_WRONLY)) in {"EROFS", "ENOENT", *REFUSED}
 
 
-@masked
 @pytest.mark.parametrize("name", ["timer_list", "keys", "kcore", "sched_debug"])
 def test_masks_hold_even_for_root_of_the_host(hostile: Path, root: None, name: str) -> None:
     """With host_uid=0 the files of /proc that show the whole machine are empty or absent."""
