@@ -287,6 +287,14 @@ def _controlling_terminal(error: int, plan: Plan, op: Op | None, path: str | Non
     return None
 
 
+def _proc_sys(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    return (
+        "/proc/sys/user/max_user_namespaces cannot be written here, as in containers that cover "
+        "/proc/sys or have it read-only; show a whole /proc (docker: --privileged, or "
+        "--security-opt systempaths=unconfined), or do without this layer: user_namespaces=True"
+    )
+
+
 def _keyring(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.EDQUOT:
         return (
@@ -377,6 +385,7 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.CAPSET: _capset,
     Step.CAP_AMBIENT: _capset,
     Step.CONTROLLING_TERMINAL: _controlling_terminal,
+    Step.PROC_SYS: _proc_sys,
     Step.KEYRING: _keyring,
     Step.SECCOMP: _seccomp,
     Step.CHDIR: _chdir,

@@ -71,6 +71,23 @@ def test_chroot(rootfs: Path) -> None:
     assert "lives in a chroot" in hint
 
 
+def test_covered_sysctls() -> None:
+    """Where a container covers /proc/sys, the advice names a way on, and it is one."""
+
+    def child() -> tuple[Report, int]:
+        enter_private_mounts()
+        flags = MountFlag.MS_BIND
+        lowlevel.mount("/proc/sys", "/proc/sys", None, flags)
+        lowlevel.mount(None, "/proc/sys", None, flags | MountFlag.MS_REMOUNT | MountFlag.MS_RDONLY)
+        failure = _failure(Sandbox(pid="host"))
+        return failure, Sandbox(pid="host", user_namespaces=True).run(["/bin/true"]).returncode
+
+    (step, code, hint), status = in_child(child)
+    assert (step, code) == (Step.PROC_SYS, errno.EXDEV)
+    assert "user_namespaces=True" in hint
+    assert status == 0
+
+
 def test_proc_of_another_pid_namespace() -> None:
     """Where /proc shows other pids than the caller's own, the advice is to mount the right one."""
 
