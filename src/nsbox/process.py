@@ -23,7 +23,7 @@ from . import _bridge
 from ._bridge import Child, Request
 from ._constants import NAMESPACE_FLAGS
 from ._layers import Enforced
-from ._values import MAX_ID, PathArg, check_id, check_mode
+from ._values import MAX_ID, PathArg, check_id, check_mode, check_no_directories
 from .errors import PlanError, PlanIndexError, PlanOverflowError, PlanTypeError, Step
 from .namespace import Namespace, check_kind
 from .result import Usage
@@ -149,7 +149,7 @@ class Process(subprocess.Popen[Any]):
             env=env,
             cwd=cwd,
             stdio=(p2cread, c2pwrite, errwrite),
-            pass_fds=[fd for fd in (pass_fds if close_fds else _open_descriptors()) if fd > 2],
+            pass_fds=[fd for fd in (pass_fds if close_fds else _inheritable()) if fd > 2],
             inherit=not close_fds,
             umask=_umask(umask),
             setsid=bool(start_new_session),
@@ -300,9 +300,17 @@ def _check_open(step: Step, fd: int) -> None:
         raise PlanError(f"{fd} is not a file descriptor") from None
 
 
-def _open_descriptors() -> list[int]:
-    """Return all there are; the child looks which of them are inheritable when it is made."""
-    return [int(name) for name in os.listdir("/proc/self/fd")]
+def _inheritable() -> list[int]:
+    """Return what close_fds=False hands on; the child looks again, when it is made."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+        except OSError:
+            pass  # closed since, as is the one that listed them
+    check_no_directories(found, ())
+    return found
 
 
 def _arguments(args: Any, executable: Any, shell: bool) -> tuple[list[bytes], bytes]:

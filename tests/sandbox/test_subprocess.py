@@ -204,7 +204,7 @@ def test_process_group(tmp_path: Path) -> None:
 
 def test_inheritable_descriptors_are_handed_on_only_on_demand(tmp_path: Path) -> None:
     """close_fds=False hands on what is inheritable, and nothing else."""
-    fds = [os.open(tmp_path, os.O_RDONLY) for _ in range(2)]
+    fds = [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in ("a", "b")]
     os.set_inheritable(fds[0], True)
     popen = Sandbox().subprocess
     try:
@@ -295,3 +295,16 @@ def test_popen_can_be_subclassed() -> None:
     with Counting(["/bin/uname", "-n"], stdout=subprocess.PIPE) as process:
         assert process.communicate() == (b"inside\n", None)
     assert Counting.starts == 1
+
+
+def test_no_directory_is_handed_on_unnamed(tmp_path: Path) -> None:
+    """Through a directory of the host the payload would be out, however it came to it."""
+    popen = Sandbox().subprocess.Popen
+    fd = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(fd, True)
+    try:
+        for options in ({"close_fds": False}, {"pass_fds": [fd]}):
+            with pytest.raises(PlanError, match=f"{fd} is a directory"):
+                popen(["/bin/true"], **options)
+    finally:
+        os.close(fd)
