@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -90,15 +91,21 @@ def test_storm_of_handlers_that_raise_leaves_no_process(request: pytest.FixtureR
     rounds = 2000 if request.config.getoption("--long") else 200
 
     def child() -> tuple[int, set[int]]:
+        left_to_raise = 0
+
         def interrupt(number: int, frame: FrameType | None) -> None:
+            nonlocal left_to_raise
+            left_to_raise -= 1
+            if left_to_raise == 0:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             raise Interrupted
 
         sys.unraisablehook = lambda _: None
         signal.signal(signal.SIGALRM, interrupt)
         box, interrupted = Sandbox(), 0
         for number in range(rounds):
-            # Later and later, and once more while the first exception is dealt with.
-            first = 0.0002 + 0.00004 * (number % 200)
+            # Later and later; then while the first exception is dealt with, or was lost in __del__.
+            first, left_to_raise = 0.0002 + 0.00004 * (number % 200), 3
             try:
                 try:
                     signal.setitimer(signal.ITIMER_REAL, first, 0.0007)
@@ -505,22 +512,25 @@ def test_process_that_another_thread_forgets() -> None:
 
 
 def test_faulthandler_that_dumps_all_the_time() -> None:
-    """The watchdog thread and the signal handlers of faulthandler do not disturb spawns."""
+    """The alternate stack, handlers and watchdog thread of faulthandler do not disturb spawns."""
 
-    def child() -> set[bytes]:
+    def child() -> tuple[set[bytes], int]:
         faulthandler.enable()
+        # The watchdog only waits: its dump of a running thread's frames crashes any program.
+        faulthandler.dump_traceback_later(3600)
         box = Sandbox()
-        with open(os.devnull, "w") as null:
-            faulthandler.register(signal.SIGUSR1, file=null, chain=False)
-            faulthandler.dump_traceback_later(0.001, repeat=True, file=null)
-            outputs = set()
-            for _ in range(20):
-                os.kill(os.getpid(), signal.SIGUSR1)
-                outputs.add(echo(box))
+        echo(box)
+        with tempfile.TemporaryFile() as file:
+            faulthandler.register(signal.SIGALRM, file=file, all_threads=False, chain=False)
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            outputs = {echo(box) for _ in range(20)}
+            signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
-        return outputs
+            return outputs, file.tell()
 
-    assert in_child(child) == {b"text"}
+    outputs, dumped = in_child(child)
+    assert outputs == {b"text"}
+    assert dumped > 0
 
 
 def test_crash_of_a_payload_is_its_own() -> None:
