@@ -442,8 +442,7 @@ class Sandbox:
         return explain_plan(self._plan(), self._directory())
 
     def _plan(self) -> Plan:
-        host = _host.look()._replace(landlock=_calls.landlock_abi())
-        return compile_plan(self._describe(), host)
+        return compile_plan(self._describe(), _look())
 
     def _joins(self) -> dict[str, Namespace]:
         values = {kind: getattr(self, name) for name, kind in _NAMESPACE_FIELDS.items()}
@@ -511,8 +510,13 @@ class _Cache:
         return found or self._modules.setdefault("subprocess", make_module(box._popen))
 
 
+def _look() -> Host:
+    """Return all facts of the host that a plan depends on: those that only a call can tell, too."""
+    return _host.look()._replace(landlock=_calls.landlock_abi())
+
+
 def _lower(box: Sandbox) -> Lowered:
-    description, host = box._describe(), _host.look()
+    description, host = box._describe(), _look()
     plan = compile_plan(description, host)
     if plan.joins or any(op.idmap for op in plan.ops):
         return Lowered(plan, box._joins())  # it holds descriptors, and so is the box's own

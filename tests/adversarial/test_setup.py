@@ -108,6 +108,19 @@ def test_child_that_is_kept_stopped_in_a_joined_namespace_is_given_up(hostile: P
     assert error.step is Step.KILLED
 
 
+# ---- the plan ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", ["new", "host"])
+def test_spawn_does_what_was_explained(user: str) -> None:
+    """The plan that a spawn carries out is the one that explain() shows, with every layer."""
+    if user == "host" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    box = Sandbox(user=user)
+    box.run(["/bin/true"], check=True)
+    assert box._cache.lowered(box).plan == box._plan()
+
+
 # ---- the caller -------------------------------------------------------------
 
 SPAWN = """
