@@ -8,6 +8,8 @@
  */
 #include "internal.h"
 
+#include <fcntl.h>
+
 #ifndef __NR_landlock_create_ruleset
 #define __NR_landlock_create_ruleset 444
 #define __NR_landlock_add_rule 445
@@ -28,30 +30,43 @@ struct path_beneath_attr {
 	int32_t parent_fd;
 } __attribute__((packed));
 
-/* EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE, IOCTL_DEV: the rights that files have. */
-static const uint64_t FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15;
+/* EXECUTE, READ_FILE; WRITE_FILE, TRUNCATE; and IOCTL_DEV: the rights that files have. */
+static const uint64_t FILE_READ = 1 << 0 | 1 << 2;
+static const uint64_t FILE_WRITE = 1 << 1 | 1 << 14;
+static const uint64_t FILE_RIGHTS = 1 << 0 | 1 << 2 | 1 << 1 | 1 << 14 | 1 << 15;
 
 int nsbox_landlock_abi(void)
 {
 	return (int)sys(__NR_landlock_create_ruleset, 0, 0, CREATE_RULESET_VERSION);
 }
 
-/* Allow rights on fd and what is below it; a file takes the rights of files alone. */
-static long allow(int ruleset, int fd, uint64_t rights)
+/* Allow rights on fd and what is below it; a file takes those of files that are in file_rights. */
+static long allow(int ruleset, int fd, uint64_t rights, uint64_t file_rights)
 {
 	struct path_beneath_attr attr = { .allowed_access = rights, .parent_fd = fd };
 
 	long err = sys(__NR_landlock_add_rule, ruleset, RULE_PATH_BENEATH, &attr, 0);
 	if (err != -EINVAL)
 		return err;
-	attr.allowed_access = rights & FILE_RIGHTS;
+	attr.allowed_access = rights & file_rights;
 	return sys(__NR_landlock_add_rule, ruleset, RULE_PATH_BENEATH, &attr, 0);
 }
 
-/* What was handed on can be opened again by its link in /proc, as /dev/stdout is. */
+/*
+ * What was handed on can be opened again by its link in /proc, as /dev/stdout
+ * is, but not for more than it was opened for: the payload may be the owner of a
+ * file that it was given to read.
+ */
 static int allow_descriptor(struct spawn *spawn, int ruleset, int fd)
 {
-	long err = allow(ruleset, fd, spawn->plan->landlock_rights);
+	long flags = sys(__NR_fcntl, fd, F_GETFL);
+	uint64_t file_rights = FILE_RIGHTS;
+
+	if (flags >= 0 && !(flags & O_PATH) && (flags & O_ACCMODE) == O_RDONLY)
+		file_rights &= ~FILE_WRITE;
+	if (flags >= 0 && (flags & O_ACCMODE) == O_WRONLY)
+		file_rights &= ~FILE_READ;
+	long err = allow(ruleset, fd, spawn->plan->landlock_rights, file_rights);
 	/* EBADFD: a pipe or socket, which Landlock leaves alone. EBADF: the caller had none. */
 	if (err == -EBADFD || err == -EBADF)
 		return 0;
@@ -65,7 +80,7 @@ static int add_rules(struct spawn *spawn, int ruleset)
 
 	for (uint32_t i = 0; i < plan->n_rules; i++) {
 		int op = plan->rules[i].op;
-		long err = allow(ruleset, spawn->mounts[op], plan->rules[i].rights);
+		long err = allow(ruleset, spawn->mounts[op], plan->rules[i].rights, FILE_RIGHTS);
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_LANDLOCK_RULE, op, err);
 	}

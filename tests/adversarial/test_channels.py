@@ -8,6 +8,7 @@ import subprocess
 import termios
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attack import PROGRAM, REFUSED, armed, attack
@@ -208,3 +209,29 @@ def test_memory_of_a_sandbox_is_not_that_of_another(hostile: Path, box: Sandbox)
     """A file in /dev/shm of one run is not there in the next."""
     box.run(["/bin/sh", "-c", "echo secret >/dev/shm/file"], check=True)
     assert attack(armed(hostile), "open", "/dev/shm/file", "0") == "ENOENT"
+
+
+MODES = {
+    "read": (os.O_RDONLY, os.O_WRONLY),
+    "read_to_change": (os.O_RDONLY, os.O_RDWR),
+    "append": (os.O_WRONLY | os.O_APPEND, os.O_RDONLY),
+}
+
+
+@pytest.mark.parametrize(("given", "wanted"), MODES.values(), ids=MODES)
+@pytest.mark.parametrize("way", ["stdin", "pass_fds"])
+def test_file_that_was_given_is_not_opened_for_more(
+    hostile: Path, tmp_path: Path, way: str, given: int, wanted: int
+) -> None:
+    """What is handed over to be read cannot be written by /proc/self/fd, not by its owner."""
+    file = tmp_path / "file"
+    file.write_text("of the host")
+    file.chmod(0o666)
+    fd = os.open(file, given)
+    options: dict[str, Any] = {"stdin": fd} if way == "stdin" else {"pass_fds": [fd]}
+    path = f"/proc/self/fd/{0 if way == 'stdin' else fd}"
+    try:
+        assert attack(armed(hostile), "open", path, str(wanted), **options) in REFUSED
+        assert attack(armed(hostile), "open", path, str(given & os.O_ACCMODE), **options) == "ok"
+    finally:
+        os.close(fd)
