@@ -9,6 +9,7 @@
 #include "internal.h"
 
 #include <fcntl.h>
+#include <linux/mount.h>
 
 #ifndef __NR_landlock_create_ruleset
 #define __NR_landlock_create_ruleset 444
@@ -73,6 +74,26 @@ static int allow_descriptor(struct spawn *spawn, int ruleset, int fd)
 	return err < 0 ? fail(spawn, NSBOX_STEP_LANDLOCK_RULE, -1, err) : 0;
 }
 
+/*
+ * POSIX message queues are files of a file system that is mounted nowhere. An
+ * IPC namespace that is not ours does not let us have it: its queues stay closed.
+ */
+static int allow_queues(struct spawn *spawn, int ruleset)
+{
+	int context = nsbox_fsopen("mqueue", FSOPEN_CLOEXEC);
+	if (context < 0)
+		return 0;
+	int fd = nsbox_fsconfig(context, FSCONFIG_CMD_CREATE, 0, 0, 0);
+	if (fd == 0)
+		fd = nsbox_fsmount(context, FSMOUNT_CLOEXEC, 0);
+	sys(__NR_close, context);
+	if (fd < 0)
+		return 0;
+	long err = allow(ruleset, fd, spawn->plan->landlock_rights, FILE_RIGHTS);
+	sys(__NR_close, fd);
+	return err < 0 ? fail(spawn, NSBOX_STEP_LANDLOCK_RULE, -1, err) : 0;
+}
+
 static int add_rules(struct spawn *spawn, int ruleset)
 {
 	const struct nsbox_plan *plan = spawn->plan;
@@ -84,13 +105,13 @@ static int add_rules(struct spawn *spawn, int ruleset)
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_LANDLOCK_RULE, op, err);
 	}
-	for (int fd = 0; plan->n_rules && fd < 3; fd++)
+	for (int fd = 0; fd < 3; fd++)
 		if (allow_descriptor(spawn, ruleset, fd) < 0)
 			return -1;
-	for (uint32_t i = 0; plan->n_rules && i < request->n_pass_fds; i++)
+	for (uint32_t i = 0; i < request->n_pass_fds; i++)
 		if (allow_descriptor(spawn, ruleset, request->pass_fds[i]) < 0)
 			return -1;
-	return 0;
+	return allow_queues(spawn, ruleset);
 }
 
 int restrict_self(struct spawn *spawn)
@@ -107,7 +128,7 @@ int restrict_self(struct spawn *spawn)
 	int ruleset = (int)sys(__NR_landlock_create_ruleset, &attr, size, 0);
 	if (ruleset < 0)
 		return fail(spawn, NSBOX_STEP_LANDLOCK_RULESET, -1, ruleset);
-	if (add_rules(spawn, ruleset) < 0)
+	if (plan->landlock_rights && add_rules(spawn, ruleset) < 0)
 		return -1;
 	long err = sys(__NR_landlock_restrict_self, ruleset, 0);
 	sys(__NR_close, ruleset);

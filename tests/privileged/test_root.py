@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cffi
 import pytest
 
 import nsbox
@@ -23,6 +25,7 @@ from nsbox import (
     UnsupportedError,
     lowlevel,
 )
+from support import SOURCE
 
 pytestmark = pytest.mark.usefixtures("root", "box")
 
@@ -92,6 +95,29 @@ def test_no_set_user_id_file_for_root_can_be_left(tmp_path: Path) -> None:
     # Without the filter it can be set, but the program is not root's.
     Sandbox(mounts=mounts, seccomp=None).run(command, check=True)
     assert (source / "p").stat().st_uid == 1000
+
+
+def test_nothing_is_done_for_a_set_user_id_program(tmp_path: Path) -> None:
+    """A program with rights that its caller does not have gets no sandbox."""
+    program = Path(shutil.copy(os.path.realpath(sys.executable), tmp_path / "python"))
+    program.chmod(0o4755)
+    for directory in (tmp_path, *tmp_path.parents[:-1]):
+        if not directory.stat().st_mode & 0o001:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    if os.statvfs(tmp_path).f_flag & os.ST_NOSUID:
+        pytest.skip("temporary files are on a file system that is mounted nosuid")
+    code = "import nsbox; nsbox.Sandbox().run(['/bin/true'])"
+    paths = [str(SOURCE), str(Path(cffi.__file__).parents[1])]
+    result = subprocess.run(
+        [program, "-S", "-c", code],
+        user=4711,
+        group=4711,
+        cwd="/",
+        env={"PYTHONHOME": sys.base_prefix, "PYTHONPATH": ":".join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert "UnsupportedError: this program runs with privileges" in result.stderr
 
 
 def test_idmap_false_shows_the_true_owner(tmp_path: Path) -> None:
