@@ -315,17 +315,24 @@ static int set_up(struct spawn *spawn)
 	sys(__NR_umask, umask);
 	if (drop_privileges(spawn) < 0 || outlive_thread(spawn) < 0)
 		return -1;
-	return change_directory(spawn);
+	if (change_directory(spawn) < 0)
+		return -1;
+	return set_limits(spawn);
 }
 
 void child_main(void *argument)
 {
 	struct spawn *spawn = argument;
 
+	if (spawn->shielded) {
+		__atomic_store_n(&spawn->launcher, LAUNCHER_HAS_CLONED, __ATOMIC_RELEASE);
+		futex_wake(&spawn->launcher);
+	}
 	if (spawn->call.kept_handlers)
 		reset_signals();
 	bool bare = spawn->request->flags & NSBOX_REQUEST_BARE;
-	if (bare || (die_with_caller(spawn) == 0 && set_up(spawn) == 0)) {
+	if (bare ||
+	    (die_with_caller(spawn) == 0 && enter_cgroups(spawn) == 0 && set_up(spawn) == 0)) {
 		restore_signals(spawn);
 		if (install_filter(spawn) == 0)
 			execute(spawn);

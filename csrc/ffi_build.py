@@ -16,9 +16,11 @@ SOURCES = (
     "child.c",
     "privileges.c",
     "landlock.c",
+    "limits.c",
     "spawn.c",
     "process.c",
     "namespace.c",
+    "watcher.c",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes")
 
@@ -44,9 +46,9 @@ ffibuilder.set_source(
     include_dirs=["csrc"],
     # Our functions are nobody else's: without these two, a symbol of the same name
     # in the program would replace one of them, and could skip the set-up.
-    extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *WARNINGS],
+    extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-fvisibility=hidden", *WARNINGS],
     # Bound when loaded: lazy binding takes locks, which the child must not (csrc/child.c).
-    extra_link_args=["-Wl,-Bsymbolic", "-Wl,-z,now"],
+    extra_link_args=["-pthread", "-Wl,-Bsymbolic", "-Wl,-z,now"],
     py_limited_api=True,
 )
 

@@ -103,13 +103,18 @@ struct clone_call {
 	uint64_t flags;
 	int32_t *pid;        /* where the kernel stores the pid, or NULL (clone3 only) */
 	int *pidfd;          /* where the pidfd goes, or NULL for none */
+	int cgroup;          /* v2 cgroup to be born in (clone3 only), or -1 */
 	uint32_t *child_tid; /* cleared and woken when the child gives up this memory, or NULL */
 	char *stack;
 	size_t stack_size;
 	void (*function)(void *); /* must not return */
 	void *argument;
 	bool kept_handlers; /* set if the child must reset its signal handlers itself */
+	bool outside;       /* set if the child must enter the cgroup itself */
 };
+
+/* States of spawn.launcher; the kernel sets LAUNCHER_ENDED (CLONE_CHILD_CLEARTID). */
+enum { LAUNCHER_ENDED, LAUNCHER_RUNS, LAUNCHER_HAS_CLONED };
 
 /* States of spawn.go, on which the child waits for its id maps. */
 enum { GO_WAIT, GO_RUN, GO_ABORT };
@@ -129,6 +134,8 @@ struct spawn {
 	uint32_t stops;        /* how many times in a row the child has been found stopped */
 	bool executing;        /* the set-up is done: what ends the child now ends the payload */
 	uint64_t parent_flags; /* CLONE_PARENT in a launcher */
+	bool shielded;         /* the launcher clones with CLONE_VFORK */
+	uint32_t launcher;
 	struct clone_call call;
 	int *sources;        /* for each operation: fd of its detached source, or -1 */
 	int *mounts;         /* for each operation: fd of the mount it made, or -1 */
@@ -152,6 +159,11 @@ int drop_privileges(struct spawn *spawn);
 int install_filter(struct spawn *spawn);
 /* landlock.c */
 int restrict_self(struct spawn *spawn);
+/* limits.c: in the child */
+int enter_cgroups(struct spawn *spawn);
+int set_limits(struct spawn *spawn);
+/* watcher.c */
+int watch_begin(struct nsbox_watch *watch, int pidfd);
 /* mounts.c */
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);
@@ -169,6 +181,7 @@ void unlock(uint32_t *word);
 long wait_for(int idtype, int id, int options);
 __attribute__((noreturn)) void exit_process(int status);
 void reset_signals(void);
+int64_t monotonic_time(void); /* nanoseconds */
 int loopback_up(struct nsbox_result *result);
 size_t format_uint(char *buffer, uint64_t value);
 int write_file(int dirfd, const char *path, const char *text, size_t size);

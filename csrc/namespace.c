@@ -166,6 +166,7 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 		.flags = deny_setgroups ? NSBOX_PLAN_DENY_SETGROUPS : 0,
 	};
 	struct clone_call call = {
+		.cgroup = -1,
 		.flags = CLONE_FILES | (owner >= 0 ? 0 : CLONE_VM | nstype),
 		.child_tid = &creation->state,
 		.stack = (char *)address + 4096,

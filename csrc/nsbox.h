@@ -21,6 +21,7 @@ enum nsbox_step {
 	/* the calling thread, or the launcher on its behalf */
 	NSBOX_STEP_MMAP,
 	NSBOX_STEP_PIDFD_OPEN,
+	NSBOX_STEP_WATCH,
 	NSBOX_STEP_CLONE,
 	NSBOX_STEP_KILLED, /* somebody killed the half-built child */
 	NSBOX_STEP_SETNS,
@@ -34,6 +35,8 @@ enum nsbox_step {
 	NSBOX_STEP_SOURCE_ATTRIBUTES,
 	NSBOX_STEP_IDMAP,
 	/* the child, in the order in which a plan usually runs them */
+	NSBOX_STEP_CGROUP_JOIN,
+	NSBOX_STEP_CGROUP_UNSHARE,
 	NSBOX_STEP_SOCKET,
 	NSBOX_STEP_LOOPBACK_UP,
 	NSBOX_STEP_SETHOSTNAME,
@@ -84,6 +87,8 @@ enum nsbox_step {
 	NSBOX_STEP_LANDLOCK_RULE,
 	NSBOX_STEP_LANDLOCK_RESTRICT,
 	NSBOX_STEP_CHDIR,
+	NSBOX_STEP_SETPRIORITY,
+	NSBOX_STEP_LIMIT,
 	NSBOX_STEP_SECCOMP,
 	NSBOX_STEP_EXECVE,
 	NSBOX_STEP_COUNT
@@ -159,6 +164,12 @@ struct nsbox_rule {
 	uint64_t rights; /* LANDLOCK_ACCESS_FS_* */
 };
 
+/* Soft and hard limit of a resource; never more than the caller's own hard limit. */
+struct nsbox_rlimit {
+	int32_t resource; /* RLIMIT_* */
+	uint64_t value;
+};
+
 /* What is the same for every spawn of a sandbox. */
 struct nsbox_plan {
 	uint64_t clone_flags; /* CLONE_NEW* */
@@ -179,6 +190,9 @@ struct nsbox_plan {
 	uint64_t landlock_scoped; /* LANDLOCK_SCOPE_* */
 	uint32_t n_rules;
 	const struct nsbox_rule *rules;
+	int32_t nice; /* at least this; 0 leaves the caller's */
+	uint32_t n_rlimits;
+	const struct nsbox_rlimit *rlimits;
 };
 
 enum nsbox_request_flag {
@@ -187,7 +201,32 @@ enum nsbox_request_flag {
 	NSBOX_REQUEST_RESTORE_SIGNALS = 4,      /* SIGPIPE, SIGXFSZ back to SIG_DFL */
 	NSBOX_REQUEST_DIE_WITH_THREAD = 8,      /* SIGKILL when the calling thread ends */
 	NSBOX_REQUEST_BARE = 16,                /* clone and exec, nothing between */
-	NSBOX_REQUEST_INHERIT_FDS = 32 /* of pass_fds, keep those that are open and inheritable */
+	NSBOX_REQUEST_INHERIT_FDS = 32, /* of pass_fds, keep those that are open and inheritable */
+	NSBOX_REQUEST_SHIELD = 64       /* the cgroup may run out of memory: see spawn.c */
+};
+
+struct nsbox_watcher;
+
+enum nsbox_hit { NSBOX_HIT_NONE, NSBOX_HIT_WALL_TIME, NSBOX_HIT_CPU_TIME };
+
+/*
+ * One payload whose limits are watched (watcher.c). The memory is the caller's,
+ * and the watcher's too from nsbox_watch_add to nsbox_watch_remove.
+ */
+struct nsbox_watch {
+	struct nsbox_watcher *watcher;
+	int32_t owner;     /* process that watches: a fork has only a copy */
+	int32_t pidfd;     /* of the payload, a copy of its own; -1 until it runs */
+	int32_t cgroup;    /* directory fd of a cgroup to kill, or -1 */
+	int32_t usage;     /* fd of cpu.stat or cpuacct.usage, or -1 */
+	int32_t outlived;  /* other processes may outlive the payload: kill the cgroup then */
+	int64_t wall_time; /* nanoseconds, or 0 for no limit */
+	int64_t cpu_time;  /* nanoseconds, or 0 for no limit */
+	int64_t cpus;      /* processors on which the payload can run at the same time */
+	int32_t hit;       /* enum nsbox_hit: the limit that it was killed for */
+	int64_t deadline;  /* of wall_time, on CLOCK_MONOTONIC */
+	int64_t next;      /* when to look at it again */
+	struct nsbox_watch *link;
 };
 
 /* What differs from spawn to spawn. */
@@ -207,6 +246,10 @@ struct nsbox_request {
 	const uint32_t *groups;
 	uint32_t n_pass_fds;
 	const int32_t *pass_fds; /* sorted, all > 2 */
+	int32_t cgroup;          /* directory fd of the v2 cgroup to be born in, or -1 */
+	uint32_t n_tasks;
+	const int32_t *tasks;      /* fds of the "tasks" files of v1 cgroups to join */
+	struct nsbox_watch *watch; /* NULL: nothing to watch */
 };
 
 /* A child's end, as waitid(2) and getrusage(2) tell it. */
@@ -254,6 +297,15 @@ int nsbox_wait(struct nsbox_result *child, int timeout);
 int nsbox_signal(struct nsbox_result *child, int sig);
 int nsbox_discard(struct nsbox_result *child);
 int nsbox_release(struct nsbox_result *child);
+
+/* The watcher of this process, or NULL without memory; one is enough, and is never freed. */
+struct nsbox_watcher *nsbox_watcher_create(void);
+/* In a fork, which has no copy of the thread: close what belongs to it. */
+void nsbox_watcher_forget(struct nsbox_watcher *watcher);
+int nsbox_watch_add(struct nsbox_watch *watch);
+int nsbox_watch_remove(struct nsbox_watch *watch);
+/* Send SIGKILL to everything in a cgroup, frozen or not. */
+int nsbox_cgroup_kill(int directory);
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);
 

@@ -24,6 +24,15 @@
  * the memory instead of sharing it (NSBOX_PLAN_PRIVATE_MEMORY), and is not
  * dumpable: only someone privileged over the caller itself could look inside.
  *
+ * A child whose cgroup may run out of memory is cloned by a launcher too, with
+ * CLONE_VFORK (NSBOX_REQUEST_SHIELD). When the OOM killer picks a process, it
+ * kills everyone who shares its memory: that would be us. One that is under way
+ * from vfork to exec it passes over, so the system call at hand fails with
+ * ENOMEM instead. CLONE_VFORK suspends who clones, and the caller has maps to write:
+ *
+ *   caller -> launcher: clone3(CLONE_PARENT | CLONE_VFORK | ...) -> child
+ *   writes the id maps; go                                       ->  as above
+ *
  * Caller and launcher use raw system calls too: the child has the calling
  * thread's thread-local storage.
  */
@@ -182,13 +191,19 @@ static void kill_if_stopped(struct spawn *spawn)
 		nsbox_pidfd_send_signal(pidfd, SIGKILL, 0);
 }
 
-/* Clone the child, and wait until it has become the payload or recorded why not. */
-static void start_child(struct spawn *spawn)
+/* Clone the child; with CLONE_VFORK, return when it has executed or ended. */
+static int clone_child(struct spawn *spawn)
 {
+	const struct nsbox_request *request = spawn->request;
 	struct clone_call *call = &spawn->call;
-	int err = 0;
 
 	call->flags = CLONE_VM | spawn->parent_flags | spawn->plan->clone_flags;
+	if (spawn->shielded)
+		call->flags |= CLONE_VFORK;
+	/* The root of a cgroup namespace is where its maker is: v1 cgroups are joined first. */
+	if (request->n_tasks)
+		call->flags &= ~(uint64_t)CLONE_NEWCGROUP;
+	call->cgroup = request->cgroup;
 	call->pid = &spawn->result.pid;
 	call->pidfd = &spawn->result.pidfd;
 	call->child_tid = &spawn->alive;
@@ -200,11 +215,18 @@ static void start_child(struct spawn *spawn)
 		/* A clone that fails late has stored, and then withdrawn, a descriptor. */
 		spawn->result.pidfd = -1;
 		spawn->alive = 0;
-		fail(spawn, NSBOX_STEP_CLONE, -1, pid);
-		return;
+		return fail(spawn, NSBOX_STEP_CLONE, -1, pid);
 	}
 	spawn->result.pid = (int32_t)pid;
-	enum nsbox_step step = write_id_maps(spawn->plan, (int)pid, &err);
+	return 0;
+}
+
+/* Map the child's ids, and wait until it has become the payload or recorded why not. */
+static void accompany_child(struct spawn *spawn)
+{
+	int err = 0;
+	enum nsbox_step step = write_id_maps(spawn->plan, spawn->result.pid, &err);
+
 	let_go(spawn, step ? GO_ABORT : GO_RUN);
 	while (__atomic_load_n(&spawn->alive, __ATOMIC_ACQUIRE))
 		if (futex_wait_for(&spawn->alive, 1, STOP_TICK) == -ETIMEDOUT)
@@ -216,6 +238,12 @@ static void start_child(struct spawn *spawn)
 		fail(spawn, step, -1, err);
 	else if (!spawn->executing)
 		fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
+}
+
+static void start_child(struct spawn *spawn)
+{
+	if (clone_child(spawn) == 0)
+		accompany_child(spawn);
 }
 
 /* ---- the launcher --------------------------------------------------- */
@@ -264,9 +292,22 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
 			exit_process(1);
 		}
 	}
-	if (join_namespaces(spawn) == 0)
-		start_child(spawn);
+	if (join_namespaces(spawn) == 0) {
+		if (spawn->shielded)
+			clone_child(spawn);
+		else
+			start_child(spawn);
+	}
 	exit_process(0);
+}
+
+/* The launcher is suspended until the child executes: what is left to do is ours. */
+static void accompany_from_outside(struct spawn *spawn)
+{
+	while (__atomic_load_n(&spawn->launcher, __ATOMIC_ACQUIRE) == LAUNCHER_RUNS)
+		futex_wait(&spawn->launcher, LAUNCHER_RUNS);
+	if (!spawn->result.step && spawn->result.pid > 0)
+		accompany_child(spawn);
 }
 
 static void start_launcher(struct spawn *spawn)
@@ -276,18 +317,23 @@ static void start_launcher(struct spawn *spawn)
 	struct clone_call call = {
 		.flags = CLONE_FILES | (private ? 0 : CLONE_VM),
 		.pidfd = &pidfd,
+		.cgroup = -1,
 		.stack = spawn->call.stack + STACK_SIZE,
 		.stack_size = STACK_SIZE,
+		.child_tid = spawn->shielded ? &spawn->launcher : NULL,
 		.function = launcher_main,
 		.argument = spawn,
 	};
 
 	spawn->parent_flags = CLONE_PARENT;
+	spawn->launcher = LAUNCHER_RUNS;
 	long pid = clone_and_call(&call);
 	if (pid < 0) {
 		fail(spawn, NSBOX_STEP_CLONE, -1, pid);
 		return;
 	}
+	if (spawn->shielded)
+		accompany_from_outside(spawn);
 	struct pollfd launcher = { .fd = pidfd, .events = POLLIN };
 	const uint64_t tick[2] = { 0, STOP_TICK };
 	while (sys(__NR_ppoll, &launcher, 1, tick, 0, sizeof(signal_mask)) == 0)
@@ -375,7 +421,7 @@ static void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
 {
 	if (dumpable)
 		guard_dumpable(dumpable);
-	if (spawn->plan->n_joins)
+	if (spawn->plan->n_joins || spawn->shielded)
 		start_launcher(spawn);
 	else
 		start_child(spawn);
@@ -392,6 +438,12 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	*result = (struct nsbox_result){ .pidfd = -1,
 					 .index = -1,
 					 .owner = (int32_t)sys(__NR_getpid) };
+	int err = request->watch ? nsbox_watch_add(request->watch) : 0;
+	if (err < 0) {
+		result->step = NSBOX_STEP_WATCH;
+		result->error = -err;
+		return err;
+	}
 	struct spawn *spawn = allocate(plan, &size);
 	if (!spawn) {
 		result->step = NSBOX_STEP_MMAP;
@@ -401,6 +453,9 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	spawn->plan = plan;
 	spawn->request = request;
 	spawn->result = *result;
+	/* With a copy of the memory it is the copy's processes that share a fate. */
+	spawn->shielded = (request->flags & NSBOX_REQUEST_SHIELD) &&
+			  !(plan->flags & NSBOX_PLAN_PRIVATE_MEMORY);
 	spawn->root = spawn->scratch = spawn->caller_pidfd = -1;
 
 	/* A handler of the program must not run in the child, nor here in between. */
@@ -408,6 +463,12 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	if (prepare(spawn) == 0)
 		start(spawn, dumpable);
 	close_prepared(spawn);
+	/* Here, and not later in Python: whoever waits for the interpreter's lock waits long. */
+	if (request->watch && !spawn->result.step) {
+		err = watch_begin(request->watch, spawn->result.pidfd);
+		if (err < 0)
+			fail(spawn, NSBOX_STEP_WATCH, -1, err);
+	}
 	if (spawn->result.step)
 		discard_child(spawn);
 	else

@@ -18,6 +18,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #ifndef P_PIDFD
 #define P_PIDFD 3
@@ -27,6 +28,9 @@
 
 #ifndef CLONE_CLEAR_SIGHAND
 #define CLONE_CLEAR_SIGHAND 0x100000000ULL
+#endif
+#ifndef CLONE_INTO_CGROUP
+#define CLONE_INTO_CGROUP 0x200000000ULL
 #endif
 
 /*
@@ -98,13 +102,15 @@ long clone_and_call(struct clone_call *call)
 	if (call->child_tid)
 		flags |= CLONE_CHILD_CLEARTID;
 	uint64_t settid = call->pid ? CLONE_PARENT_SETTID : 0;
+	uint64_t into = call->cgroup >= 0 ? CLONE_INTO_CGROUP : 0;
 	struct clone_args args = {
-		.flags = flags | settid | CLONE_CLEAR_SIGHAND,
+		.flags = flags | settid | into | CLONE_CLEAR_SIGHAND,
 		.parent_tid = (uint64_t)(uintptr_t)call->pid,
 		.pidfd = (uint64_t)(uintptr_t)call->pidfd,
 		.child_tid = (uint64_t)(uintptr_t)call->child_tid,
 		.stack = (uint64_t)(uintptr_t)call->stack,
 		.stack_size = call->stack_size,
+		.cgroup = into ? (uint32_t)call->cgroup : 0,
 	};
 	const long modern[5] = { (long)&args, sizeof args };
 	long ret = raw_clone(__NR_clone3, modern, call->function, call->argument);
@@ -113,6 +119,12 @@ long clone_and_call(struct clone_call *call)
 		return ret;
 
 	call->kept_handlers = true;
+	if (into) {
+		/* The cgroup that the child is in when its namespace is made is the root of that.
+		 */
+		call->outside = true;
+		flags &= ~(uint64_t)CLONE_NEWCGROUP;
+	}
 	long top = (long)(call->stack + call->stack_size);
 	long pidfd = (long)call->pidfd, tid = (long)call->child_tid;
 #if defined(__x86_64__)
@@ -164,6 +176,13 @@ void unlock(uint32_t *word)
 {
 	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
 	futex_wake(word);
+}
+
+int64_t monotonic_time(void)
+{
+	struct timespec now = { 0, 0 };
+	sys(__NR_clock_gettime, CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 /* The kernel's struct sigaction; libc's differs, and its sigaction() takes locks. */

@@ -14,7 +14,9 @@ from ._explain import Action, Explanation
 from ._interpreter import interpreter_mounts
 from ._layers import Enforced, Layer
 from ._version import __version__
+from .cgroup import Cgroup, Events, Stats
 from .errors import (
+    CgroupError,
     NamespaceError,
     NsboxError,
     PlanError,
@@ -22,6 +24,7 @@ from .errors import (
     Step,
     UnsupportedError,
 )
+from .limits import IoLimit, Limits
 from .mount import Bind, Dev, Overlay, Proc, Tmpfs
 from .namespace import Namespace
 from .process import Process
@@ -38,10 +41,15 @@ __all__ = [
     "Action",
     "Bind",
     "CalledProcessError",
+    "Cgroup",
+    "CgroupError",
     "Dev",
     "Enforced",
+    "Events",
     "Explanation",
+    "IoLimit",
     "Layer",
+    "Limits",
     "Namespace",
     "NamespaceError",
     "NsboxError",
@@ -53,6 +61,7 @@ __all__ = [
     "Result",
     "Sandbox",
     "SpawnError",
+    "Stats",
     "Step",
     "TimeoutExpired",
     "Tmpfs",

@@ -17,12 +17,33 @@ from ._enforced import layers_of
 from ._layers import Enforced
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
+from ._watch import Watch
 from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error
 from .namespace import Namespace, create_id_map_namespace
 
 _PR_SET_DUMPABLE: Final = 4
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Placement(NamedTuple):
+    """
+    Where a payload goes, and who watches it.
+
+    Args:
+        cgroup: Descriptor of the v2 cgroup that it is born in, or -1.
+        tasks: Descriptors of the "tasks" of the v1 cgroups that it joins.
+        shield: The memory of that cgroup may run out (see csrc/spawn.c).
+        watch: Its deadlines, or None.
+    """
+
+    cgroup: int
+    tasks: tuple[int, ...]
+    shield: bool
+    watch: Watch | None
+
+
+_NOWHERE: Final = Placement(-1, (), False, None)
 
 
 class Request(NamedTuple):
@@ -46,6 +67,7 @@ class Request(NamedTuple):
         controlling_terminal: Make stdin its controlling terminal.
         restore_signals: SIGPIPE and SIGXFSZ back to their defaults.
         die_with_thread: Kill the payload when the calling thread ends.
+        placement: Its cgroup and its deadlines.
     """
 
     argv: Sequence[bytes]
@@ -64,6 +86,7 @@ class Request(NamedTuple):
     controlling_terminal: bool = False
     restore_signals: bool = True
     die_with_thread: bool = False
+    placement: Placement = _NOWHERE
 
 
 class End(NamedTuple):
@@ -305,6 +328,9 @@ class Lowered:
                 "n_joins": len(self._joins),
                 "n_ops": len(plan.ops),
                 "joins": self._fds,
+                "nice": plan.nice,
+                "n_rlimits": len(plan.rlimits),
+                "rlimits": self._kept(ffi.new("struct nsbox_rlimit[]", list(plan.rlimits))),
                 "join_types": self._kept(ffi.new("int32_t[]", types)),
                 "uid_map": self._text(f"{ids.uid} {ids.host_uid} 1" if ids.mapped else None),
                 "gid_map": self._text(f"{ids.gid} {ids.host_gid} 1" if ids.mapped else None),
@@ -398,7 +424,14 @@ class Lowered:
             | _RESTORE_SIGNALS * request.restore_signals
             | _DIE_WITH_THREAD * request.die_with_thread
             | _INHERIT_FDS * request.inherit
+            | _SHIELD * request.placement.shield
         )
+        placement = request.placement
+        struct.cgroup = placement.cgroup
+        tasks = ffi.new("int32_t[]", placement.tasks)
+        struct.tasks, struct.n_tasks = tasks, len(placement.tasks)
+        if placement.watch is not None:
+            struct.watch = placement.watch.struct
         pass_fds = None
         if request.pass_fds:
             pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))
@@ -408,7 +441,7 @@ class Lowered:
         if request.extra_groups is not None:
             groups = ffi.new("uint32_t[]", list(request.extra_groups))
             struct.groups, struct.n_groups = groups, len(groups)
-        return struct, (executables, argv, envp, cwd, pass_fds, groups)
+        return struct, (executables, argv, envp, cwd, pass_fds, groups, tasks)
 
     def _lower_environment(self, env: Mapping[str, str]) -> tuple[object, list[object]]:
         """Return ``envp``; the last one is kept, since it hardly ever changes."""
@@ -424,6 +457,7 @@ _CONTROLLING_TERMINAL: Final = int(lib.NSBOX_REQUEST_CONTROLLING_TERMINAL)
 _RESTORE_SIGNALS: Final = int(lib.NSBOX_REQUEST_RESTORE_SIGNALS)
 _DIE_WITH_THREAD: Final = int(lib.NSBOX_REQUEST_DIE_WITH_THREAD)
 _INHERIT_FDS: Final = int(lib.NSBOX_REQUEST_INHERIT_FDS)
+_SHIELD: Final = int(lib.NSBOX_REQUEST_SHIELD)
 
 _WITHOUT_TARGET: Final = {
     Code.LOOPBACK,
@@ -435,7 +469,7 @@ _WITHOUT_TARGET: Final = {
 # Steps that are about the host's side of a mount; the others are about the inside.
 _ABOUT_SOURCE: Final = {Step.OPEN_TREE, Step.SOURCE_ATTRIBUTES, Step.IDMAP, Step.DEVICE}
 # Their index counts something else than operations.
-_NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS}
+_NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS, Step.LIMIT}
 
 
 def _candidates(executable: bytes, search: bytes) -> list[bytes]:

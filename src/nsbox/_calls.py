@@ -149,6 +149,13 @@ def pidfd_send_signal(pidfd: int, sig: int, flags: int = 0) -> None:
         _fail(ret)
 
 
+def cgroup_kill(directory: int) -> None:
+    """Send SIGKILL to everything in a cgroup, given a descriptor of its directory."""
+    ret = lib.nsbox_cgroup_kill(directory)
+    if ret < 0:
+        _fail(ret)
+
+
 def close_range(first: int, last: int, flags: int = 0) -> None:
     """Close descriptors first to last: close_range(2), Linux 5.9 (CLOEXEC 5.11)."""
     ret = lib.nsbox_close_range(first, last, flags)
@@ -231,6 +238,7 @@ def clone(
             "uid": -1,
             "gid": -1,
             "n_groups": -1,
+            "cgroup": -1,
             "flags": lib.NSBOX_REQUEST_BARE,
         },
     )

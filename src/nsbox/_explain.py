@@ -1,5 +1,6 @@
 """A plan in the kernel's words: for teaching, tests and audit."""
 
+import resource
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,13 @@ _ATTRIBUTES = {
     name.removeprefix("MOUNT_ATTR_").lower(): value
     for name, value in vars(_constants).items()
     if name.startswith("MOUNT_ATTR_")
+}
+
+
+_RLIMIT_NAMES = {
+    number: name
+    for name, number in vars(resource).items()
+    if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 
 
@@ -184,6 +192,8 @@ def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
         ("prctl", "PR_SET_NO_NEW_PRIVS"),
         *_restriction(plan),
         ("fchdir", cwd),
+        *([("setpriority", f"at least {plan.nice}")] if plan.nice else []),
+        *(("prlimit64", f"{_RLIMIT_NAMES[number]} {value}") for number, value in plan.rlimits),
         *([("seccomp", f"the filter {name_of(plan.seccomp)!r}")] if plan.seccomp else []),
         ("execve", "the payload"),
     ]

@@ -9,6 +9,7 @@ decides nothing.
 
 import copy
 import os.path
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from functools import lru_cache
@@ -26,6 +27,7 @@ from ._constants import (
 from ._host import Host
 from ._landlock import Landlock, Right
 from .errors import PlanError, UnsupportedError
+from .limits import Limits
 from .mount import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 from .seccomp import Profile, refuses_keys
 
@@ -152,6 +154,8 @@ class Plan(NamedTuple):
     user_namespaces: bool
     new_keyring: bool
     landlock: Landlock | None
+    rlimits: tuple[tuple[int, int], ...] = ()
+    nice: int = 0
 
 
 class Modes(dict[str, str]):
@@ -183,6 +187,16 @@ class Description(NamedTuple):
     user_namespaces: bool = False
     masks: tuple[str, ...] = ()
     landlock: bool | None = None
+    limits: Limits | None = None
+
+
+# Field of Limits -> resource of setrlimit(2).
+RLIMITS: Final = {
+    "file_size": resource.RLIMIT_FSIZE,
+    "open_files": resource.RLIMIT_NOFILE,
+    "stack": resource.RLIMIT_STACK,
+    "core": resource.RLIMIT_CORE,
+}
 
 
 # Programs that describe the same sandbox for each run should not pay for it each time.
@@ -223,7 +237,16 @@ def compile_plan(box: Description, host: Host) -> Plan:
         # One costs quota, of which a plain user has 200: not where no call can reach it.
         new_keyring=box.seccomp is None or not refuses_keys(box.seccomp),
         landlock=_landlock_of(box, host, ops),
+        rlimits=_rlimits(box.limits),
+        nice=0 if box.limits is None else box.limits.nice or 0,
     )
+
+
+def _rlimits(limits: Limits | None) -> tuple[tuple[int, int], ...]:
+    if limits is None:
+        return ()
+    values = ((number, getattr(limits, name)) for name, number in RLIMITS.items())
+    return tuple((number, value) for number, value in values if value is not None)
 
 
 def _landlock_of(box: Description, host: Host, ops: Sequence[Op]) -> Landlock | None:

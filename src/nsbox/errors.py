@@ -10,6 +10,7 @@ What can go wrong, as types.
       +-- UnsupportedError              this kernel or host cannot do it; says what to do instead
       +-- SpawnError (OSError)          a system call of the set-up failed; nothing is left of it
       +-- NamespaceError (OSError)      a namespace could not be made, opened or entered
+      +-- CgroupError (OSError)         a cgroup could not be made, set, read or removed
 
 An exec that finds no program, may not run it, or whose working directory is
 missing, and an id or process group that the payload may not take on, raises a
@@ -34,6 +35,7 @@ class Step(StrEnum):
 
     MMAP = "mmap"
     PIDFD_OPEN = "pidfd_open"
+    WATCH = "watch"
     CLONE = "clone3"
     KILLED = "killed"
     SETNS = "setns"
@@ -45,6 +47,8 @@ class Step(StrEnum):
     OPEN_TREE = "open_tree"
     SOURCE_ATTRIBUTES = "mount_setattr"
     IDMAP = "idmap"
+    CGROUP_JOIN = "cgroup_join"
+    CGROUP_UNSHARE = "cgroup_unshare"
     SOCKET = "socket"
     LOOPBACK_UP = "loopback_up"
     SETHOSTNAME = "sethostname"
@@ -95,6 +99,8 @@ class Step(StrEnum):
     LANDLOCK_RULE = "landlock_add_rule"
     LANDLOCK_RESTRICT = "landlock_restrict_self"
     CHDIR = "chdir"
+    SETPRIORITY = "setpriority"
+    LIMIT = "limit"
     SECCOMP = "seccomp"
     EXECVE = "execve"
 
@@ -152,6 +158,27 @@ class NamespaceError(NsboxError, OSError):
 
     def __str__(self) -> str:
         return _message(self.step, self.strerror, self.filename, self.hint)
+
+
+class CgroupError(NsboxError, OSError):
+    """
+    A file or directory of a cgroup could not be made, written, read or removed.
+
+    Attributes:
+        errno: The error number.
+        filename: Which file or directory.
+        hint: What to do about it, or None.
+    """
+
+    def __init__(self, errno: int, filename: str, hint: str | None = None) -> None:
+        super().__init__(errno, os.strerror(errno), filename)
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errno, self.filename, self.hint)
+
+    def __str__(self) -> str:
+        return _message("cgroup", self.strerror, self.filename, self.hint)
 
 
 class SpawnError(NsboxError, OSError):
@@ -232,7 +259,7 @@ def spawn_error(
     return cls(errno, step, path, index, hint)
 
 
-def _message(step: Step, strerror: str | None, path: str | None, hint: str | None) -> str:
+def _message(step: str, strerror: str | None, path: str | None, hint: str | None) -> str:
     text = f"{step}: {strerror}"
     if path is not None:
         text += f": {path!r}"

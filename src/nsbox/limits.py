@@ -286,3 +286,6 @@ def check_limits(name: str, value: object) -> Limits | None:
 def nanoseconds(seconds: float | None) -> int:
     """Return a time for the C core, 0 for none."""
     return 0 if seconds is None else math.ceil(seconds * 1e9)
+
+
+NO_LIMITS: Final = Limits(core=None)

@@ -22,11 +22,22 @@ from typing import Any, ClassVar, Final, NoReturn
 from . import _bridge
 from ._bridge import Child, Request
 from ._constants import NAMESPACE_FLAGS
+from ._fence import Fence, plain_verdict
+from ._filter import killed_call
 from ._layers import Enforced
+from ._output import Capture
 from ._values import MAX_ID, PathArg, check_id, check_mode, check_no_directories
-from .errors import PlanError, PlanIndexError, PlanOverflowError, PlanTypeError, Step
+from .cgroup import Cgroup
+from .errors import (
+    PlanError,
+    PlanIndexError,
+    PlanOverflowError,
+    PlanTypeError,
+    SpawnError,
+    Step,
+)
 from .namespace import Namespace, check_kind
-from .result import Usage
+from .result import Reason, Result, Usage
 
 Args = PathArg | Sequence[PathArg]
 Starter = Callable[[Request, Child], None]
@@ -85,9 +96,11 @@ class Process(subprocess.Popen[Any]):
         stderr: A readable file, if PIPE was asked for.
         enforced: The layers that are in force: an :class:`Enforced`.
         usage: A Usage once it has ended and been waited for; else None.
+        reason: A Reason, likewise.
     """
 
     usage: Usage | None
+    reason: Reason | None
     enforced: Enforced = Enforced()
     _outlives: ClassVar[bool] = False  # whoever gives up the object
 
@@ -98,13 +111,17 @@ class Process(subprocess.Popen[Any]):
         *,
         controlling_terminal: bool = False,
         die_with_thread: bool,
+        fence: Fence | None = None,
         **options: Any,
     ) -> None:
         self._start = start
+        self._fence = fence
+        self._capture: Capture | None = None
         self._controlling_terminal = controlling_terminal
         self._die_with_thread = die_with_thread
         self._child = Child(outlives=self._outlives)
         self.usage = None
+        self.reason = None
         self._started_at = time.monotonic()
         if "pass_fds" in options:
             options["pass_fds"] = tuple(options["pass_fds"])  # it may be an iterator
@@ -164,14 +181,37 @@ class Process(subprocess.Popen[Any]):
         )
         sys.audit("nsbox.spawn", program, args, cwd)
         try:
+            if self._fence is not None:
+                request = request._replace(placement=self._fence.open())
             self._start(request, self._child)
             self.pid = self._child.pid
             self._child_created = True
-        except BaseException:
+            if self._fence is not None:
+                self._fence.started()
+        except BaseException as error:
+            if self._fence is not None and isinstance(error, SpawnError):
+                self._fence.advise(error)
             # A signal handler raised when the child was there already.
-            self._child.discard()
+            self._abandon()
             raise
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+
+    def _abandon(self) -> bool:
+        """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""
+        running = self._child.discard()
+        if self._fence is not None:
+            self._fence.discard()
+        return running
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """Its cgroup, None without limits that need one; closed when it has been waited for."""
+        return None if self._fence is None else self._fence.cgroup
+
+    @property
+    def degraded(self) -> frozenset[str]:
+        """Limits that were left out, as ``Limits(degrade=...)`` allowed."""
+        return frozenset() if self._fence is None else self._fence.degraded
 
     @property
     def pidfd(self) -> int | None:
@@ -195,13 +235,9 @@ class Process(subprocess.Popen[Any]):
         end = self._child.wait(timeout)
         if end is None:
             return
-        self.usage = Usage(
-            wall_time=time.monotonic() - self._started_at,
-            user_time=end.user_time,
-            system_time=end.system_time,
-            voluntary_switches=end.voluntary_switches,
-            involuntary_switches=end.involuntary_switches,
-        )
+        wall_time = time.monotonic() - self._started_at
+        conclude = plain_verdict if self._fence is None else self._fence.end
+        self.usage, self.reason = conclude(end, wall_time)
         self.returncode = end.returncode
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
@@ -223,6 +259,44 @@ class Process(subprocess.Popen[Any]):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         return self.returncode
 
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """
+        As subprocess.Popen's; a limit of output ends it when that is reached.
+
+        What was captured up to the limit is returned, and the sandbox is killed.
+        """
+        limit = None if self._fence is None else self._fence.output
+        if limit is None:
+            return super().communicate(input, timeout)
+        if self._capture is None:
+            self._capture = Capture(self, input, limit)
+        elif input is not None:
+            raise ValueError("Cannot send input after starting communication")
+        return self._capture.run(timeout)
+
+    def end_for_output(self) -> None:
+        """Kill the sandbox because it has written more than may be captured."""
+        assert self._fence is not None
+        self._fence.output_reached = True
+        self.kill()
+        self._fence.kill()
+
+    def result(self, stdout: Any, stderr: Any) -> Result:
+        """Return the Result of a process that has been waited for, with what was captured."""
+        if self.usage is None or self.reason is None:
+            raise ValueError("the process has not been waited for")
+        captured = [data for data in (stdout, stderr) if data is not None]
+        size = None if self._capture is None else self._capture.size
+        if size is None and captured and all(isinstance(data, bytes) for data in captured):
+            size = sum(map(len, captured))
+        usage = self.usage._replace(output=size)
+        args, status = self.args, self.returncode
+        result = Result(args, status, stdout, stderr, usage, self.reason, self.degraded)
+        result.enforced = self.enforced
+        if self.reason is Reason.SECCOMP:
+            result.refused_call = killed_call(self.pid)
+        return result
+
     # ---- ending ----
 
     def send_signal(self, sig: int) -> None:
@@ -238,7 +312,7 @@ class Process(subprocess.Popen[Any]):
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         child = getattr(self, "_child", None)
-        if child is not None and child.discard():
+        if child is not None and self._abandon():
             _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:

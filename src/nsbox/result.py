@@ -9,7 +9,13 @@ from ._layers import Enforced
 
 
 class Reason(StrEnum):
-    """Why a payload ended."""
+    """
+    Why a payload ended.
+
+    If several are true, the first in this order is the reason: MEMORY, PIDS,
+    OUTPUT, CPU_TIME or WALL_TIME (whichever nsbox killed it for), SECCOMP, SIGNAL, EXIT.
+    What the kernel has counted comes before what followed from it.
+    """
 
     EXIT = "exit"
     """It exited."""
@@ -20,21 +26,44 @@ class Reason(StrEnum):
     The system-call filter ended it: SIGSYS. The kernel does not say who sent a
     signal; under a filter that ends nobody, the payload did it itself.
     """
+    WALL_TIME = "wall_time"
+    """nsbox killed it when its time was over."""
+    CPU_TIME = "cpu_time"
+    """nsbox killed it when its processor time was used up."""
+    MEMORY = "memory"
+    """The kernel's OOM killer ended one of its processes."""
+    PIDS = "pids"
+    """The kernel refused it a process or a thread because of the limit of pids."""
+    OUTPUT = "output"
+    """It wrote more than may be captured; nsbox killed it."""
 
 
 class Usage(NamedTuple):
     """
-    What a payload used.
+    What a payload used. A figure that was not measured is None.
 
-    Processor time is that of the payload and of those of its descendants that
-    it waited for.
+    Times are those of all its processes if the run had a cgroup; otherwise of the
+    payload and of those of its descendants that it waited for. The kernel keeps
+    no peak of the parts of memory; ``process.cgroup.stats()`` has them at any
+    moment of a run.
 
     Args:
         wall_time: Seconds from the start of the spawn to the end.
         user_time: Seconds of processor time in user mode.
         system_time: Seconds of processor time in the kernel.
-        voluntary_switches: Context switches because it waited.
-        involuntary_switches: Context switches because others were due.
+        voluntary_switches: Context switches because it waited; of the payload
+            and of those of its descendants that it waited for.
+        involuntary_switches: Context switches because others were due; the same.
+        cpu_time: Seconds of processor time.
+        sources: For each figure where it is from: a file of a cgroup, or "rusage".
+        memory_peak: The most memory that was charged to it at a time, in bytes:
+            anonymous, page cache, tmpfs, kernel.
+        pids_peak: The most processes and threads at a time (Linux 6.1).
+        oom_kills: Processes that the OOM killer ended.
+        pids_refused: Processes and threads that the limit of pids refused.
+        output: Bytes of stdout and stderr that were captured.
+        pressure: Seconds in which at least one process waited for "cpu",
+            "memory", "io" (PSI, cgroup v2).
     """
 
     wall_time: float
@@ -42,11 +71,14 @@ class Usage(NamedTuple):
     system_time: float
     voluntary_switches: int
     involuntary_switches: int
-
-    @property
-    def cpu_time(self) -> float:
-        """user_time and system_time together, in seconds."""
-        return self.user_time + self.system_time
+    cpu_time: float
+    sources: dict[str, str]
+    memory_peak: int | None = None
+    pids_peak: int | None = None
+    oom_kills: int | None = None
+    pids_refused: int | None = None
+    output: int | None = None
+    pressure: dict[str, float] | None = None
 
 
 class Result(subprocess.CompletedProcess[Any]):
@@ -62,28 +94,41 @@ class Result(subprocess.CompletedProcess[Any]):
         enforced: The layers that were in force: an :class:`Enforced`.
         refused_call: For Reason.SECCOMP the name of the system call, if the kernel
             told it: in its log, where this process may read that. Else None.
+        reason: A :class:`Reason`.
+        degraded: Limits that were left out, as ``Limits(degrade=...)`` allowed.
     """
 
     usage: Usage
+    reason: Reason
+    degraded: frozenset[str]
     enforced: Enforced = Enforced()
     refused_call: str | None = None
 
-    def __init__(self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage) -> None:
+    def __init__(
+        self,
+        args: Any,
+        returncode: int,
+        stdout: Any,
+        stderr: Any,
+        usage: Usage,
+        reason: Reason,
+        degraded: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self.usage = usage
-
-    @property
-    def reason(self) -> Reason:
-        """Why the payload ended."""
-        if self.returncode == -signal.SIGSYS:
-            return Reason.SECCOMP
-        return Reason.SIGNAL if self.returncode < 0 else Reason.EXIT
+        self.reason = reason
+        self.degraded = degraded
 
     def __repr__(self) -> str:
         text = super().__repr__()
-        if self.returncode < 0:
+        if self.reason is Reason.EXIT:
+            return text
+        return f"{text[:-1]}, reason={self._reason_text()})"
+
+    def _reason_text(self) -> str:
+        if self.reason is Reason.SIGNAL:
             try:
-                text = f"{text[:-1]}, reason={signal.Signals(-self.returncode).name})"
+                return signal.Signals(-self.returncode).name
             except ValueError:
                 pass
-        return text
+        return self.reason.name

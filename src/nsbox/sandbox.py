@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from types import MappingProxyType, ModuleType
@@ -12,9 +12,10 @@ from typing import IO, Any, Final, Literal, TypedDict, Unpack
 
 from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
+from ._cgroup_choice import Choice
 from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
-from ._filter import killed_call
+from ._fence import Fence, Terms, chooser
 from ._host import Host
 from ._landlock import LEAST_ABI
 from ._plan import HOME, Description, Modes, Plan, compile_plan
@@ -31,7 +32,9 @@ from ._values import (
     check_text,
     check_timeout,
 )
+from .cgroup import CgroupArg, check_parent
 from .errors import PlanError, PlanTypeError, Step, spawn_error
+from .limits import NO_LIMITS, Limits, check_limits
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .process import Args, Process
@@ -149,6 +152,12 @@ class Sandbox:
             sockets and signals: landlock(7). None (default): where the kernel has
             it; True: it must have it; False: not. Its file-system part would
             forbid all mounts and is left out with user_namespaces or CAP_SYS_ADMIN.
+        limits: A Limits: what each run may use. Default: nothing is limited.
+            Limits that are kept by cgroup controllers need a writable cgroup.
+        cgroup: Where the fresh cgroup of each run is made: a Cgroup, whose own
+            limits then hold for all runs together, or a directory (on v1: one
+            for each hierarchy). Default: below the caller's own, where limits
+            need one at all.
 
     Raises:
         PlanError: If a value cannot be meant.
@@ -177,6 +186,8 @@ class Sandbox:
     seccomp: PathArg | Mapping[str, Any] | Profile | None = "default"
     user_namespaces: bool = False
     landlock: bool | None = None
+    limits: Limits | None = None
+    cgroup: CgroupArg | None = None
     _cache: "_Cache" = field(
         init=False, repr=False, compare=False, default_factory=lambda: _Cache()
     )
@@ -191,6 +202,8 @@ class Sandbox:
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
             "seccomp": check_seccomp(self.seccomp),
             "user_namespaces": check_bool("user_namespaces", self.user_namespaces),
+            "limits": check_limits("limits", self.limits),
+            "cgroup": check_parent(self.cgroup),
         }
         if self.env != "host":
             normalised["env"] = MappingProxyType(check_environment("env", self.env))
@@ -267,6 +280,9 @@ class Sandbox:
         Raises:
             SpawnError: If a step of the set-up failed, with step, errno, path
                 and hint; nothing is left of it.
+            UnsupportedError: If this host cannot keep a limit; names the
+                controller, its mount and the remedy. Nothing was started.
+            CgroupError: If the cgroup could not be made.
             PlanError: If an argument cannot be meant, or a namespace to join is closed.
             LookupError: If encoding is none that Python knows.
         """
@@ -309,7 +325,8 @@ class Sandbox:
         Raises:
             subprocess.TimeoutExpired: At the timeout; carries what was captured.
             subprocess.CalledProcessError: With check, for a status other than 0.
-            SpawnError, PlanError, LookupError: As for :meth:`spawn`.
+            SpawnError, PlanError, LookupError, UnsupportedError, CgroupError: As for
+                :meth:`spawn`.
         """
         if timeout is not None:
             check_timeout("timeout", timeout)
@@ -324,11 +341,7 @@ class Sandbox:
         # This thread stays until the payload has ended, so its end may be the payload's.
         process = self._spawn(args, die_with_thread=True, **options)
         stdout, stderr = _communicate(process, input, timeout, drain=self.pid == "new")
-        assert process.usage is not None  # it has been waited for
-        result = Result(process.args, process.returncode, stdout, stderr, process.usage)
-        result.enforced = process.enforced
-        if result.reason is Reason.SECCOMP:
-            result.refused_call = killed_call(process.pid)
+        result = process.result(stdout, stderr)
         if check:
             result.check_returncode()
         return result
@@ -405,7 +418,8 @@ class Sandbox:
 
     def _construct(self, process: Process, args: Args, **options: Any) -> None:
         """Initialise a process, whichever class it is of: all begin here."""
-        Process.__init__(process, self._start, args, **options)
+        fence = self._cache.fence(self)
+        Process.__init__(process, self._start, args, fence=fence, **options)
         new_session = options["start_new_session"]
         process.enforced = self._cache.lowered(self).enforced(new_session=new_session)
 
@@ -471,6 +485,7 @@ class Sandbox:
             user_namespaces=self.user_namespaces,
             masks=tuple(os.fsdecode(path) for path in self.masks),
             landlock=self.landlock,
+            limits=self.limits,
         )
 
 
@@ -492,11 +507,22 @@ class _Cache:
     one, and either will do.
     """
 
-    __slots__ = ("_made", "_modules")
+    __slots__ = ("_made", "_modules", "_terms")
 
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
         self._modules: dict[str, ModuleType] = {}
+        self._terms: tuple[Terms, Callable[[], Choice]] | None = None
+
+    def fence(self, box: Sandbox) -> Fence | None:
+        """Return the fence for one run, or None if there is nothing to keep."""
+        if box.limits is None and box.cgroup is None:
+            return None
+        if self._terms is None:
+            parent = check_parent(box.cgroup)
+            terms = Terms(box.limits or NO_LIMITS, parent, sole=box.pid == "new")
+            self._terms = terms, chooser(terms)
+        return Fence(*self._terms)
 
     def lowered(self, box: Sandbox) -> Lowered:
         caller, made = (os.geteuid(), os.getegid()), self._made

@@ -17,6 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "_version",
         "_constants",
         "_cgroup_layout",
+        "_cgroup_names",
         "_landlock",
         "_layers",
         "_libseccomp",
@@ -24,11 +25,14 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     ("_values", "_host", "result"),
     ("mount", "limits", "_calls", "seccomp"),
-    ("_filter",),
-    ("lowlevel", "namespace", "_plan", "_interpreter"),
+    ("_filter", "_cgroup_files"),
+    ("_cgroup_choice", "_cgroup_tree"),
+    ("lowlevel", "namespace", "cgroup", "_plan", "_interpreter"),
     ("_enforced", "_diagnose"),
     ("_explain",),
+    ("_watch",),
     ("_bridge",),
+    ("_fence", "_output"),
     ("process",),
     ("_subprocess",),
     ("sandbox",),
@@ -37,9 +41,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
-MAY_IMPORT_NATIVE = {"_calls", "namespace", "_bridge"}
+MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_bridge"}
 WITHOUT_NATIVE = (
+    "_cgroup_choice",
+    "_cgroup_files",
     "_cgroup_layout",
+    "_cgroup_names",
     "_constants",
     "_diagnose",
     "_enforced",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsbox import Bind, Namespace, Overlay, Proc, Sandbox, Tmpfs
+from nsbox import Bind, Limits, Namespace, Overlay, Proc, Sandbox, Tmpfs
 from nsbox.errors import PlanError, PlanTypeError
 from nsbox.mount import Mount
 from strategies import environments, ids, mount_lists
@@ -40,6 +40,8 @@ FIELDS = (
     "seccomp",
     "user_namespaces",
     "landlock",
+    "limits",
+    "cgroup",
 )
 CHANGES: list[dict[str, Any]] = [
     {"root": "/image"},
@@ -68,6 +70,8 @@ CHANGES: list[dict[str, Any]] = [
     {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}},
     {"user_namespaces": True},
     {"landlock": False},
+    {"limits": Limits(pids=3)},
+    {"cgroup": "/sys/fs/cgroup/jobs"},
 ]
 changes = pytest.mark.parametrize("change", CHANGES, ids=repr)
 
@@ -96,6 +100,8 @@ def everything() -> Sandbox:
         seccomp={"defaultAction": "SCMP_ACT_ALLOW"},
         user_namespaces=True,
         landlock=True,
+        limits=Limits(memory="64M", cpuset="0-1", degrade={"cpuset"}),
+        cgroup=["/sys/fs/cgroup/memory/jobs", "/sys/fs/cgroup/pids/jobs"],
     )
 
 
@@ -254,6 +260,11 @@ def test_sandbox_with_a_namespace_compares_by_namespace() -> None:
 
 
 INVALID: list[tuple[str, Any, type[Exception]]] = [
+    ("limits", {"pids": 3}, PlanTypeError),
+    ("cgroup", "", PlanError),
+    ("cgroup", (), PlanTypeError),
+    ("cgroup", 3, PlanTypeError),
+    ("cgroup", [None], PlanTypeError),
     ("root", "", PlanError),
     ("root", "/a\0", PlanError),
     ("root", "/\ud800", PlanError),

@@ -1,0 +1,287 @@
+"""
+Which hierarchies a cgroup needs for given limits, and below which parent in each.
+
+Nothing is made here. What cannot be kept on this host is an UnsupportedError
+that names the controller, its mount and the remedy.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from ._cgroup_files import CONTROLLER_OF, ONLY_V2, Setting, settings
+from ._cgroup_layout import UNIFIED, Hierarchy, Layout, read_words
+from .errors import PlanError, UnsupportedError
+from .limits import CGROUP_FIELDS, Limits
+
+_MEASURED: Final = ("memory", "pids")
+"""Controllers that count something, besides keeping limits."""
+
+_DELEGATE: Final = (
+    "run it in a subtree of cgroup v2 that is yours, such as one made by "
+    "'systemd-run --user --scope -p Delegate=yes COMMAND', or name one with cgroup="
+)
+
+
+class Part(NamedTuple):
+    """
+    What to make in one hierarchy.
+
+    Args:
+        version: Of the hierarchy.
+        parent: Directory to make the cgroup in.
+        controllers: Those that the cgroup will have there, UNIFIED for version 2 itself.
+        settings: What to write into it, in order.
+    """
+
+    version: int
+    parent: str
+    controllers: tuple[str, ...]
+    settings: tuple[Setting, ...]
+
+
+class Choice(NamedTuple):
+    """
+    What to make on this host.
+
+    Args:
+        parts: One for each hierarchy; that of version 2 first.
+        degraded: Fields of Limits that are left out, as they allow.
+    """
+
+    parts: tuple[Part, ...]
+    degraded: frozenset[str]
+
+
+def wanted_fields(limits: Limits) -> tuple[str, ...]:
+    """Return the fields that need a cgroup."""
+    fields = [name for name in limits.given() if name in (*CGROUP_FIELDS, "cpu_time")]
+    if limits.memory is not None and limits.swap is None:
+        fields.insert(fields.index("memory") + 1, "swap")  # 0, unless said otherwise
+    return tuple(fields)
+
+
+def choose(
+    limits: Limits,
+    layout: Layout,
+    *,
+    parents: Sequence[str] = (),
+    owned: bool = False,
+    measure: bool = False,
+) -> Choice:
+    """
+    Decide where to make a cgroup with these limits.
+
+    Args:
+        limits: What it has to keep.
+        layout: Of this host.
+        parents: Directories to make it in, at most one for each hierarchy.
+            Elsewhere it is made in the caller's own cgroup or one above it.
+        owned: Controllers may be enabled in the parents: they are nsbox's own, or
+            the user says so.
+        measure: Also use hierarchies that are there only to count.
+
+    Raises:
+        UnsupportedError: If a limit cannot be kept, and may not be left out.
+        PlanError: If a parent is in no hierarchy.
+    """
+    given = _by_hierarchy(layout, parents)
+    fields, degraded = [], set()
+    for field in wanted_fields(limits):
+        reason = _why_not(field, layout, given, owned)
+        if reason is None:
+            fields.append(field)
+        elif field in limits.degrade:
+            degraded.add(field)
+        else:
+            raise UnsupportedError(f"the limit {field!r} cannot be kept here: {reason}")
+    if "memory" in degraded:
+        fields = [field for field in fields if field not in ("swap", "oom_group")]
+    parts = _parts(fields, limits, layout, given, owned, measure)
+    if not parts and not limits.degrade:
+        raise UnsupportedError(f"no cgroup can be made here: {_no_place(layout, given)}")
+    return Choice(parts, frozenset(degraded))
+
+
+def _by_hierarchy(layout: Layout, parents: Sequence[str]) -> dict[Hierarchy, str]:
+    given: dict[Hierarchy, str] = {}
+    for path in parents:
+        path = os.path.realpath(path)
+        holders = [
+            item for item in layout.hierarchies if path == item.mount or _below(path, item.mount)
+        ]
+        if not holders:
+            raise PlanError(f"cgroup: {path!r} is in no mounted cgroup hierarchy")
+        holder = max(holders, key=lambda item: len(item.mount))
+        if holder in given:
+            raise PlanError(f"cgroup: {given[holder]!r} and {path!r} are in the same hierarchy")
+        given[holder] = path
+    return given
+
+
+def _below(path: str, mount: str) -> bool:
+    return path.startswith(mount.rstrip("/") + "/")
+
+
+# ---- parents -----------------------------------------------------------
+
+
+def _places(hierarchy: Hierarchy, given: Mapping[Hierarchy, str]) -> list[str]:
+    """Return the directories of a hierarchy in which a cgroup could be made, the best first."""
+    if hierarchy in given:
+        places = [given[hierarchy]]
+    elif hierarchy.version == 2:
+        # Any cgroup above the caller's: placing needs the right over what both have in common.
+        places = hierarchy.above()
+    else:
+        places = hierarchy.above()[:1]
+    return [place for place in places if hierarchy.writable(place)]
+
+
+def _offers(place: str, controllers: Sequence[str], owned: bool) -> bool:
+    """Tell whether cgroups in a directory of version 2 have the controllers."""
+    file = "cgroup.controllers" if owned else "cgroup.subtree_control"
+    return set(controllers) <= set(read_words(f"{place}/{file}"))
+
+
+def _find(
+    hierarchy: Hierarchy,
+    controllers: Sequence[str],
+    given: Mapping[Hierarchy, str],
+    owned: bool,
+) -> str | None:
+    for place in _places(hierarchy, given):
+        mine = owned and hierarchy in given
+        if hierarchy.version == 1 or _offers(place, controllers, mine):
+            return place
+    return None
+
+
+# ---- hierarchies -------------------------------------------------------
+
+
+def _parts(
+    fields: Sequence[str],
+    limits: Limits,
+    layout: Layout,
+    given: Mapping[Hierarchy, str],
+    owned: bool,
+    measure: bool,
+) -> tuple[Part, ...]:
+    needed = {CONTROLLER_OF[field] for field in fields if field in CONTROLLER_OF}
+    extra = set(_MEASURED) if measure else set()
+    parts: list[Part] = []
+    for hierarchy in sorted(layout.hierarchies, key=lambda item: -item.version):
+        has = [name for name in hierarchy.controllers if name in needed]
+        may = [name for name in hierarchy.controllers if name in extra and name not in has]
+        if hierarchy.version == 1:
+            may += _helpers(hierarchy, layout, parts)
+            if not has and not may:
+                continue
+        place = _find(hierarchy, [*has, *may], given, owned) or _find(hierarchy, has, given, owned)
+        if place is None:
+            continue
+        # What is already enabled comes with it; what we own may be enabled.
+        if hierarchy.version == 2 and not _offers(place, may, owned and hierarchy in given):
+            may = []
+        names = (*has, *may)
+        lines = [
+            line
+            for field in fields
+            if CONTROLLER_OF.get(field) in names
+            for line in settings(field, limits, hierarchy.version, place)
+        ]
+        if hierarchy.version == 2:
+            names = (*names, UNIFIED)
+        parts.append(Part(hierarchy.version, place, names, tuple(lines)))
+    return tuple(parts)
+
+
+def _helpers(hierarchy: Hierarchy, layout: Layout, parts: Sequence[Part]) -> list[str]:
+    """Return what counts time, and what stops processes, where version 2 does not do both."""
+    if parts and parts[0].version == 2:
+        return []
+    return [name for name in ("cpuacct", "freezer") if name in hierarchy.controllers]
+
+
+# ---- reasons -----------------------------------------------------------
+
+
+def _why_not(field: str, layout: Layout, given: Mapping[Hierarchy, str], owned: bool) -> str | None:
+    """Return why a field of Limits cannot be kept on this host, or None if it can."""
+    if field == "cpu_time":
+        return _why_not_counted(layout, given)
+    controller = CONTROLLER_OF[field]
+    hierarchy = layout.holder(controller)
+    if hierarchy is None:
+        return _not_mounted(controller, layout)
+    if hierarchy.version == 1 and field in ONLY_V2:
+        return (
+            f"the controller {controller!r} is on cgroup v1 ({hierarchy.mount}) and can do "
+            "that on v2 only: boot with systemd.unified_cgroup_hierarchy=1"
+        )
+    place = _find(hierarchy, [controller], given, owned)
+    if place is None:
+        return _no_right(controller, hierarchy, given)
+    if field == "swap" and not _counts_swap(hierarchy, place):
+        return (
+            f"this kernel does not count swap ({hierarchy.mount} has no "
+            "memory.memsw.limit_in_bytes): boot with swapaccount=1"
+        )
+    return None
+
+
+def _counts_swap(hierarchy: Hierarchy, place: str) -> bool:
+    if not os.path.exists("/proc/swaps"):
+        return True  # a kernel without swap: what cannot happen is limited
+    return hierarchy.version == 2 or os.path.exists(f"{place}/memory.memsw.limit_in_bytes")
+
+
+def _why_not_counted(layout: Layout, given: Mapping[Hierarchy, str]) -> str | None:
+    unified, v1 = layout.unified, layout.holder("cpuacct")
+    counting = [item for item in (unified, v1) if item is not None]
+    if any(_places(item, given) for item in counting):
+        return None
+    if not counting:
+        return "neither cgroup v2 nor the v1 controller 'cpuacct' is mounted, so nothing counts it"
+    return _no_right("cpu.stat" if unified else "cpuacct", counting[0], given)
+
+
+def _not_mounted(controller: str, layout: Layout) -> str:
+    if not layout.hierarchies:
+        return (
+            f"the controller {controller!r} is nowhere mounted, and no cgroup file system is: "
+            "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+        )
+    mounts = ", ".join(sorted({item.mount for item in layout.hierarchies}))
+    return (
+        f"no mounted hierarchy has the controller {controller!r} ({mounts}): it is disabled "
+        f"(boot without cgroup_disable={controller}), or not delegated to this container"
+    )
+
+
+def _no_right(controller: str, hierarchy: Hierarchy, given: Mapping[Hierarchy, str]) -> str:
+    where = f"the controller {controller!r} is on cgroup v{hierarchy.version} at {hierarchy.mount}"
+    if hierarchy.readonly:
+        return f"{where}, which is mounted read-only: mount -o remount,rw {hierarchy.mount}"
+    places = [given[hierarchy]] if hierarchy in given else hierarchy.above()
+    if not places:
+        return f"{where}, whose mount does not show the caller's own cgroup: name one with cgroup="
+    missing = [place for place in places if not os.path.isdir(place)]
+    if missing:
+        return f"{where}, but there is no cgroup {missing[0]} (any more)"
+    writable = _places(hierarchy, given)
+    if not writable:
+        return f"{where}, where the caller may not write to {places[0]}: {_DELEGATE}"
+    return (
+        f"{where}, but is not enabled for cgroups below {writable[-1]}: "
+        f"echo +{controller} > {writable[-1]}/cgroup.subtree_control, or "
+        "Cgroup.create(parent=..., enable=True)"
+    )
+
+
+def _no_place(layout: Layout, given: Mapping[Hierarchy, str]) -> str:
+    for hierarchy in layout.hierarchies:
+        if hierarchy.version == 2 or hierarchy.controllers[0] in _MEASURED:
+            return _no_right((*hierarchy.controllers, "cgroup")[0], hierarchy, given)
+    return _not_mounted("memory", layout)

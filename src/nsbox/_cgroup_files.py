@@ -1,0 +1,252 @@
+"""
+The files of cgroups: what a limit is called, and where a figure is found.
+
+Two dialects, version 1 and version 2. Nothing here makes or removes a cgroup.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from ._cgroup_layout import UNIFIED
+from .limits import IoLimit, Limits
+
+PERIOD: Final = 100_000
+"""Microseconds over which a cpu limit is counted: the kernel's default."""
+
+CONTROLLER_OF: Final = {
+    "memory": "memory",
+    "swap": "memory",
+    "oom_group": "memory",
+    "pids": "pids",
+    "cpu": "cpu",
+    "cpuset": "cpuset",
+    "io": "io",
+}
+"""Field of Limits -> the controller that keeps it."""
+
+ONLY_V2: Final = ("io", "oom_group")
+
+
+class Setting(NamedTuple):
+    """A value for a file of a cgroup."""
+
+    file: str
+    value: str
+
+
+# ---- limits -------------------------------------------------------------
+
+
+def settings(field: str, limits: Limits, version: int, parent: str) -> list[Setting]:
+    """
+    Return what to write for a field of Limits, in order.
+
+    Args:
+        field: Name of a field that is set.
+        limits: Where it is set.
+        version: Of the hierarchy that has the controller.
+        parent: Directory of the cgroup above.
+    """
+    dialect = _V1 if version == 1 else _V2
+    return dialect[field](limits, parent)
+
+
+def _quota(limits: Limits) -> int:
+    assert limits.cpu is not None
+    return round(limits.cpu * PERIOD)
+
+
+def _list(numbers: object) -> str:
+    assert isinstance(numbers, tuple)
+    return ",".join(map(str, numbers))
+
+
+def _v1_swap(limits: Limits, parent: str) -> list[Setting]:
+    # Memory and swap together; the kernel wants it no lower than memory, which is set first.
+    assert isinstance(limits.memory, int)
+    both = limits.memory + int(limits.swap or 0)
+    return [Setting("memory.memsw.limit_in_bytes", str(both))]
+
+
+def _v1_cpuset(limits: Limits, parent: str) -> list[Setting]:
+    # Both are empty in a new cgroup, and then nobody may enter it.
+    nodes = read(f"{parent}/cpuset.effective_mems") or "0"
+    return [Setting("cpuset.mems", nodes), Setting("cpuset.cpus", _list(limits.cpuset))]
+
+
+def _io(limits: Limits, parent: str) -> list[Setting]:
+    return [Setting("io.max", _io_line(item)) for item in limits.io or ()]
+
+
+def _io_line(item: IoLimit) -> str:
+    device = os.stat(item.device).st_rdev
+    rates = {
+        "rbps": item.read,
+        "wbps": item.write,
+        "riops": item.read_operations,
+        "wiops": item.write_operations,
+    }
+    words = [f"{key}={value}" for key, value in rates.items() if value is not None]
+    return " ".join([f"{os.major(device)}:{os.minor(device)}", *words])
+
+
+_Lower = Callable[[Limits, str], list[Setting]]
+
+_V1: Final[Mapping[str, _Lower]] = {
+    "memory": lambda limits, _: [Setting("memory.limit_in_bytes", str(limits.memory))],
+    "swap": _v1_swap,
+    "pids": lambda limits, _: [Setting("pids.max", str(limits.pids))],
+    "cpu": lambda limits, _: [
+        Setting("cpu.cfs_period_us", str(PERIOD)),
+        Setting("cpu.cfs_quota_us", str(_quota(limits))),
+    ],
+    "cpuset": _v1_cpuset,
+}
+
+_V2: Final[Mapping[str, _Lower]] = {
+    "memory": lambda limits, _: [Setting("memory.max", str(limits.memory))],
+    "swap": lambda limits, _: [Setting("memory.swap.max", str(limits.swap or 0))],
+    "oom_group": lambda limits, _: [Setting("memory.oom.group", "1")],
+    "pids": lambda limits, _: [Setting("pids.max", str(limits.pids))],
+    "cpu": lambda limits, _: [Setting("cpu.max", f"{_quota(limits)} {PERIOD}")],
+    "cpuset": lambda limits, _: [Setting("cpuset.cpus", _list(limits.cpuset))],
+    "io": _io,
+}
+
+
+# ---- figures ------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """
+    Where a figure is found.
+
+    Args:
+        controller: Whose directory has the file.
+        version: Of the hierarchy.
+        file: Its name.
+        key: The word before the number, for files of several lines.
+        unit: What one is worth, in bytes, seconds or pieces.
+    """
+
+    controller: str
+    version: int
+    file: str
+    key: str | None = None
+    unit: float = 1
+
+    def __str__(self) -> str:
+        return self.file if self.key is None else f"{self.file} {self.key}"
+
+
+_USEC: Final = 1e-6
+_NSEC: Final = 1e-9
+
+FIGURES: Final[Mapping[str, tuple[Source, ...]]] = {
+    "memory": (
+        Source("memory", 2, "memory.current"),
+        Source("memory", 1, "memory.usage_in_bytes"),
+    ),
+    "memory_peak": (
+        Source("memory", 2, "memory.peak"),  # since Linux 5.19
+        Source("memory", 1, "memory.max_usage_in_bytes"),
+    ),
+    "memory_anon": (
+        Source("memory", 2, "memory.stat", "anon"),
+        Source("memory", 1, "memory.stat", "total_rss"),
+    ),
+    "memory_file": (
+        Source("memory", 2, "memory.stat", "file"),
+        Source("memory", 1, "memory.stat", "total_cache"),
+    ),
+    "swap": (
+        Source("memory", 2, "memory.swap.current"),
+        Source("memory", 1, "memory.stat", "total_swap"),
+    ),
+    "pids": (Source("pids", 2, "pids.current"), Source("pids", 1, "pids.current")),
+    "pids_peak": (Source("pids", 2, "pids.peak"), Source("pids", 1, "pids.peak")),  # since 6.1
+    "cpu_time": (
+        Source(UNIFIED, 2, "cpu.stat", "usage_usec", _USEC),
+        Source("cpuacct", 1, "cpuacct.usage", None, _NSEC),
+    ),
+    "user_time": (
+        Source(UNIFIED, 2, "cpu.stat", "user_usec", _USEC),
+        Source("cpuacct", 1, "cpuacct.usage_user", None, _NSEC),
+    ),
+    "system_time": (
+        Source(UNIFIED, 2, "cpu.stat", "system_usec", _USEC),
+        Source("cpuacct", 1, "cpuacct.usage_sys", None, _NSEC),
+    ),
+    "oom_kills": (
+        Source("memory", 2, "memory.events", "oom_kill"),
+        Source("memory", 1, "memory.oom_control", "oom_kill"),
+    ),
+    "pids_refused": (
+        Source("pids", 2, "pids.events", "max"),
+        Source("pids", 1, "pids.events", "max"),
+    ),
+    "pressure_cpu": (Source(UNIFIED, 2, "cpu.pressure", "some", _USEC),),
+    "pressure_memory": (Source(UNIFIED, 2, "memory.pressure", "some", _USEC),),
+    "pressure_io": (Source(UNIFIED, 2, "io.pressure", "some", _USEC),),
+}
+"""Each figure, and where it may be found, the best first."""
+
+
+class Reader:
+    """Reads figures of one cgroup; each file once, so that figures of one file agree."""
+
+    def __init__(self, directories: Mapping[tuple[str, int], str]) -> None:
+        self.directories = directories
+        self._texts: dict[str, str | None] = {}
+        self.sources: dict[str, str] = {}
+
+    def figure(self, name: str) -> float | None:
+        """Return a figure, and note its source; None if nothing here measures it."""
+        for source in FIGURES[name]:
+            directory = self.directories.get((source.controller, source.version))
+            if directory is None:
+                continue
+            text = self._text(f"{directory}/{source.file}")
+            number = None if text is None else _number(text, source.key)
+            if number is not None:
+                self.sources[name] = str(source)
+                return number * source.unit
+        return None
+
+    def count(self, name: str) -> int | None:
+        """Return a figure that is a whole number."""
+        number = self.figure(name)
+        return None if number is None else int(number)
+
+    def _text(self, path: str) -> str | None:
+        if path not in self._texts:
+            self._texts[path] = read(path)
+        return self._texts[path]
+
+
+def read(path: str) -> str | None:
+    """Return a file's text without the space around it; None if it cannot be read."""
+    # Unbuffered and undecoded: this is most of what the end of a run costs.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 16384).decode("ascii").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _number(text: str, key: str | None) -> int | None:
+    if key is None:
+        return int(text) if text.isdecimal() else None
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == key:
+            # A pressure file ends its lines with "total=N".
+            value = rest.rpartition("total=")[2]
+            return int(value) if value.isdecimal() else None
+    return None

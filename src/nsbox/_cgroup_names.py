@@ -1,0 +1,83 @@
+"""
+Names of cgroups that tell whether the process that made them still lives.
+
+A name is there from the moment of mkdir(2), so no cgroup is ever without its
+owner's mark; and an owner that is dead stays dead, so whoever finds its cgroup
+may remove it. A process id alone would be somebody else's one day: the time
+when the process started goes with it. Both mean something only in the owner's
+own pid and time namespaces, so names of others are left alone.
+"""
+
+import os
+from functools import lru_cache
+from itertools import count
+from typing import Final, NamedTuple
+
+PREFIX: Final = "nsbox"
+
+_numbers = count()
+
+
+class Owner(NamedTuple):
+    """
+    A process, for good.
+
+    Args:
+        pid_namespace: Inode number of its pid namespace.
+        time_namespace: Inode number of its time namespace, 0 before Linux 5.6.
+        pid: Process id there.
+        started: Start time there, in clock ticks since boot.
+    """
+
+    pid_namespace: int
+    time_namespace: int
+    pid: int
+    started: int
+
+
+def new_name() -> str:
+    """Return a name that no other process uses, and this one has not used yet."""
+    return ".".join((PREFIX, *(str(part) for part in _self(os.getpid())), str(next(_numbers))))
+
+
+def parse(name: str) -> Owner | None:
+    """Return the owner that a name states, or None if it is not a name made here."""
+    prefix, *parts = name.split(".")
+    if prefix != PREFIX or len(parts) != 5 or not all(part.isdecimal() for part in parts):
+        return None
+    return Owner(*(int(part) for part in parts[:4]))
+
+
+def is_left_over(name: str) -> bool:
+    """Tell whether a cgroup's owner is known to have ended."""
+    owner, me = parse(name), _self(os.getpid())
+    if owner is None or owner[:2] != me[:2]:
+        return False
+    return _started(str(owner.pid)) != owner.started
+
+
+@lru_cache(maxsize=1)
+def _self(pid: int) -> Owner:
+    # pid is the key only: a fork is another process.
+    started = _started("self")
+    if started is None:
+        raise RuntimeError("/proc is not mounted, or is that of another pid namespace")
+    return Owner(_namespace("pid"), _namespace("time"), pid, started)
+
+
+def _namespace(kind: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _started(pid: str) -> int | None:
+    """Return field 22 of /proc/pid/stat; None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name, in parentheses, may contain anything.
+    return int(text[text.rindex(b")") + 2 :].split()[19])

@@ -1,0 +1,176 @@
+"""
+Directories of cgroups: write into them, empty them, remove them.
+
+Also those that dead callers have left (see :mod:`nsbox._cgroup_names`).
+"""
+
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from . import _calls, _cgroup_names
+from .errors import CgroupError
+
+_SHORTEST: Final = 0.0002
+_LONGEST: Final = 0.02
+
+_HINTS: Final = {
+    errno.EACCES: "the caller may not write there",
+    errno.EROFS: "the cgroup file system is mounted read-only",
+    errno.EBUSY: "it, or a cgroup above it, has processes or cgroups of its own",
+    errno.ENOENT: "the cgroup above was removed, or this kernel lacks the file",
+    errno.EAGAIN: "the cgroup above may have no more cgroups below it (cgroup.max.descendants)",
+    errno.EINVAL: "the kernel takes no such value: a processor or device that is not there",
+    errno.ENODEV: "the cgroup was removed meanwhile, or there is no such device",
+    errno.ENOSPC: "a cpuset needs processors that the cgroup above has",
+    errno.ERANGE: "the value is out of the kernel's range",
+}
+
+
+@contextmanager
+def reported(path: str) -> Iterator[None]:
+    """Turn an OSError into a CgroupError about a path."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise CgroupError(number, path, _HINTS.get(number)) from None
+
+
+def write(path: str, text: str) -> None:
+    """Write a file of a cgroup."""
+    with reported(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+# ---- ending ---------------------------------------------------------------
+
+
+def look_again(done: Callable[[], bool], deadline: float, error: int, path: str) -> None:
+    """Look again and again, with longer and longer pauses: v1 has no events for it."""
+    pause = _SHORTEST
+    while not done():
+        if time.monotonic() >= deadline:
+            raise CgroupError(error, path, "it did not come to rest; see its cgroup.procs")
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST)
+
+
+def await_event(directory: str, line: str, deadline: float, code: int) -> None:
+    """
+    Wait until cgroup.events has a line; the kernel reports each change as POLLPRI.
+
+    Raises:
+        CgroupError: With this code at the deadline.
+    """
+    path = f"{directory}/cgroup.events"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # removed by someone: neither populated nor frozen
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLPRI)
+        while line not in os.pread(fd, 4096, 0).decode().splitlines():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise CgroupError(code, directory, f"its state did not become {line!r}")
+            poll.poll(min(remaining, 3600) * 1000)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+    finally:
+        os.close(fd)
+
+
+def _tree(directory: str) -> list[str]:
+    """Return a cgroup and those below it, the lowest first."""
+    return [path for path, _, _ in os.walk(directory, topdown=False)]
+
+
+def kill_tree(directory: str) -> None:
+    """Kill everything in a cgroup and below it."""
+    for path in _tree(directory):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            _calls.cgroup_kill(fd)
+        finally:
+            os.close(fd)
+
+
+def remove_tree(directory: str, deadline: float) -> None:
+    """
+    Remove a cgroup and those below it.
+
+    What has just died can still count as there for a moment, so EBUSY is tried
+    again; and in v1, which has no cgroup.kill, a fork may have been missed.
+    """
+
+    def removed() -> bool:
+        try:
+            for path in _tree(directory):
+                os.rmdir(path)
+        except FileNotFoundError:
+            return not os.path.exists(directory)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise CgroupError(
+                    error.errno or errno.EIO, directory, _HINTS.get(error.errno or 0)
+                ) from None
+            kill_tree(directory)
+            return False
+        return True
+
+    try:
+        os.rmdir(directory)  # by far the most common case: no walk
+    except OSError:
+        look_again(removed, deadline, errno.EBUSY, directory)
+
+
+# ---- what dead callers have left ------------------------------------------
+
+_swept: set[tuple[int, str]] = set()
+
+
+def sweep_once(parent: str) -> None:
+    """Remove what dead callers have left in a directory, at this process's first use of it."""
+    key = (os.getpid(), parent)
+    if key not in _swept:
+        _swept.add(key)
+        sweep(parent)
+
+
+def sweep(parent: str) -> list[str]:
+    """
+    Remove the cgroups in a directory whose makers have ended, and kill what is in them.
+
+    Returns:
+        The directories that were removed.
+    """
+    removed = []
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return []
+    for name in names:
+        if not _cgroup_names.is_left_over(name):
+            continue
+        directory = f"{parent}/{name}"
+        try:
+            kill_tree(directory)
+            remove_tree(directory, time.monotonic() + 1.0)
+        except (CgroupError, OSError):
+            continue  # not ours to remove, or still dying: the next one tries again
+        removed.append(directory)
+    return removed

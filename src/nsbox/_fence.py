@@ -1,0 +1,303 @@
+"""
+The limits of one run: a fresh cgroup, deadlines, and the verdict at the end.
+
+A fence is opened right before the spawn and ended after the payload has been
+reaped. What it makes, it removes.
+"""
+
+import errno
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from ._bridge import End, Placement
+from ._cgroup_choice import Choice, wanted_fields
+from ._cgroup_files import FIGURES
+from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
+from .cgroup import Cgroup, choose, make
+from .errors import CgroupError, SpawnError, Step
+from .limits import Limits, nanoseconds
+from .result import Reason, Usage
+
+_PATIENCE: Final = 2.0
+"""Seconds that the end of a run waits for its cgroup to become empty."""
+
+
+_RUSAGE: Final = dict.fromkeys(
+    ("user_time", "system_time", "voluntary_switches", "involuntary_switches", "cpu_time"),
+    "rusage",
+)
+
+
+class Terms(NamedTuple):
+    """
+    What the fences of one sandbox have in common.
+
+    Args:
+        limits: Of a run.
+        parent: Where the cgroups are made, as for ``Cgroup.create()``.
+        sole: The payload is the init of its pid namespace: nothing outlives it.
+    """
+
+    limits: Limits
+    parent: Cgroup | tuple[str, ...] | None
+    sole: bool
+
+    @property
+    def want_cgroup(self) -> bool:
+        return self.parent is not None or bool(wanted_fields(self.limits))
+
+
+class Verdict(NamedTuple):
+    """How a run ended."""
+
+    usage: Usage
+    reason: Reason
+
+
+class Fence:
+    """The limits of one run."""
+
+    def __init__(self, terms: Terms, choose_place: Callable[[], Choice]) -> None:
+        """
+        Args:
+            terms: What to keep.
+            choose_place: Returns where to make the cgroup, if one is needed.
+        """
+        self._terms = terms
+        self._choose_place = choose_place
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._verdict: Verdict | None = None
+        self._watch: Watch | None = None
+        self._usage_fd = -1
+        self._tasks: list[int] = []
+        self.cgroup: Cgroup | None = None
+        self.degraded: frozenset[str] = frozenset()
+        self.output_reached = False
+
+    @property
+    def output(self) -> int | None:
+        """How many bytes of output may be captured."""
+        limit = self._terms.limits.output
+        return None if limit is None else int(limit)
+
+    # ---- before and while it runs ----
+
+    def open(self) -> Placement:
+        """
+        Make the cgroup, and what the C core needs to put the payload into it.
+
+        Raises:
+            UnsupportedError, CgroupError: If it cannot be made; nothing is left.
+        """
+        try:
+            return self._open()
+        except BaseException:
+            self.discard()
+            raise
+
+    def _open(self) -> Placement:
+        choice = self._choose_place() if self._terms.want_cgroup else None
+        born, shield = -1, False
+        if choice is not None:
+            self.degraded = choice.degraded
+        if choice is not None and choice.parts:
+            self.cgroup = make(
+                self._terms.limits, choice, enable=isinstance(self._terms.parent, Cgroup)
+            )
+            for part, directory in zip(choice.parts, self.cgroup.directories, strict=True):
+                shield = shield or "memory" in part.controllers
+                if part.version == 2:
+                    born = self.cgroup.fileno()
+                else:
+                    self._tasks.append(os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+        self._watch = self._make_watch()
+        return Placement(born, tuple(self._tasks), shield, self._watch)
+
+    def _make_watch(self) -> Watch | None:
+        limits = self._terms.limits
+        cpu_time = None if "cpu_time" in self.degraded else limits.cpu_time
+        outlived = self.cgroup is not None and not self._terms.sole
+        if limits.wall_time is None and cpu_time is None and not outlived:
+            return None
+        if cpu_time is not None:
+            self._usage_fd = self._open_usage()
+        return Watch(
+            wall_time=nanoseconds(limits.wall_time),
+            cpu_time=nanoseconds(cpu_time),
+            cpus=_processors(limits),
+            cgroup=-1 if self.cgroup is None else self.cgroup.fileno(),
+            usage=self._usage_fd,
+            outlived=outlived,
+        )
+
+    def _open_usage(self) -> int:
+        assert self.cgroup is not None
+        directories = self.cgroup.reader().directories
+        for source in FIGURES["cpu_time"]:
+            directory = directories.get((source.controller, source.version))
+            if directory is not None:
+                return os.open(f"{directory}/{source.file}", os.O_RDONLY | os.O_CLOEXEC)
+        raise AssertionError("the choice of hierarchies has one that counts")
+
+    def started(self) -> None:
+        """The payload runs: let go of what was only needed to start it."""
+        while self._tasks:
+            os.close(self._tasks.pop())
+
+    def advise(self, error: SpawnError) -> None:
+        """Say so in an error if it was a limit that the spawn failed at."""
+        limits, cgroup = self._terms.limits, self.cgroup
+        if cgroup is None or limits.memory is None:
+            return
+        killed = error.step is Step.KILLED and cgroup.events().oom_kills
+        if error.errno == errno.ENOMEM or killed:
+            error.hint = f"the limit memory={limits.memory} is below what starting needs"
+
+    def kill(self) -> None:
+        """Kill everything in the cgroup, if there is one."""
+        if self.cgroup is not None and not self.cgroup.closed:
+            self.cgroup.kill()
+
+    # ---- the end ----
+
+    def end(self, end: End, wall_time: float) -> Verdict:
+        """
+        Return the verdict of a payload that has been reaped, and remove the cgroup.
+
+        Any number of threads may ask, and a signal handler in the middle of it.
+        """
+        if self._owner != os.getpid():
+            return plain_verdict(end, wall_time)  # after a fork: the parent's
+        with self._lock:
+            if self._verdict is None:
+                verdict = self._conclude(end, wall_time)
+                self._verdict = self._verdict or verdict
+            self.discard()
+            return self._verdict
+
+    def _conclude(self, end: End, wall_time: float) -> Verdict:
+        """What is still in the cgroup is killed first: figures are final when it is empty."""
+        usage = plain_usage(end, wall_time)
+        if self._watch is not None:
+            self._watch.remove()
+        if self.cgroup is not None and not self.cgroup.closed:
+            try:
+                self.cgroup.empty(_PATIENCE)
+            except CgroupError:
+                pass  # discard() will say so
+            usage = _measured(usage, self.cgroup)
+        return Verdict(usage, self._reason(end, usage))
+
+    def _reason(self, end: End, usage: Usage) -> Reason:
+        """By the kernel's counters and by what nsbox itself did, in a fixed order."""
+        if usage.oom_kills:
+            return Reason.MEMORY
+        if usage.pids_refused:
+            return Reason.PIDS
+        if self.output_reached:
+            return Reason.OUTPUT
+        # A payload that ended by itself in the same moment was not killed by us.
+        hit = self._watch.hit if self._watch is not None else 0
+        if hit and end.returncode == -signal.SIGKILL:
+            return {HIT_WALL_TIME: Reason.WALL_TIME, HIT_CPU_TIME: Reason.CPU_TIME}[hit]
+        return plain_reason(end)
+
+    def discard(self) -> None:
+        """Release everything; without effect the second time."""
+        if self._watch is not None:
+            self._watch.remove()
+        self.started()
+        fd, self._usage_fd = self._usage_fd, -1
+        if fd >= 0:
+            os.close(fd)
+        if self.cgroup is None or self.cgroup.closed or self._owner != os.getpid():
+            return
+        try:
+            self.cgroup.remove(_PATIENCE)
+        except CgroupError as error:
+            # A process in an uninterruptible sleep: it is dead to all but the kernel.
+            warnings.warn(f"left behind: {error}", ResourceWarning, stacklevel=2)
+            self.cgroup.abandon()
+
+
+def plain_usage(end: End, wall_time: float) -> Usage:
+    """Return what is known without a cgroup."""
+    return Usage(
+        wall_time=wall_time,
+        user_time=end.user_time,
+        system_time=end.system_time,
+        voluntary_switches=end.voluntary_switches,
+        involuntary_switches=end.involuntary_switches,
+        cpu_time=end.user_time + end.system_time,
+        sources=dict(_RUSAGE),
+    )
+
+
+def plain_verdict(end: End, wall_time: float) -> Verdict:
+    """Return how a run without limits ended."""
+    return Verdict(plain_usage(end, wall_time), plain_reason(end))
+
+
+def plain_reason(end: End) -> Reason:
+    """Return why a payload ended if nobody but itself had a part in it."""
+    if end.returncode == -signal.SIGSYS:
+        return Reason.SECCOMP
+    return Reason.SIGNAL if end.returncode < 0 else Reason.EXIT
+
+
+def _processors(limits: Limits) -> int:
+    if isinstance(limits.cpuset, tuple):
+        return len(limits.cpuset)
+    return os.cpu_count() or 1
+
+
+def _measured(usage: Usage, cgroup: Cgroup) -> Usage:
+    """Return usage with the figures of a cgroup, as far as this host has them."""
+    reader = cgroup.reader()
+    cpu_time = reader.figure("cpu_time")
+    if cpu_time is not None:
+        # All processes, and not only those that were waited for.
+        user, system = reader.figure("user_time"), reader.figure("system_time")
+        usage = usage._replace(
+            cpu_time=cpu_time,
+            user_time=usage.user_time if user is None else user,
+            system_time=usage.system_time if system is None else system,
+        )
+    pressure = {name: reader.figure(f"pressure_{name}") for name in ("cpu", "memory", "io")}
+    return usage._replace(
+        memory_peak=reader.count("memory_peak"),
+        pids_peak=reader.count("pids_peak"),
+        oom_kills=reader.count("oom_kills"),
+        pids_refused=reader.count("pids_refused"),
+        pressure={name: value for name, value in pressure.items() if value is not None} or None,
+        sources={**usage.sources, **reader.sources},
+    )
+
+
+def chooser(terms: Terms) -> Callable[[], Choice]:
+    """
+    Return what decides where a sandbox's cgroups are made, once for many runs.
+
+    The place is looked for again when it is gone, or the calling process is another one.
+    """
+    made: list[tuple[tuple[int, int], Choice]] = []
+
+    def choose_place() -> Choice:
+        caller = os.getpid(), os.geteuid()
+        known = made[0] if made else None
+        if (
+            known is not None
+            and known[0] == caller
+            and all(os.path.isdir(part.parent) for part in known[1].parts)
+        ):
+            return known[1]
+        choice = choose(terms.limits, terms.parent, measure=terms.parent is not None)
+        made[:] = [(caller, choice)]
+        return choice
+
+    return choose_place

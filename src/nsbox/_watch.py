@@ -1,0 +1,80 @@
+"""
+The thread of C that ends payloads at their limits, as Python sees it.
+
+See csrc/watcher.c. One watcher for each process; a fork gets its own.
+"""
+
+import os
+from typing import Any
+
+from ._native import ffi, lib
+
+HIT_WALL_TIME = int(lib.NSBOX_HIT_WALL_TIME)
+HIT_CPU_TIME = int(lib.NSBOX_HIT_CPU_TIME)
+
+
+class _Watcher:
+    """The C core's watcher of this process, made when it is needed first."""
+
+    def __init__(self) -> None:
+        self._pointer: Any = None
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    @property
+    def pointer(self) -> Any:
+        if self._pointer is None:
+            self._pointer = lib.nsbox_watcher_create()
+            if self._pointer == ffi.NULL:
+                self._pointer = None
+                raise MemoryError
+        return self._pointer
+
+    def _after_fork(self) -> None:
+        if self._pointer is not None:
+            lib.nsbox_watcher_forget(self._pointer)
+            self._pointer = None
+
+
+watcher = _Watcher()
+
+
+class Watch:
+    """
+    One payload to be watched, from its spawn to :meth:`remove`.
+
+    Args:
+        wall_time: Nanoseconds, 0 for no limit.
+        cpu_time: Nanoseconds, 0 for no limit.
+        cpus: Processors on which the payload can run at the same time.
+        cgroup: Descriptor of the directory of a cgroup to kill, or -1.
+        usage: Descriptor of cpu.stat or cpuacct.usage, or -1.
+        outlived: Other processes may outlive the payload; they are killed then.
+    """
+
+    def __init__(
+        self, *, wall_time: int, cpu_time: int, cpus: int, cgroup: int, usage: int, outlived: bool
+    ) -> None:
+        struct = ffi.new(
+            "struct nsbox_watch *",
+            {
+                "watcher": watcher.pointer,
+                "pidfd": -1,
+                "cgroup": cgroup,
+                "usage": usage,
+                "outlived": outlived,
+                "wall_time": wall_time,
+                "cpu_time": cpu_time,
+                "cpus": cpus,
+            },
+        )
+        # The thread must never look at memory that is gone, whatever is raised meanwhile.
+        self.struct = ffi.gc(struct, lib.nsbox_watch_remove)
+
+    @property
+    def hit(self) -> int:
+        """HIT_WALL_TIME or HIT_CPU_TIME if the payload was killed for that, else 0."""
+        return int(self.struct.hit)
+
+    def remove(self) -> None:
+        """Watch it no longer; without effect the second time."""
+        lib.nsbox_watch_remove(self.struct)

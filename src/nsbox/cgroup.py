@@ -1,0 +1,459 @@
+"""
+Cgroups: the fence around processes.
+
+One object for the three kinds of hosts: cgroup v2, v1, and hybrid ones, whose
+controllers are on v1 while a bare v2 hierarchy counts, freezes and kills. It
+stands for a directory of the same name in each hierarchy that it needs.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, NamedTuple
+
+from . import _calls, _cgroup_choice, _cgroup_layout, _cgroup_names
+from ._cgroup_choice import Choice, Part
+from ._cgroup_files import Reader, read
+from ._cgroup_layout import UNIFIED, read_words
+from ._cgroup_tree import (
+    await_event,
+    kill_tree,
+    look_again,
+    remove_tree,
+    reported,
+    sweep,
+    sweep_once,
+    write,
+)
+from ._values import PathArg, check_bool, check_path
+from .errors import CgroupError, PlanError, PlanTypeError
+from .limits import CGROUP_FIELDS, Limits, check_limits
+
+_PATIENCE: Final = 10.0
+"""Seconds until a cgroup that does not change its state is an error."""
+
+
+class Stats(NamedTuple):
+    """
+    What the processes of a cgroup use now, and have used together so far.
+
+    A figure that this host does not measure is None.
+
+    Args:
+        memory: Bytes now, page cache and kernel memory too.
+        memory_peak: The most so far, in bytes.
+        memory_anon: Bytes of anonymous memory (heap, stacks) now.
+        memory_file: Bytes of page cache now, tmpfs and shared memory too.
+        swap: Bytes now.
+        pids: Processes and threads now.
+        pids_peak: The most so far (Linux 6.1).
+        cpu_time: Seconds so far, of processes that ended too.
+        user_time: The part in user mode.
+        system_time: The part in the kernel.
+        sources: For each figure that was measured, the file that it is from.
+    """
+
+    memory: int | None
+    memory_peak: int | None
+    memory_anon: int | None
+    memory_file: int | None
+    swap: int | None
+    pids: int | None
+    pids_peak: int | None
+    cpu_time: float | None
+    user_time: float | None
+    system_time: float | None
+    sources: dict[str, str]
+
+
+class Events(NamedTuple):
+    """
+    How often a limit was met, by the kernel's count.
+
+    Args:
+        oom_kills: Processes that the OOM killer ended; None if not counted here.
+        pids_refused: Processes and threads that could not be started; None as well.
+    """
+
+    oom_kills: int | None
+    pids_refused: int | None
+
+
+class Cgroup:
+    """
+    A cgroup that nsbox made, and removes when it is closed.
+
+    A context manager. Processes get into it by ``Sandbox(cgroup=...)``, each
+    sandbox in a fresh cgroup of its own inside; nothing else is ever moved.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("use Cgroup.create()")
+
+    _parts: tuple[Part, ...]
+    _name: str
+    _owner: int
+    _fd: int
+    _closed: bool
+    limits: Limits
+    degraded: frozenset[str]
+
+    @classmethod
+    def create(
+        cls,
+        limits: Limits | None = None,
+        *,
+        parent: "CgroupArg | None" = None,
+        enable: bool = False,
+    ) -> "Cgroup":
+        """
+        Make a cgroup.
+
+        Args:
+            limits: For everything in it together. Fields that are not kept by
+                cgroup controllers must not be set.
+            parent: Directory to make it in, or one for each v1 hierarchy, or a
+                Cgroup. Default: the caller's own cgroup, and on v2 one above it
+                where the controllers are enabled.
+            enable: On v2, write needed controllers to the parent's
+                cgroup.subtree_control. Without it that is done for a Cgroup only.
+
+        Raises:
+            UnsupportedError: If a limit cannot be kept on this host; names the
+                controller, its mount and the remedy.
+            CgroupError: If making it or a setting failed; nothing is left.
+            PlanError: If the limits or the parent cannot be meant.
+        """
+        limits = check_limits("limits", limits) or Limits()
+        if check_bool("enable", enable) and parent is None:
+            raise PlanError("enable: name the parent whose controllers are to be enabled")
+        others = {*limits.given()} - {*CGROUP_FIELDS, "core"}
+        if others:
+            raise PlanTypeError(f"limits: {sorted(others)[0]!r} is for one run, not for a cgroup")
+        place = check_parent(parent)
+        choice = choose(limits, place, enable=enable, measure=True)
+        return make(limits, choice, enable=enable or isinstance(place, Cgroup))
+
+    # ---- looking ----
+
+    @property
+    def name(self) -> str:
+        """The name of its directories."""
+        return self._name
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """Its directories, one for each hierarchy, that of version 2 first."""
+        return tuple(f"{part.parent}/{self._name}" for part in self._parts)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been removed, or given up."""
+        return self._closed
+
+    def fileno(self) -> int:
+        """
+        Return a descriptor of the first of its directories, which this object owns.
+
+        Raises:
+            PlanError: If it is closed.
+        """
+        self._check_open()
+        return self._fd
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes in it and below it."""
+        self._check_open()
+        found: set[int] = set()
+        for directory, _, _ in os.walk(self.directories[0]):
+            found.update(int(pid) for pid in read_words(f"{directory}/cgroup.procs"))
+        return sorted(found - {0})  # 0: not in our pid namespace
+
+    def reader(self) -> Reader:
+        """Return what reads its figures at this moment."""
+        directories = {}
+        for part, directory in zip(self._parts, self.directories, strict=True):
+            for controller in part.controllers:
+                directories[controller, part.version] = directory
+        return Reader(directories)
+
+    def stats(self) -> Stats:
+        """Return what its processes use."""
+        self._check_open()
+        reader = self.reader()
+        return Stats(
+            memory=reader.count("memory"),
+            memory_peak=reader.count("memory_peak"),
+            memory_anon=reader.count("memory_anon"),
+            memory_file=reader.count("memory_file"),
+            swap=reader.count("swap"),
+            pids=reader.count("pids"),
+            pids_peak=reader.count("pids_peak"),
+            cpu_time=reader.figure("cpu_time"),
+            user_time=reader.figure("user_time"),
+            system_time=reader.figure("system_time"),
+            sources=reader.sources,
+        )
+
+    def events(self) -> Events:
+        """Return how often a limit was met."""
+        self._check_open()
+        reader = self.reader()
+        return Events(reader.count("oom_kills"), reader.count("pids_refused"))
+
+    # ---- acting ----
+
+    def freeze(self) -> None:
+        """
+        Stop everything in it, and return when it has stopped.
+
+        Raises:
+            CgroupError: If it does not stop within 10 s (ETIMEDOUT), or the
+                host has neither cgroup v2 nor the v1 freezer (EOPNOTSUPP).
+        """
+        self._set_frozen(True)
+
+    def thaw(self) -> None:
+        """Let everything in it go on."""
+        self._set_frozen(False)
+
+    def kill(self) -> None:
+        """Send SIGKILL to everything in it, frozen or not; does not wait for the end."""
+        self._check_open()
+        self._kill()
+
+    def close(self) -> None:
+        """
+        Kill what is in it, wait until it is empty, and remove it.
+
+        Raises:
+            CgroupError: If it does not become empty within 10 s (EBUSY); it can
+                be closed again.
+        """
+        if self._closed:
+            return
+        if self._owner != os.getpid():
+            self._forget()  # a fork's copy: the cgroup is the parent's
+            return
+        self.remove(_PATIENCE)
+
+    def empty(self, patience: float = _PATIENCE) -> None:
+        """
+        Kill what is in it, and wait until it is empty.
+
+        Args:
+            patience: Seconds to wait.
+
+        Raises:
+            CgroupError: If it does not become empty (EBUSY).
+        """
+        self._check_open()
+        if self._is_empty():
+            return
+        deadline = time.monotonic() + patience
+        self._kill()
+        if self._parts[0].version == 2:
+            await_event(self.directories[0], "populated 0", deadline, errno.EBUSY)
+        else:
+            look_again(self._is_empty, deadline, errno.EBUSY, self.directories[0])
+
+    def remove(self, patience: float) -> None:
+        """As :meth:`close`, with another bound in seconds."""
+        self.empty(patience)
+        deadline = time.monotonic() + patience
+        for directory in reversed(self.directories):
+            remove_tree(directory, deadline)
+        self._forget()
+
+    def abandon(self) -> None:
+        """Leave it to be removed when a later one is made."""
+        _abandoned.extend(self.directories)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._closed = True
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> "Cgroup":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self.limits
+        return f"<Cgroup {self.directories[0]} {state}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Cgroup is of this host and process; pickle its limits instead")
+
+    # ---- inside ----
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PlanError("the cgroup is closed")
+
+    def _kill(self) -> None:
+        if self._parts[0].version == 2:
+            # Recursive, and atomic, where the kernel has it.
+            _calls.cgroup_kill(self._fd)
+            if os.path.exists(f"{self.directories[0]}/cgroup.kill"):
+                return
+        kill_tree(self._freezer or self.directories[0])
+
+    @property
+    def _freezer(self) -> str | None:
+        for part, directory in zip(self._parts, self.directories, strict=True):
+            if "freezer" in part.controllers:
+                return directory
+        return None
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self._check_open()
+        first = self.directories[0]
+        if self._parts[0].version == 2:
+            write(f"{first}/cgroup.freeze", str(int(frozen)))
+            deadline = time.monotonic() + _PATIENCE
+            await_event(first, f"frozen {int(frozen)}", deadline, errno.ETIMEDOUT)
+        elif self._freezer is not None:
+            path, state = f"{self._freezer}/freezer.state", "FROZEN" if frozen else "THAWED"
+            deadline = time.monotonic() + _PATIENCE
+            write(path, state)
+            look_again(lambda: read(path) == state, deadline, errno.ETIMEDOUT, path)
+        else:
+            raise CgroupError(errno.EOPNOTSUPP, first, "neither cgroup v2 nor the v1 freezer")
+
+    def _is_empty(self) -> bool:
+        first = self.directories[0]
+        if self._parts[0].version == 2:
+            # Of what lies below it too; and no text if it was removed by someone.
+            return "populated 1" not in (read(f"{first}/cgroup.events") or "")
+        return not self.processes()
+
+
+# ---- making ---------------------------------------------------------------
+
+
+def choose(
+    limits: Limits,
+    parent: Cgroup | tuple[str, ...] | None,
+    *,
+    enable: bool = False,
+    measure: bool = False,
+) -> Choice:
+    """Decide where to make a cgroup: :func:`nsbox._cgroup_choice.choose` with this host's facts."""
+    owned = isinstance(parent, Cgroup)
+    return _cgroup_choice.choose(
+        limits,
+        _cgroup_layout.look(),
+        parents=_directories(parent),
+        owned=owned or enable,
+        measure=measure,
+    )
+
+
+CgroupArg = PathArg | Sequence[PathArg] | Cgroup
+"""Where a cgroup is made: a directory, one for each v1 hierarchy, or a Cgroup."""
+
+
+def check_parent(value: object) -> Cgroup | tuple[str, ...] | None:
+    """Return a parent, paths as a tuple of str."""
+    if value is None or isinstance(value, Cgroup):
+        return value
+    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+        value = [value]
+    if not isinstance(value, Sequence) or not value:
+        raise PlanTypeError(f"cgroup: must be a Cgroup, a path or paths, not {value!r}")
+    return tuple(check_path("cgroup", item) for item in value)
+
+
+def _directories(parent: Cgroup | tuple[str, ...] | None) -> Sequence[str]:
+    if isinstance(parent, Cgroup):
+        parent._check_open()
+        return parent.directories
+    return parent or ()
+
+
+_abandoned: list[str] = []
+
+
+def _remove_abandoned() -> None:
+    """Try once more to remove what would not become empty."""
+    for directory in list(_abandoned):
+        try:
+            remove_tree(directory, time.monotonic())
+        except CgroupError:
+            continue
+        _abandoned.remove(directory)
+
+
+def make(
+    limits: Limits,
+    choice: Choice,
+    *,
+    enable: bool = False,
+) -> Cgroup:
+    """
+    Make a cgroup where it was decided.
+
+    Args:
+        limits: Its limits.
+        choice: What :func:`choose` returned for them.
+        enable: On v2, enable its controllers in the cgroup above.
+
+    Raises:
+        CgroupError: If something failed; nothing is left.
+    """
+    cgroup = Cgroup.__new__(Cgroup)
+    cgroup.limits, cgroup.degraded = limits, choice.degraded
+    cgroup._parts, cgroup._name = choice.parts, _cgroup_names.new_name()
+    cgroup._owner, cgroup._closed, cgroup._fd = os.getpid(), False, -1
+    if _abandoned:
+        _remove_abandoned()
+    made: list[str] = []
+    try:
+        for part, directory in zip(choice.parts, cgroup.directories, strict=True):
+            sweep_once(part.parent)
+            if enable and part.version == 2:
+                _enable(part)
+            with reported(directory):
+                os.mkdir(directory)
+            made.append(directory)
+            for file, value in part.settings:
+                write(f"{directory}/{file}", value)
+        cgroup._fd = os.open(cgroup.directories[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except BaseException:
+        for directory in reversed(made):
+            os.rmdir(directory)
+        raise
+    return cgroup
+
+
+def _enable(part: Part) -> None:
+    """Enable the controllers of a part for the children of its parent, which is ours to change."""
+    path = f"{part.parent}/cgroup.subtree_control"
+    enabled = read_words(path)
+    missing = [name for name in part.controllers if name != UNIFIED and name not in enabled]
+    if missing:
+        write(path, " ".join(f"+{name}" for name in missing))
+
+
+def remove_leftovers() -> list[str]:
+    """
+    Remove what dead callers have left in every place where nsbox makes cgroups by default.
+
+    Returns:
+        The directories that were removed.
+    """
+    layout = _cgroup_layout.look()
+    places = [place for item in layout.hierarchies for place in item.above()]
+    return [path for place in places for path in sweep(place)]
