@@ -49,9 +49,11 @@ int enter_cgroups(struct spawn *spawn)
 static int set_priority(struct spawn *spawn)
 {
 	int nice = spawn->plan->nice;
+	if (nice == 0)
+		return 0;
 	/* The system call returns 20 - nice, so that it is never negative. */
 	long now = 20 - sys(__NR_getpriority, PRIO_PROCESS, 0);
-	if (nice == 0 || nice <= now)
+	if (nice <= now)
 		return 0;
 	long err = sys(__NR_setpriority, PRIO_PROCESS, 0, nice);
 	return err < 0 ? fail(spawn, NSBOX_STEP_SETPRIORITY, -1, err) : 0;

@@ -301,13 +301,43 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
 	exit_process(0);
 }
 
+/*
+ * What /proc/self/fdinfo/<pidfd> says, or 0. clone(2), unlike clone3(2), cannot
+ * store a pidfd and a pid both.
+ */
+static int pid_of(int pidfd)
+{
+	static const char directory[] = "/proc/self/fdinfo/", key[] = "\nPid:\t";
+	char path[64], text[512];
+	int pid = 0;
+
+	memcpy(path, directory, sizeof directory);
+	size_t length = sizeof directory - 1;
+	path[length + format_uint(path + length, (uint64_t)pidfd)] = '\0';
+	long fd = RETRY(sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC));
+	if (fd < 0)
+		return 0;
+	long size = RETRY(sys(__NR_read, fd, text, sizeof text - 1));
+	sys(__NR_close, fd);
+	text[size > 0 ? size : 0] = '\0';
+	const char *found = strstr(text, key);
+	if (!found)
+		return 0;
+	for (found += sizeof key - 1; *found >= '0' && *found <= '9'; found++)
+		pid = pid * 10 + (*found - '0');
+	return pid;
+}
+
 /* The launcher is suspended until the child executes: what is left to do is ours. */
 static void accompany_from_outside(struct spawn *spawn)
 {
 	while (__atomic_load_n(&spawn->launcher, __ATOMIC_ACQUIRE) == LAUNCHER_RUNS)
 		futex_wait(&spawn->launcher, LAUNCHER_RUNS);
-	if (!spawn->result.step && spawn->result.pid > 0)
-		accompany_child(spawn);
+	if (spawn->result.step || spawn->result.pidfd < 0)
+		return;
+	if (!spawn->result.pid)
+		spawn->result.pid = pid_of(spawn->result.pidfd);
+	accompany_child(spawn);
 }
 
 static void start_launcher(struct spawn *spawn)

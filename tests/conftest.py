@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,8 @@ import pytest
 
 import fingerprint
 import nsbox
-from nsbox import NsboxError, Sandbox
+from nsbox import Cgroup, Limits, NsboxError, Sandbox, _cgroup_layout
+from nsbox._cgroup_names import parse
 
 MUST_RUN = os.environ.get("NSBOX_MUST_RUN") == "1"
 
@@ -72,6 +74,33 @@ def plain_user() -> None:
     """The test needs a caller without privilege."""
     if os.geteuid() == 0:
         pytest.skip("needs a plain user")
+
+
+@lru_cache(maxsize=1)
+def _why_no_cgroup() -> str | None:
+    try:
+        Cgroup.create(Limits(memory="64M", pids=16, cpu=1.0)).close()
+    except (NsboxError, OSError) as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture
+def cgroups(box: Sandbox) -> None:
+    """A host where memory, pids and cpu can be limited; a plain user needs a delegated subtree."""
+    reason = _why_no_cgroup()
+    if reason is None:
+        return
+    if os.geteuid() != 0:
+        pytest.skip(reason)
+    unavailable(reason)
+
+
+@pytest.fixture
+def no_cgroups(box: Sandbox) -> None:
+    """A caller who may not make cgroups."""
+    if _why_no_cgroup() is None:
+        pytest.skip("this caller can make cgroups")
 
 
 @pytest.fixture
@@ -195,10 +224,27 @@ def mounts() -> list[str]:
     return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
+def tasks() -> int:
+    """Return the number of this process's threads, those of C too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def own_cgroups() -> set[str]:
+    """Return this process's cgroups, in all places where nsbox makes them by default."""
+    found = set()
+    for hierarchy in _cgroup_layout.look().hierarchies:
+        for place in hierarchy.above():
+            for name in os.listdir(place):
+                owner = parse(name)
+                if owner is not None and owner.pid == os.getpid():
+                    found.add(f"{place}/{name}")
+    return found
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """After each test: no fd, child, mount or thread more than before."""
-    before = open_fds(), children(), mounts(), threading.active_count()
+    """After each test: no fd, child, mount, thread or cgroup more than before."""
+    before = open_fds(), children(), mounts(), threading.active_count(), tasks()
     yield
     gc.collect()  # a failed test's traceback may hold objects
     after = open_fds(), children(), mounts(), threading.active_count()
@@ -206,3 +252,9 @@ def nothing_left() -> Iterator[None]:
     assert after[1] - before[1] == set(), "left children"
     assert after[2] == before[2], "left mounts"
     assert after[3] == before[3], "left threads"
+    # A thread that has been joined may still be on its way out.
+    deadline = time.monotonic() + 10
+    while tasks() > before[4] and time.monotonic() < deadline:
+        os.sched_yield()
+    assert tasks() <= before[4], "left threads of C"
+    assert own_cgroups() == set(), "left cgroups"

@@ -5,7 +5,6 @@ A fence is opened right before the spawn and ended after the payload has been
 reaped. What it makes, it removes.
 """
 
-import errno
 import os
 import signal
 import threading
@@ -18,13 +17,15 @@ from ._cgroup_choice import Choice, wanted_fields
 from ._cgroup_files import FIGURES
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
 from .cgroup import Cgroup, choose, make
-from .errors import CgroupError, SpawnError, Step
+from .errors import CgroupError, SpawnError
 from .limits import Limits, nanoseconds
 from .result import Reason, Usage
 
 _PATIENCE: Final = 2.0
 """Seconds that the end of a run waits for its cgroup to become empty."""
 
+
+_PAGE: Final = 4096
 
 _RUSAGE: Final = dict.fromkeys(
     ("user_time", "system_time", "voluntary_switches", "involuntary_switches", "cpu_time"),
@@ -151,12 +152,13 @@ class Fence:
 
     def advise(self, error: SpawnError) -> None:
         """Say so in an error if it was a limit that the spawn failed at."""
-        limits, cgroup = self._terms.limits, self.cgroup
-        if cgroup is None or limits.memory is None:
+        limit = self._terms.limits.memory
+        if self.cgroup is None or limit is None:
             return
-        killed = error.step is Step.KILLED and cgroup.events().oom_kills
-        if error.errno == errno.ENOMEM or killed:
-            error.hint = f"the limit memory={limits.memory} is below what starting needs"
+        # Not by the errno: that differs from call to call (ENOMEM, ENFILE, ENOSPC).
+        peak = self.cgroup.stats().memory_peak
+        if peak is not None and peak >= int(limit) - _PAGE:
+            error.hint = f"the limit memory={limit} is below what starting needs"
 
     def kill(self) -> None:
         """Kill everything in the cgroup, if there is one."""

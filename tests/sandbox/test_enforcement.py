@@ -1,0 +1,716 @@
+"""Limits hold, at once and for everything in a sandbox, and the verdict is the kernel's."""
+
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PYTHON, expose, in_child, inside, python_box
+
+from nsbox import (
+    PIPE,
+    Bind,
+    Cgroup,
+    CgroupError,
+    Limits,
+    Reason,
+    Result,
+    Sandbox,
+    SpawnError,
+    TimeoutExpired,
+    UnsupportedError,
+    _cgroup_layout,
+)
+from nsbox._cgroup_layout import Layout
+
+DEADLINE = 30.0
+"""How long a test waits for what should happen much sooner, before it fails."""
+
+SPIN = "while :; do :; done"
+
+
+def shell(command: str, limits: Limits, **options: Any) -> Result:
+    """Run a shell command under limits."""
+    return Sandbox(limits=limits).run(["/bin/sh", "-c", command], **options)
+
+
+def python(code: str, limits: Limits, **fields: Any) -> Result:
+    """Run Python code under limits, and a deadline in case that they do not hold."""
+    limits = Limits(**{**_fields(limits), "wall_time": limits.wall_time or DEADLINE})
+    box = python_box(limits=limits, **fields)
+    return box.run([*PYTHON, code], capture_output=True)
+
+
+def _fields(limits: Limits) -> dict[str, Any]:
+    return {name: getattr(limits, name) for name in limits.given()}
+
+
+# ---- time ------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("box")
+class TestWallTime:
+    """Kept for everybody: needs no cgroup."""
+
+    def test_verdict(self) -> None:
+        """A payload that does nothing for too long is killed, and the reason is told."""
+        result = shell("exec sleep 60", Limits(wall_time=0.2))
+        assert (result.reason, result.returncode) == (Reason.WALL_TIME, -signal.SIGKILL)
+        assert 0.2 <= result.usage.wall_time < DEADLINE
+
+    def test_in_time(self) -> None:
+        """A payload that ends in time has ended by itself."""
+        result = shell("exit 3", Limits(wall_time=DEADLINE))
+        assert (result.reason, result.returncode) == (Reason.EXIT, 3)
+
+    def test_its_own_sigkill_is_a_signal(self) -> None:
+        """A SIGKILL from somebody else is no limit, whatever 137 may suggest."""
+        process = Sandbox(limits=Limits(wall_time=DEADLINE)).spawn(["/bin/sleep", "60"])
+        process.kill()
+        process.wait()
+        assert process.reason is Reason.SIGNAL
+
+    def test_everything_is_stopped(self) -> None:
+        """Stopped processes, and who has stopped them, die as well."""
+        code = "import os, signal; os.fork(); os.kill(-1, signal.SIGSTOP); signal.pause()"
+        assert python(code, Limits(wall_time=0.5)).reason is Reason.WALL_TIME
+
+    def test_signals_are_ignored(self) -> None:
+        """A payload that ignores what can be ignored."""
+        result = shell(f"trap '' TERM INT XCPU ALRM; {SPIN}", Limits(wall_time=0.3))
+        assert result.reason is Reason.WALL_TIME
+
+    def test_a_daemon_holds_the_pipes(self) -> None:
+        """A process of another session that keeps stdout open does not keep the caller."""
+        command = "(setsid sleep 60 &) ; exec sleep 60"
+        result = shell(command, Limits(wall_time=0.3), capture_output=True)
+        assert result.reason is Reason.WALL_TIME
+
+    def test_nobody_waits(self) -> None:
+        """It holds for a process whose caller is busy with other things."""
+        process = Sandbox(limits=Limits(wall_time=0.2)).spawn(["/bin/sleep", "60"])
+        assert process.pidfd is not None
+        assert select.select([process.pidfd], [], [], DEADLINE)[0]
+        process.wait()
+        assert process.reason is Reason.WALL_TIME
+
+    def test_the_interpreter_is_busy(self) -> None:
+        """It holds while Python threads compete for the interpreter's lock."""
+        done = threading.Event()
+
+        def spin() -> None:
+            while not done.is_set():
+                pass
+
+        threads = [threading.Thread(target=spin) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            result = shell("exec sleep 60", Limits(wall_time=0.2))
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert result.reason is Reason.WALL_TIME
+
+    def test_many_at_once(self) -> None:
+        """Each has its own deadline, whatever the order of their starts and ends."""
+        times = [0.5, 0.1, 0.3, DEADLINE, 0.2]
+        boxes = [Sandbox(limits=Limits(wall_time=wall_time)) for wall_time in times]
+        processes = [box.spawn(["/bin/sleep", "1"]) for box in boxes]
+        for process in processes:
+            process.wait()
+        reasons = [process.reason for process in processes]
+        assert reasons == [Reason.EXIT if t == DEADLINE else Reason.WALL_TIME for t in times]
+
+    def test_after_a_fork(self) -> None:
+        """A fork has a watcher of its own, and the parent's goes on."""
+        box = Sandbox(limits=Limits(wall_time=0.4))
+        process = box.spawn(["/bin/sleep", "60"])
+        assert in_child(lambda: str(box.run(["/bin/sleep", "60"]).reason)) == "wall_time"
+        process.wait()
+        assert process.reason is Reason.WALL_TIME
+
+
+@pytest.mark.usefixtures("cgroups")
+class TestCpuTime:
+    """Counted by a cgroup: whoever uses it."""
+
+    def test_verdict(self) -> None:
+        """A payload that ignores the signal of RLIMIT_CPU, too."""
+        result = shell(f"trap '' XCPU TERM; {SPIN}", Limits(cpu_time=0.3, wall_time=DEADLINE))
+        assert (result.reason, result.returncode) == (Reason.CPU_TIME, -signal.SIGKILL)
+        assert result.usage.cpu_time >= 0.3
+
+    def test_of_many_processes(self) -> None:
+        """All processes draw on the same account."""
+        command = f"for i in 1 2 3 4 5 6 7 8; do ({SPIN}) & done; wait"
+        result = shell(command, Limits(cpu_time=0.3, wall_time=DEADLINE))
+        assert result.reason is Reason.CPU_TIME
+
+    def test_forked_away(self) -> None:
+        """Time of processes that nobody waited for counts."""
+        code = """if True:
+            import os, time
+            def burn():
+                end = time.process_time() + 0.3
+                while time.process_time() < end: pass
+            reader, writer = os.pipe()
+            if os.fork() == 0:
+                if os.fork() == 0:
+                    burn()
+                os._exit(0)
+            os.close(writer)
+            os.read(reader, 1)
+        """
+        result = python(code, Limits(cpu_time=DEADLINE))
+        assert result.reason is Reason.EXIT
+        assert result.usage.cpu_time >= 0.3
+        assert "usage" in result.usage.sources["cpu_time"]
+
+    def test_sleeping_is_free(self) -> None:
+        """Time that passes is not processor time."""
+        result = shell("sleep 0.6", Limits(cpu_time=0.5))
+        assert result.reason is Reason.EXIT
+        assert result.usage.cpu_time < 0.5
+
+    def test_the_sooner_limit_is_the_reason(self) -> None:
+        """Wall time and processor time are never confused."""
+        limits = Limits(cpu_time=DEADLINE, wall_time=0.3)
+        assert shell(SPIN, limits).reason is Reason.WALL_TIME
+        limits = Limits(cpu_time=0.2, wall_time=DEADLINE)
+        assert shell(SPIN, limits).reason is Reason.CPU_TIME
+
+    def test_nothing_is_carried_over(self) -> None:
+        """A second run of the same sandbox starts from zero."""
+        box = Sandbox(limits=Limits(cpu_time=0.2, memory="32M", pids=8))
+        assert box.run(["/bin/sh", "-c", SPIN]).reason is Reason.CPU_TIME
+        result = box.run(["/bin/true"])
+        assert result.reason is Reason.EXIT
+        assert result.usage.cpu_time < 0.2
+        assert result.usage.pids_peak in (1, None)
+
+
+# ---- memory ----------------------------------------------------------------
+
+HEAP = "x = [bytearray(1 << 20) for _ in range(512)]"
+SHARED = """if True:
+    import mmap
+    area = mmap.mmap(-1, 256 << 20)
+    for at in range(0, len(area), 4096): area[at] = 1
+"""
+TMPFS = """if True:
+    with open("/tmp/file", "wb", buffering=0) as file:
+        for _ in range(256): file.write(bytes(1 << 20))
+"""
+MEMFD = """if True:
+    import os
+    file = os.memfd_create("bomb")
+    for _ in range(256): os.write(file, bytes(1 << 20))
+"""
+PIPES = """if True:
+    import fcntl, os
+    for _ in range(63):
+        reader, writer = os.pipe()
+        size = fcntl.fcntl(writer, 1031, 1 << 20)  # F_SETPIPE_SZ
+        os.set_blocking(writer, False)
+        os.write(writer, bytes(size))
+"""
+BY_A_CHILD = f"""if True:
+    import os
+    if os.fork() == 0:
+        {HEAP}
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.usefixtures("cgroups")
+class TestMemory:
+    """Kept by the kernel; what it counts is the verdict."""
+
+    @pytest.mark.parametrize(
+        "bomb",
+        [HEAP, SHARED, TMPFS, MEMFD, PIPES, BY_A_CHILD],
+        ids=["heap", "shared", "tmpfs", "memfd", "pipes", "child"],
+    )
+    def test_bomb(self, bomb: str) -> None:
+        """Memory of whatever kind, also of a child: the OOM killer's count is the reason."""
+        result = python(bomb, Limits(memory="32M"))
+        assert result.reason is Reason.MEMORY, result.stderr
+        assert result.usage.oom_kills
+        assert result.usage.memory_peak is None or result.usage.memory_peak <= 32 << 20
+
+    def test_page_cache_is_reclaimed(self, tmp_path: Path) -> None:
+        """Writing more than the limit to a disk is no reason to die."""
+        kind = _run(["stat", "-f", "-c", "%T", str(tmp_path)]).strip()
+        if kind in ("tmpfs", "ramfs", "rootfs"):
+            pytest.skip(f"files are on {kind} here, which is memory")
+        code = """if True:
+            import os
+            with open("/out/file", "w+b", buffering=0) as file:
+                for _ in range(16):
+                    file.write(bytes(4 << 20))
+                    os.fdatasync(file)
+                file.seek(0)
+                while file.read(1 << 20): pass
+        """
+        mount = Bind(expose(tmp_path), "/out", readonly=False)
+        result = python(code, Limits(memory="32M"), mounts=[mount])
+        assert result.reason is Reason.EXIT, result.stderr
+
+    def test_below_the_limit(self) -> None:
+        """What fits is no matter; the peak is told."""
+        result = python("x = bytearray(24 << 20)", Limits(memory="64M"))
+        assert (result.reason, result.usage.oom_kills) == (Reason.EXIT, 0)
+        assert result.usage.memory_peak is None or result.usage.memory_peak > 24 << 20
+
+    @pytest.mark.parametrize("memory", [4096, 16384, "64K", "128K", "256K"])
+    def test_too_little_to_start(self, memory: int | str) -> None:
+        """
+        Too little memory is an error of the spawn, or the verdict on the payload.
+
+        Never the end of the caller, whose memory the child shares before its exec.
+        """
+        box = Sandbox(limits=Limits(memory=memory))
+        try:
+            result = box.run(["/bin/true"])
+        except SpawnError as error:
+            outcome = error.hint or ""
+        else:
+            outcome = result.reason
+        assert "memory" in outcome or outcome == Reason.EXIT
+
+    def test_an_umbrella_without_room(self) -> None:
+        """A sandbox whose neighbours have used up the common memory leaves its caller alive."""
+        with Cgroup.create(Limits(memory="16M")) as umbrella:
+            box = python_box(cgroup=umbrella)
+            code = "x = bytearray(8 << 20); print(flush=True); input()"
+            with box.spawn([*PYTHON, code], stdin=PIPE, stdout=PIPE) as neighbour:
+                assert neighbour.stdout is not None
+                neighbour.stdout.readline()
+                reasons = []
+                for _ in range(5):
+                    try:
+                        reasons.append(box.run([*PYTHON, "x = bytearray(64 << 20)"]).reason)
+                    except SpawnError:
+                        reasons.append(Reason.MEMORY)
+                neighbour.kill()
+        assert Reason.MEMORY in reasons
+
+    def test_oom_group_or_a_reason_why_not(self) -> None:
+        """On v2 all processes die with one; on v1 it is refused before anything starts."""
+        limits = Limits(memory="32M", oom_group=True, wall_time=DEADLINE)
+        box = python_box(limits=limits)
+        memory = _cgroup_layout.look().holder("memory")
+        assert memory is not None
+        if memory.version == 1:
+            with pytest.raises(UnsupportedError, match=r"'memory' is on cgroup v1 \(/"):
+                box.run([*PYTHON, BY_A_CHILD])
+        else:
+            result = box.run([*PYTHON, BY_A_CHILD])
+            assert (result.reason, result.returncode) == (Reason.MEMORY, -signal.SIGKILL)
+
+
+# ---- processes -------------------------------------------------------------
+
+FORKS = """if True:
+    import os, signal
+    while True:
+        try:
+            if os.fork() == 0: signal.pause()
+        except OSError: pass
+"""
+THREADS = """if True:
+    import threading
+    event = threading.Event()
+    while True: threading.Thread(target=event.wait).start()
+"""
+
+
+@pytest.mark.usefixtures("cgroups")
+class TestPids:
+    """Refused by the kernel; its count is the verdict."""
+
+    def test_fork_bomb(self) -> None:
+        """One that never gives up is ended by a deadline, but that is not why."""
+        result = python(FORKS, Limits(pids=16, wall_time=0.5))
+        assert (result.reason, result.returncode) == (Reason.PIDS, -signal.SIGKILL)
+        assert result.usage.pids_refused
+        assert result.usage.pids_peak in (16, None)
+
+    def test_fork_bomb_of_a_shell(self) -> None:
+        """The classic."""
+        result = shell("f() { f | f & }; f; sleep 60", Limits(pids=16, wall_time=1), stderr=PIPE)
+        assert result.reason is Reason.PIDS
+
+    def test_thread_bomb(self) -> None:
+        """Threads count."""
+        result = python(THREADS, Limits(pids=16, wall_time=2))
+        assert result.reason is Reason.PIDS
+
+    def test_within_the_limit(self) -> None:
+        """As many as allowed is no matter."""
+        result = shell("sleep 0 & sleep 0 & wait", Limits(pids=3))
+        assert (result.reason, result.usage.pids_refused) == (Reason.EXIT, 0)
+
+
+# ---- output ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("box")
+class TestOutput:
+    """What is captured is bounded, for everybody."""
+
+    def test_ten_gigabytes(self) -> None:
+        """The caller holds the limit and no more, and the payload dies."""
+        result = shell("yes | head -c 10G", Limits(output="1M"), capture_output=True)
+        assert result.reason is Reason.OUTPUT
+        assert len(result.stdout) + len(result.stderr) == result.usage.output == 1 << 20
+
+    def test_both_streams_count(self) -> None:
+        """stdout and stderr share one limit."""
+        command = "printf 12345; printf 67890 >&2; sleep 60"
+        limits = Limits(output=9, wall_time=DEADLINE)
+        result = shell(command, limits, capture_output=True)
+        assert result.reason is Reason.OUTPUT
+        assert len(result.stdout) + len(result.stderr) == 9
+
+    def test_exactly_the_limit(self) -> None:
+        """What fits is returned, and is no reason."""
+        result = shell("printf 12345", Limits(output=5), capture_output=True)
+        assert (result.reason, result.stdout, result.usage.output) == (Reason.EXIT, b"12345", 5)
+
+    def test_more_by_a_payload_that_has_ended(self) -> None:
+        """Output that waits in the pipe counts, although nobody has to be killed."""
+        result = shell("printf 123456", Limits(output=5), capture_output=True)
+        assert (result.reason, result.stdout) == (Reason.OUTPUT, b"12345")
+
+    def test_text_is_cut_between_characters(self) -> None:
+        """A limit in the middle of a character does not make the text undecodable."""
+        result = shell("printf 'ab\\303\\251'", Limits(output=3), capture_output=True, text=True)
+        assert (result.reason, result.stdout) == (Reason.OUTPUT, "ab")
+
+    def test_input_and_output(self) -> None:
+        """Input of any size goes in, text is translated, as by subprocess."""
+        text = "line\r\n" * 50000
+        result = shell("cat", Limits(output="1M"), input=text, capture_output=True, text=True)
+        assert (result.reason, result.stdout) == (Reason.EXIT, "line\n" * 50000)
+
+    def test_input_that_nobody_reads(self) -> None:
+        """A payload that does not want its input is no error."""
+        result = shell("exit 0", Limits(output=10), input=b"x" * 200000, capture_output=True)
+        assert (result.returncode, result.stdout) == (0, b"")
+
+    def test_timeout(self) -> None:
+        """A timeout of the caller carries what was captured."""
+        with pytest.raises(TimeoutExpired) as caught:
+            shell("echo hi; sleep 60", Limits(output=10), capture_output=True, timeout=0.3)
+        assert caught.value.stdout == b"hi\n"
+
+    def test_timeout_then_more(self) -> None:
+        """communicate() can be called again after a timeout; nothing is lost."""
+        box = Sandbox(limits=Limits(output=100))
+        with box.spawn(["/bin/sh", "-c", "echo a; sleep 0.3"], stdout=PIPE) as process:
+            with pytest.raises(TimeoutExpired):
+                process.communicate(timeout=0.01)
+            assert process.communicate() == (b"a\n", None)
+        assert process.reason is Reason.EXIT
+
+
+# ---- resource limits -------------------------------------------------------
+
+
+@pytest.mark.usefixtures("box")
+class TestResourceLimits:
+    """For each process; kept for everybody."""
+
+    def test_are_set(self) -> None:
+        """Soft and hard, as given."""
+        limits = Limits(file_size="1M", open_files=32, stack="1M", core=None, nice=7)
+        code = """if True:
+            import json, os, resource as r
+            names = ("FSIZE", "NOFILE", "STACK")
+            limits = {name: r.getrlimit(getattr(r, f"RLIMIT_{name}")) for name in names}
+            print(json.dumps([limits, os.getpriority(os.PRIO_PROCESS, 0)]))
+        """
+        found, nice = inside(code, box=python_box(limits=limits))
+        assert found == {"FSIZE": [1 << 20] * 2, "NOFILE": [32] * 2, "STACK": [1 << 20] * 2}
+        assert nice == max(7, os.getpriority(os.PRIO_PROCESS, 0))
+
+    def test_no_core_dumps_by_default(self) -> None:
+        """A Limits without further fields forbids core dumps, for good."""
+        code = "import json, resource as r; print(json.dumps(r.getrlimit(r.RLIMIT_CORE)))"
+        assert inside(code, box=python_box(limits=Limits())) == [0, 0]
+
+    def test_never_loosen(self) -> None:
+        """A limit above the caller's own hard limit leaves that."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        code = "import json, resource as r; print(json.dumps(r.getrlimit(r.RLIMIT_NOFILE)))"
+        limits = Limits(open_files=min(hard + 1000, 2**31 - 1))
+        assert inside(code, box=python_box(limits=limits)) == [hard, hard]
+
+    def test_a_file_that_is_too_large(self) -> None:
+        """SIGXFSZ ends the writer; that is no verdict of nsbox's."""
+        result = shell("head -c 2M /dev/zero >/tmp/x; exit $?", Limits(file_size="1M"))
+        assert (result.reason, result.returncode) == (Reason.EXIT, 128 + signal.SIGXFSZ)
+
+    def test_smallest_values_start(self) -> None:
+        """The least that is accepted is enough to start a program."""
+        limits = Limits(open_files=3, stack="128K", file_size=1)
+        static = "/bin/busybox" if os.path.exists("/bin/busybox") else None
+        if static is None:
+            pytest.skip("no busybox: a dynamic program opens its libraries itself")
+        result = Sandbox(limits=limits).run([static, "true"])
+        assert (result.reason, result.returncode) == (Reason.EXIT, 0)
+
+
+# ---- what the payload sees, and where it is ----------------------------------
+
+
+@pytest.mark.usefixtures("cgroups")
+class TestPlacement:
+    """In its cgroup from the first moment, without a way out or a sight of it."""
+
+    LIMITS = Limits(memory="64M", pids=16, cpu=1.0, cpu_time=DEADLINE)
+
+    def test_its_cgroup_is_the_root(self) -> None:
+        """Each hierarchy that it is limited in shows "/"."""
+        code = "import json; print(json.dumps(open('/proc/self/cgroup').read()))"
+        text = inside(code, box=python_box(limits=self.LIMITS))
+        assert {line.split(":", 2)[2] for line in text.splitlines()} == {"/"}
+
+    def test_no_cgroup_file_system(self) -> None:
+        """None is mounted inside, and none can be."""
+        code = """if True:
+            import ctypes, json
+            libc = ctypes.CDLL(None, use_errno=True)
+            kinds = (b"cgroup2", b"cgroup")
+            mounted = [libc.mount(kind, b"/tmp", kind, 0, b"memory") for kind in kinds]
+            print(json.dumps([open("/proc/self/mountinfo").read(), mounted]))
+        """
+        mountinfo, mounted = inside(code, box=python_box(limits=self.LIMITS))
+        assert " cgroup" not in mountinfo
+        assert mounted == [-1, -1]
+
+    @pytest.mark.parametrize("fields", [{}, {"pid": "host", "cgroup_ns": "host"}], ids=repr)
+    def test_is_inside(self, fields: dict[str, Any]) -> None:
+        """The payload is in each of the directories, and nobody else."""
+        if fields:
+            fields["mounts"] = [Bind("/proc")]
+        box = Sandbox(limits=self.LIMITS, **fields)
+        with box.spawn(["/bin/cat"], stdin=PIPE) as process:
+            assert process.cgroup is not None
+            assert process.cgroup.processes() == [process.pid]
+            for directory in process.cgroup.directories:
+                text = Path(directory, "cgroup.procs").read_text()
+                assert text.split() == [str(process.pid)], directory
+        assert process.cgroup.closed
+
+    def test_joined_network(self) -> None:
+        """Also when a launcher joins namespaces first."""
+        with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as other:
+            with other.namespaces["user"] as user, other.namespaces["net"] as net:
+                box = Sandbox(user=user, net=net, limits=self.LIMITS)
+                with box.spawn(["/bin/cat"], stdin=PIPE) as process:
+                    assert process.cgroup is not None
+                    assert process.cgroup.processes() == [process.pid]
+            with other.namespaces["net"] as net:
+                if os.geteuid() == 0:
+                    result = Sandbox(net=net, limits=self.LIMITS).run(["/bin/true"])
+                    assert result.reason is Reason.EXIT
+
+    def test_payload_cannot_raise_its_limits(self) -> None:
+        """The files of the cgroup belong to the caller, whoever the payload is on the host."""
+        if os.geteuid() != 0:
+            pytest.skip("the payload of a plain user is that user; it has no path to the files")
+        with Sandbox(limits=self.LIMITS).spawn(["/bin/cat"], stdin=PIPE) as process:
+            assert process.cgroup is not None
+            for directory in process.cgroup.directories:
+                for path in [directory, *map(str, Path(directory).iterdir())]:
+                    info = os.stat(path)
+                    assert (info.st_uid, info.st_mode & 0o022) == (0, 0), path
+
+    def test_failed_spawn_leaves_no_cgroup(self) -> None:
+        """The check after each test would find it."""
+        with pytest.raises(SpawnError) as caught:
+            Sandbox(limits=self.LIMITS).run(["/no/such/program"])
+        assert caught.value.step == "execve"
+
+    def test_clone3_is_hidden(self, strace: str) -> None:
+        """Where a filter answers ENOSYS to clone3, the child enters the cgroup by itself."""
+        code = """if True:
+            import nsbox, sys
+            box = nsbox.Sandbox(limits=nsbox.Limits(memory="64M", pids=16))
+            with box.spawn(["/bin/cat", "/proc/self/cgroup"], stdout=nsbox.PIPE) as process:
+                names = {line.decode().split(":", 2)[2].strip() for line in process.stdout}
+            result = box.run(["/bin/sh", "-c", "for i in $(seq 20); do sleep 1 & done"],
+                             stderr=nsbox.DEVNULL)
+            print(names, result.reason)
+        """
+        command = [strace, "-f", "-qq", "-o", "/dev/null", "-e", "inject=clone3:error=ENOSYS"]
+        done = _run([*command, sys.executable, "-c", code])
+        assert done == "{'/'} pids\n"
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.usefixtures("cgroups")
+class TestSharedPids:
+    """With the host's process ids nothing dies with the payload by itself: the cgroup's does."""
+
+    BOX: dict[str, Any] = {"pid": "host", "mounts": [Bind("/proc")]}
+
+    def test_limit_kills_all(self) -> None:
+        """A daemon that holds the pipes dies at the deadline too."""
+        box = Sandbox(limits=Limits(pids=16, wall_time=0.3), **self.BOX)
+        command = "(setsid sleep 60 &); exec sleep 60"
+        result = box.run(["/bin/sh", "-c", command], capture_output=True)
+        assert result.reason is Reason.WALL_TIME
+
+    def test_end_of_the_payload_ends_all(self) -> None:
+        """What the payload leaves does not keep its caller."""
+        box = Sandbox(limits=Limits(pids=16), **self.BOX)
+        command = "(setsid sleep 60 &); exit 5"
+        result = box.run(["/bin/sh", "-c", command], capture_output=True)
+        assert (result.reason, result.returncode) == (Reason.EXIT, 5)
+        assert result.usage.wall_time < DEADLINE
+
+    def test_output_kills_all(self) -> None:
+        """At the limit of output as well."""
+        box = Sandbox(limits=Limits(pids=16, output=10), **self.BOX)
+        command = "(setsid sh -c 'yes; sleep 60' &); exec sleep 60"
+        result = box.run(["/bin/sh", "-c", command], capture_output=True)
+        assert result.reason is Reason.OUTPUT
+
+
+# ---- rates and sets ----------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cgroups")
+class TestCpu:
+    """Rate and set of processors."""
+
+    def test_rate(self) -> None:
+        """A twentieth of a processor takes long for what a whole one does at once."""
+        code = "import time\nwhile time.process_time() < 0.05: pass"
+        result = python(code, Limits(cpu=0.05))
+        assert result.reason is Reason.EXIT
+        assert result.usage.cpu_time < 0.3 * result.usage.wall_time
+
+    def test_cpuset(self) -> None:
+        """The payload may run where it is told, and nowhere else."""
+        first = min(os.sched_getaffinity(0))
+        code = "import json, os; print(json.dumps(sorted(os.sched_getaffinity(0))))"
+        box = python_box(limits=Limits(cpuset=[first], degrade={"cpuset"}))
+        with box.spawn(["/bin/true"]) as process:
+            process.wait()
+        if process.degraded:
+            pytest.skip("no cpuset controller here")
+        assert inside(code, box=box) == [first]
+
+    def test_processors_that_are_not_there(self) -> None:
+        """The kernel's refusal is an error that says what it may be."""
+        cpuset = _cgroup_layout.look().holder("cpuset")
+        if cpuset is None or cpuset.version == 2:
+            pytest.skip("v2 takes any set, and uses what there is of it")
+        with pytest.raises(CgroupError) as caught:
+            Sandbox(limits=Limits(cpuset=[4000])).run(["/bin/true"])
+        assert caught.value.filename.endswith("cpuset.cpus")
+        assert caught.value.hint is not None
+
+
+# ---- v1 alone ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cgroups")
+class TestVersion1:
+    """A host without a v2 mount: what counts, freezes and kills is v1's."""
+
+    @pytest.fixture(autouse=True)
+    def without_v2(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the rest of nsbox not see the v2 mount."""
+        layout = _cgroup_layout.look()
+        v1 = Layout(tuple(item for item in layout.hierarchies if item.version == 1))
+        if v1.holder("memory") is None or v1.holder("cpuacct") is None:
+            pytest.skip("this host has no controllers on v1")
+        monkeypatch.setattr(_cgroup_layout, "look", lambda: v1)
+
+    def test_cpu_time(self) -> None:
+        """cpuacct counts it."""
+        command = f"for i in 1 2 3; do ({SPIN}) & done; wait"
+        result = shell(command, Limits(cpu_time=0.2, wall_time=DEADLINE))
+        assert result.reason is Reason.CPU_TIME
+        assert result.usage.sources["cpu_time"] == "cpuacct.usage"
+
+    def test_memory_and_pids(self) -> None:
+        """The verdicts are the same."""
+        assert python(HEAP, Limits(memory="32M")).reason is Reason.MEMORY
+        assert python(FORKS, Limits(pids=16, wall_time=0.5)).reason is Reason.PIDS
+
+    def test_shared_pids(self) -> None:
+        """Without cgroup.kill, a fork bomb with the host's pids dies all the same."""
+        box = python_box(pid="host", mounts=[Bind("/proc")], limits=Limits(pids=32, wall_time=0.5))
+        result = box.run([*PYTHON, FORKS], capture_output=True)
+        assert result.reason is Reason.PIDS
+
+    def test_freeze_and_kill(self) -> None:
+        """A frozen process of v1 does not die before it is thawed: kill() thaws."""
+        with Sandbox(limits=Limits(pids=4)).spawn(["/bin/sleep", "60"]) as process:
+            assert process.cgroup is not None
+            process.cgroup.freeze()
+            process.cgroup.kill()
+            assert process.wait(DEADLINE) == -signal.SIGKILL
+
+
+# ---- hosts that cannot -------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_cgroups")
+class TestWithoutCgroups:
+    """A plain user without a delegated subtree."""
+
+    @pytest.mark.parametrize(
+        ("limits", "controller"),
+        [
+            ({"memory": "64M"}, "memory"),
+            ({"pids": 16}, "pids"),
+            ({"cpu": 0.5}, "cpu"),
+            ({"cpu_time": 1}, "cpu.stat"),
+        ],
+        ids=repr,
+    )
+    def test_refused(self, limits: dict[str, Any], controller: str) -> None:
+        """The error names the controller, its mount and a remedy; nothing was started."""
+        with pytest.raises(UnsupportedError) as caught:
+            Sandbox(limits=Limits(**limits)).run(["/bin/true"])
+        text = str(caught.value)
+        assert f"{controller!r}" in text
+        assert "/sys/fs/cgroup" in text or "mount" in text
+        assert "cgroup=" in text or "boot" in text or "mount" in text
+
+    def test_degraded(self) -> None:
+        """Allowed to go on without, it does, and says so."""
+        names = {"memory", "swap", "pids", "cpu", "cpu_time"}
+        limits = Limits(memory="64M", pids=16, cpu=0.5, cpu_time=9, wall_time=0.2, degrade=names)
+        result = shell("exec sleep 60", limits)
+        assert result.degraded == names
+        assert result.reason is Reason.WALL_TIME
+        assert result.usage.memory_peak is None
+
+
+@pytest.mark.usefixtures("box")
+def test_time_is_monotonic_and_in_order() -> None:
+    """Usage.wall_time starts no later than the caller's own clock says."""
+    start = time.monotonic()
+    result = shell("exit 0", Limits(wall_time=DEADLINE))
+    assert 0 < result.usage.wall_time <= time.monotonic() - start
