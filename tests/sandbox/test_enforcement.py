@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PYTHON, expose, in_child, inside, python_box
 
 from nsbox import (
     PIPE,
@@ -29,6 +28,7 @@ from nsbox import (
     _cgroup_layout,
 )
 from nsbox._cgroup_layout import Layout
+from support import PYTHON, expose, in_child, inside, python_box
 
 DEADLINE = 30.0
 """How long a test waits for what should happen much sooner, before it fails."""
