@@ -38,7 +38,7 @@ from .limits import NO_LIMITS, Limits, check_limits
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .process import Args, Process
-from .result import Reason, Result
+from .result import Result
 from .seccomp import Profile, check_seccomp
 
 NamespaceArg = str | Namespace
