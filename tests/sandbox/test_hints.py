@@ -154,33 +154,44 @@ import json, sys
 sys.path[:0] = sys.argv[1:]
 import nsbox
 try:
-    code, hint = nsbox.Sandbox().run(["/bin/true"]).returncode, ""
+    code, hint = nsbox.Sandbox(FIELDS).run(["/bin/true"]).returncode, ""
 except nsbox.SpawnError as error:
     code, hint = error.step, error.hint
 print(json.dumps([code, hint]))
 """
 
 
-def _nested(**fields: Any) -> tuple[Any, str]:
+def _nested(inner: str = "", **fields: Any) -> tuple[Any, str]:
     """Spawn from within a sandbox; return the status, or step and hint."""
     places = [SOURCE, Path(cffi.__file__).parents[1]]
     shown = {f"/mnt/{number}": place for number, place in enumerate(places)}
     box = python_box(mounts=[Bind(place, path) for path, place in shown.items()], **fields)
-    code, hint = inside(_NESTED, *shown, box=box)
+    code, hint = inside(_NESTED.replace("FIELDS", inner), *shown, box=box)
     return code, hint
+
+
+def test_nested_without_user_namespaces() -> None:
+    """Where the outer sandbox forbids user namespaces, the advice names its filter."""
+    step, hint = _nested()
+    assert step == Step.CLONE
+    assert "seccomp filter" in hint
 
 
 def test_nested_as_the_sandboxs_root() -> None:
     """A payload that is user 0 without capabilities cannot nest, and hears what would help."""
-    step, hint = _nested()
+    step, hint = _nested(user_namespaces=True)
     assert step == Step.UID_MAP
     assert "CAP_SETFCAP" in hint
     assert "Sandbox(uid=1000, gid=1000)" in hint
 
 
 def test_nested_as_another_user() -> None:
-    """What that advice says works."""
-    assert _nested(uid=1000, gid=1000) == (0, "")
+    """What that advice says leads on to the masks of /proc, and what this one says works."""
+    step, hint = _nested(user_namespaces=True, uid=1000, gid=1000)
+    assert step == Step.FSMOUNT
+    assert "pid='host'" in hint
+    inner = "pid='host', user_namespaces=True"
+    assert _nested(inner, user_namespaces=True, uid=1000, gid=1000) == (0, "")
 
 
 # ---- limits of the caller ------------------------------------------------
