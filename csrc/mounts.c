@@ -493,9 +493,10 @@ static int op_device(struct spawn *spawn, uint32_t index)
 /* ---- masks ---------------------------------------------------------- */
 
 /*
- * What a mask is to hide. In a procfs it is looked for in that very mount, whose
- * identity is checked, and with no other mount or link on the way: what is
- * masked is the kernel's file. Elsewhere it is whatever the path leads to inside.
+ * What a mask is to hide. In a procfs it is looked for below that very mount, whose
+ * identity is checked, and with no link on the way: what is masked is the kernel's
+ * file, or what a container that we live in has put over it. Elsewhere it is
+ * whatever the path leads to inside.
  */
 static int find_masked(struct spawn *spawn, uint32_t index)
 {
@@ -511,7 +512,7 @@ static int find_masked(struct spawn *spawn, uint32_t index)
 	if (err < 0)
 		return (int)err;
 	return (int)RETRY(nsbox_openat2(base, op->target, O_PATH | O_CLOEXEC, 0,
-					RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS));
+					RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS));
 }
 
 static int op_mask(struct spawn *spawn, uint32_t index)

@@ -190,8 +190,7 @@ def test_nested_as_another_user() -> None:
     step, hint = _nested(user_namespaces=True, uid=1000, gid=1000)
     assert step == Step.FSMOUNT
     assert "pid='host'" in hint
-    inner = "pid='host', user_namespaces=True"
-    assert _nested(inner, user_namespaces=True, uid=1000, gid=1000) == (0, "")
+    assert _nested("pid='host'", user_namespaces=True, uid=1000, gid=1000) == (0, "")
 
 
 # ---- limits of the caller ------------------------------------------------
