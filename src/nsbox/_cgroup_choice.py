@@ -17,10 +17,16 @@ from .limits import CGROUP_FIELDS, Limits
 _MEASURED: Final = ("memory", "pids")
 """Controllers that count something, besides keeping limits."""
 
-_DELEGATE: Final = (
-    "run it in a subtree of cgroup v2 that is yours, such as one made by "
-    "'systemd-run --user --scope -p Delegate=yes COMMAND', or name one with cgroup="
-)
+_DELEGATE: Final = {
+    1: (
+        "let root make a cgroup there for this user (mkdir, chown -R), and name it, and one "
+        "for each further hierarchy, with cgroup="
+    ),
+    2: (
+        "run it in a subtree that is yours, such as one made by "
+        "'systemd-run --user --scope -p Delegate=yes COMMAND', or name one with cgroup="
+    ),
+}
 
 
 class Part(NamedTuple):
@@ -272,7 +278,8 @@ def _no_right(controller: str, hierarchy: Hierarchy, given: Mapping[Hierarchy, s
         return f"{where}, but there is no cgroup {missing[0]} (any more)"
     writable = _places(hierarchy, given)
     if not writable:
-        return f"{where}, where the caller may not write to {places[0]}: {_DELEGATE}"
+        remedy = _DELEGATE[hierarchy.version]
+        return f"{where}, where the caller may not write to {places[0]}: {remedy}"
     return (
         f"{where}, but is not enabled for cgroups below {writable[-1]}: "
         f"echo +{controller} > {writable[-1]}/cgroup.subtree_control, or "
