@@ -341,7 +341,7 @@ class TestPids:
 
     def test_fork_bomb(self) -> None:
         """One that never gives up is ended by a deadline, but that is not why."""
-        result = python(FORKS, Limits(pids=16, wall_time=0.5))
+        result = python(FORKS, Limits(pids=16, wall_time=2))
         assert (result.reason, result.returncode) == (Reason.PIDS, -signal.SIGKILL)
         assert result.usage.pids_refused
         assert result.usage.pids_peak in (16, None)
@@ -371,7 +371,7 @@ class TestOutput:
 
     def test_ten_gigabytes(self) -> None:
         """The caller holds the limit and no more, and the payload dies."""
-        result = shell("yes | head -c 10G", Limits(output="1M"), capture_output=True)
+        result = shell(f"yes | head -c {10 << 30}", Limits(output="1M"), capture_output=True)
         assert result.reason is Reason.OUTPUT
         assert len(result.stdout) + len(result.stderr) == result.usage.output == 1 << 20
 
@@ -459,7 +459,7 @@ class TestResourceLimits:
 
     def test_a_file_that_is_too_large(self) -> None:
         """SIGXFSZ ends the writer; that is no verdict of nsbox's."""
-        result = shell("head -c 2M /dev/zero >/tmp/x; exit $?", Limits(file_size="1M"))
+        result = shell(f"head -c {2 << 20} /dev/zero >/tmp/x; exit $?", Limits(file_size="1M"))
         assert (result.reason, result.returncode) == (Reason.EXIT, 128 + signal.SIGXFSZ)
 
     def test_smallest_values_start(self) -> None:
