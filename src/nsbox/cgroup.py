@@ -9,6 +9,7 @@ stands for a directory of the same name in each hierarchy that it needs.
 import errno
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -288,6 +289,15 @@ class Cgroup:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) or self._owner != os.getpid():
+            return
+        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+        try:
+            self.remove(1.0)
+        except CgroupError:
+            self.abandon()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.limits

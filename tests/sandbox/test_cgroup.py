@@ -136,6 +136,15 @@ def test_close_ends_everything() -> None:
     assert not os.path.exists(cgroup.directories[0])
 
 
+def test_forgotten() -> None:
+    """A Cgroup that nobody holds any more is removed, with a warning."""
+    cgroup = Cgroup.create(LIMITS)
+    directories = cgroup.directories
+    with pytest.warns(ResourceWarning, match="not closed"):
+        del cgroup
+    assert not any(os.path.exists(path) for path in directories)
+
+
 @pytest.mark.parametrize("name", ["wall_time", "output", "cpu_time", "open_files", "nice"])
 def test_limits_of_a_run_are_not_for_cgroups(name: str) -> None:
     """What no controller keeps is refused here."""

@@ -1,5 +1,6 @@
 """Limits hold, at once and for everything in a sandbox, and the verdict is the kernel's."""
 
+import errno
 import os
 import resource
 import select
@@ -558,6 +559,49 @@ class TestPlacement:
         command = [strace, "-f", "-qq", "-o", "/dev/null", "-e", "inject=clone3:error=ENOSYS"]
         done = _run([*command, sys.executable, "-c", code])
         assert done == "{'/'} pids\n"
+
+    @pytest.mark.parametrize(
+        ("injection", "step", "number"),
+        [
+            ("setpriority:error=EACCES", "setpriority", errno.EACCES),
+            # After three that forbid core dumps and higher priorities.
+            ("prlimit64:error=EPERM:when=4", "limit", errno.EPERM),
+            ("eventfd2:error=EMFILE", "watch", errno.EMFILE),
+            ("unshare:error=ENOSPC", "cgroup_unshare", errno.ENOSPC),
+        ],
+    )
+    def test_failed_call(self, strace: str, injection: str, step: str, number: int) -> None:
+        """A call that fails is a SpawnError with its step, and leaves nothing."""
+        pids = _cgroup_layout.look().holder("pids")
+        if step == "cgroup_unshare" and pids is not None and pids.version == 2:
+            pytest.skip("on v2 the child is born in its cgroup namespace")
+        code = """if True:
+            import nsbox, os
+            limits = nsbox.Limits(pids=16, nice=19, file_size=4096, wall_time=60)
+            try:
+                nsbox.Sandbox(limits=limits).run(["/bin/true"])
+            except nsbox.SpawnError as error:
+                print(error.step, error.errno, os.listdir("/proc/self/task") == [str(os.getpid())])
+            nsbox.Cgroup.create(nsbox.Limits(pids=3)).close()
+        """
+        command = [strace, "-f", "-qq", "-o", "/dev/null", "-e", f"inject={injection}"]
+        assert _run([*command, sys.executable, "-c", code]) == f"{step} {number} True\n"
+
+    def test_failed_join(self, root: None) -> None:
+        """A cgroup that does not take the child is an error with its own step."""
+        cpu = _cgroup_layout.look().holder("cpu")
+        if cpu is None or not os.path.exists(f"{cpu.mount}/cpu.rt_runtime_us"):
+            pytest.skip("needs a cgroup that refuses processes of real-time priority")
+
+        def attempt() -> tuple[str, int]:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            try:
+                Sandbox(limits=Limits(cpu=1.0)).run(["/bin/true"])
+            except SpawnError as error:
+                return str(error.step), error.errno or 0
+            return "none", 0
+
+        assert in_child(attempt) == ("cgroup_join", errno.EINVAL)
 
 
 def _run(command: list[str]) -> str:
