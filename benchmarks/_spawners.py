@@ -136,6 +136,16 @@ def by_new_sandbox(argv: Sequence[str]) -> Sampler:
     return _by_sandbox(lambda command: Sandbox().run(command).returncode, argv)
 
 
+def by_box(box: Sandbox, argv: Sequence[str]) -> Sampler:
+    """
+    Start argv in a given Sandbox.
+
+    Raises:
+        Unavailable: nsbox refuses to run here.
+    """
+    return _by_sandbox(lambda command: box.run(command).returncode, argv)
+
+
 def _by_sandbox(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> Sampler:
     command = list(argv)
 
