@@ -12,6 +12,7 @@ change there would be noticed.
 import io
 import math
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -179,6 +180,7 @@ class Process(subprocess.Popen[Any]):
             restore_signals=bool(restore_signals),
             die_with_thread=self._die_with_thread,
         )
+        _check_streams(request.stdio)
         sys.audit("nsbox.spawn", program, args, cwd)
         try:
             if self._fence is not None:
@@ -360,6 +362,20 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
         if fd < 0:
             raise PlanError(f"pass_fds: {fd} is not a file descriptor")
         _check_open(Step.PASS_FD, fd)
+
+
+def _check_streams(stdio: Sequence[int]) -> None:
+    """Refuse a directory as a stream, the caller's own too: see check_no_directories()."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        fd = number if stdio[number] < 0 else stdio[number]
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError:
+            continue  # the caller has none
+        if stat.S_ISDIR(mode):
+            raise PlanError(
+                f"{name}: {fd} is a directory, through which the payload could leave its root"
+            )
 
 
 _SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)

@@ -14,7 +14,8 @@ import pytest
 from attack import PROGRAM, REFUSED, armed, attack
 
 from fingerprint import KEY
-from nsbox import Process, Sandbox
+from nsbox import PlanError, Process, Sandbox
+from support import in_child
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 
@@ -235,3 +236,23 @@ def test_file_that_was_given_is_not_opened_for_more(
         assert attack(armed(hostile), "open", path, str(given & os.O_ACCMODE), **options) == "ok"
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+@pytest.mark.parametrize("own", [False, True], ids=["given", "inherited"])
+def test_directory_is_no_stream(hostile: Path, stream: str, own: bool) -> None:
+    """A directory of the host as a stream, given or the caller's own, is refused."""
+    number = ["stdin", "stdout", "stderr"].index(stream)
+
+    def spawn() -> str:
+        fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        if own:
+            os.dup2(fd, number)
+        options: dict[str, Any] = {} if own else {stream: fd}
+        try:
+            armed(hostile).run([PROGRAM, "descriptors"], **options)
+        except PlanError as error:
+            return str(error).partition(":")[0]
+        return "ran"
+
+    assert in_child(spawn) == stream
