@@ -261,8 +261,9 @@ class Sandbox:
                 without "/" is searched in the PATH inside.
             cwd: Working directory inside. Default: the sandbox's.
             env: Variables, added to those of the sandbox.
-            start_new_session: Detach from the caller's terminal. False lets
-                the payload forge input of that terminal.
+            start_new_session: Detach from the caller's terminal and process
+                group. False lets the payload forge input of that terminal, and
+                a payload with the caller's own user id signal that group.
             controlling_terminal: Make stdin, a terminal of its own, the
                 session's controlling terminal.
             pass_directories: Descriptors of directories to hand on as pass_fds
