@@ -442,6 +442,7 @@ def make(
                 write(f"{directory}/{file}", value)
         cgroup._fd = os.open(cgroup.directories[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except BaseException:
+        cgroup._closed = True
         for directory in reversed(made):
             os.rmdir(directory)
         raise
