@@ -59,6 +59,26 @@ def _restricted_by_apparmor() -> bool:
     return os.geteuid() != 0 and _sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1"
 
 
+# Only placing into a cgroup gives these: clone3(2), cgroups(7).
+_CGROUP: Final = {
+    errno.EACCES: (
+        "the caller may not place processes into the cgroup: it has to write to cgroup.procs "
+        "there, and to that of what lies above both it and the caller"
+    ),
+    errno.EBUSY: "a cgroup above has processes of its own, and so no controllers for others",
+    errno.ENODEV: "the cgroup was removed meanwhile",
+    errno.EOPNOTSUPP: "the cgroup is threaded, and takes no whole processes",
+}
+
+
+def _join_cgroup(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EINVAL:
+        return "a cpu cgroup of v1 takes no processes of real-time priority without a share of it"
+    if error == errno.ENOSPC:
+        return "the cpuset has no processors or no memory nodes"
+    return _CGROUP.get(error)
+
+
 def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOSPC:
         limits = [
@@ -93,7 +113,7 @@ def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
         return "the joined pid namespace's first process has ended, and it takes no other since"
     if error == errno.EAGAIN:
         return "the limit of processes (RLIMIT_NPROC or a pids cgroup) is reached"
-    return None
+    return _CGROUP.get(error)
 
 
 def _caller_is_mapped() -> bool:
@@ -359,6 +379,7 @@ def _foreign_owner(plan: Plan) -> str | None:
 _Advisor = Callable[[int, Plan, Op | None, str | None], str | None]
 _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.CLONE: _clone,
+    Step.CGROUP_JOIN: _join_cgroup,
     Step.SETGROUPS_DENY: _maps,
     Step.UID_MAP: _maps,
     Step.GID_MAP: _maps,

@@ -77,6 +77,8 @@ def explain_plan(plan: Plan, cwd: str) -> Explanation:
         for text in _source(op)
     ]
     cloner = "launcher" if plan.joins else "caller"
+    if plan.fenced:
+        actions.append(Action("caller", "mkdir", f"a fresh cgroup for {', '.join(plan.fenced)}"))
     if plan.parent_sources:
         actions += sources
     if plan.joins:
@@ -84,6 +86,8 @@ def explain_plan(plan: Plan, cwd: str) -> Explanation:
         actions.append(Action("caller", "clone3", f"CLONE_FILES, {memory}: the launcher"))
         actions += [Action("launcher", "setns", NAME_OF_KIND[kind]) for kind in plan.joins]
     actions.append(Action(cloner, "clone3", _clone_flags(plan)))
+    if plan.fenced:
+        actions.append(Action("child", "write", "0 to tasks, where the cgroup is of v1"))
     if plan.ids.mapped:
         actions += _maps(plan, cloner)
     if not plan.parent_sources:
@@ -102,7 +106,8 @@ NAME_OF_KIND = {
 def _clone_flags(plan: Plan) -> str:
     names = [NAME_OF_KIND[k] for k, flag in NAMESPACE_FLAGS.items() if plan.clone_flags & flag]
     parent = ["CLONE_PARENT"] if plan.joins else []
-    return " | ".join(["CLONE_VM", "CLONE_PIDFD", *parent, *names])
+    into = ["CLONE_INTO_CGROUP (v2)"] if plan.fenced else []
+    return " | ".join(["CLONE_VM", "CLONE_PIDFD", *parent, *names, *into])
 
 
 def _maps(plan: Plan, cloner: str) -> list[Action]:

@@ -217,7 +217,10 @@ class Fence:
         fd, self._usage_fd = self._usage_fd, -1
         if fd >= 0:
             os.close(fd)
-        if self.cgroup is None or self.cgroup.closed or self._owner != os.getpid():
+        if self.cgroup is None or self.cgroup.closed:
+            return
+        if self._owner != os.getpid():
+            self.cgroup.close()  # after a fork: this process's copy of a descriptor
             return
         try:
             self.cgroup.remove(_PATIENCE)

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from . import _host, _landlock
+from ._cgroup_choice import wanted_fields
 from ._constants import (
     CAPABILITIES,
     MOUNT_ATTR_NODEV,
@@ -156,6 +157,7 @@ class Plan(NamedTuple):
     landlock: Landlock | None
     rlimits: tuple[tuple[int, int], ...] = ()
     nice: int = 0
+    fenced: tuple[str, ...] = ()
 
 
 class Modes(dict[str, str]):
@@ -239,6 +241,7 @@ def compile_plan(box: Description, host: Host) -> Plan:
         landlock=_landlock_of(box, host, ops),
         rlimits=_rlimits(box.limits),
         nice=0 if box.limits is None else box.limits.nice or 0,
+        fenced=() if box.limits is None else wanted_fields(box.limits),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nsbox import Sandbox
 from nsbox.errors import PlanError, PlanTypeError
 from nsbox.limits import IoLimit, Limits
 
@@ -120,6 +121,21 @@ def test_given_and_without() -> None:
     assert limits.given() == ("memory", "pids", "oom_group", "core")
     assert limits.without(["memory"]) == Limits(pids=3)
     assert limits.without([]) == limits
+
+
+def test_are_explained() -> None:
+    """box.explain() says what is limited by whom, before the payload is executed."""
+    limits = Limits(memory="1M", pids=3, cpu_time=1, open_files=64, nice=5)
+    lines = [str(action) for action in Sandbox(limits=limits).explain()]
+    made = [line for line in lines if "a fresh cgroup for memory, swap, pids, cpu_time" in line]
+    assert len(made) == 1
+    assert lines.index(made[0]) < next(n for n, line in enumerate(lines) if "clone3" in line)
+    assert [line.split()[1:] for line in lines[-5:] if "limit" in line or "priority" in line] == [
+        ["setpriority", "at", "least", "5"],
+        ["prlimit64", "RLIMIT_NOFILE", "64"],
+        ["prlimit64", "RLIMIT_CORE", "0"],
+    ]
+    assert not any("cgroup for" in str(action) for action in Sandbox().explain())
 
 
 @given(st.sets(st.integers(0, 200), min_size=1))
