@@ -178,9 +178,9 @@ class TestCpuTime:
 
     def test_sleeping_is_free(self) -> None:
         """Time that passes is not processor time."""
-        result = shell("sleep 0.6", Limits(cpu_time=0.5))
+        result = shell("sleep 2.2", Limits(cpu_time=2))
         assert result.reason is Reason.EXIT
-        assert result.usage.cpu_time < 0.5
+        assert result.usage.cpu_time < 2 < result.usage.wall_time
 
     def test_the_sooner_limit_is_the_reason(self) -> None:
         """Wall time and processor time are never confused."""
@@ -191,11 +191,11 @@ class TestCpuTime:
 
     def test_nothing_is_carried_over(self) -> None:
         """A second run of the same sandbox starts from zero."""
-        box = Sandbox(limits=Limits(cpu_time=0.2, memory="32M", pids=8))
+        box = Sandbox(limits=Limits(cpu_time=1, memory="32M", pids=8))
         assert box.run(["/bin/sh", "-c", SPIN]).reason is Reason.CPU_TIME
         result = box.run(["/bin/true"])
         assert result.reason is Reason.EXIT
-        assert result.usage.cpu_time < 0.2
+        assert result.usage.cpu_time < 1
         assert result.usage.pids_peak in (1, None)
 
 
@@ -330,9 +330,13 @@ FORKS = """if True:
         except OSError: pass
 """
 THREADS = """if True:
-    import threading
+    import os, threading
     event = threading.Event()
-    while True: threading.Thread(target=event.wait).start()
+    while True:
+        try:
+            threading.Thread(target=event.wait).start()
+        except RuntimeError:
+            os._exit(3)
 """
 
 
@@ -354,8 +358,8 @@ class TestPids:
 
     def test_thread_bomb(self) -> None:
         """Threads count."""
-        result = python(THREADS, Limits(pids=16, wall_time=2))
-        assert result.reason is Reason.PIDS
+        result = python(THREADS, Limits(pids=16))
+        assert (result.reason, result.returncode) == (Reason.PIDS, 3)
 
     def test_within_the_limit(self) -> None:
         """As many as allowed is no matter."""
