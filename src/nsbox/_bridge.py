@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from . import _calls, _diagnose, _filter
+from . import _bpf, _calls, _diagnose, _filter
 from ._constants import NAMESPACE_FLAGS
 from ._enforced import layers_of
 from ._layers import Enforced
@@ -337,7 +337,7 @@ class Lowered:
                 "ops": self._kept(
                     ffi.new("struct nsbox_op[]", [self._lower_op(op) for op in plan.ops])
                 ),
-                "filter_length": len(program) // _filter.INSTRUCTION_SIZE,
+                "filter_length": len(program) // _bpf.INSTRUCTION.size,
                 "filter": self._kept(ffi.from_buffer(program)),
                 "landlock_rights": landlock.rights if landlock else 0,
                 "landlock_scoped": landlock.scoped if landlock else 0,

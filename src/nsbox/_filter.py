@@ -10,11 +10,12 @@ import os
 import platform
 import re
 import select
-import struct
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from . import _bpf
 from ._constants import CAPABILITIES, CLONE_NEWUSER
 from .errors import PlanError, UnsupportedError
 from .seccomp import (
@@ -136,8 +137,42 @@ def compile_filter(profile: Profile, capabilities: tuple[str, ...], user_namespa
     rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces)
     refusing = [rule for rule in rules if _comes_first(rule, profile, rules)]
     others = [rule for rule in rules if rule not in refusing]
+    _, lib = _open()
+    native, _ = MACHINES[platform.machine()]
+    if {*profile.architectures} <= {native}:
+        # What depends on the number alone is answered by a search in ranges of numbers: the
+        # kernel compiles each program at its install, so its length counts.
+        conditional = {name for rule in rules if rule.arguments for name in rule.names}
+        answers = _answers(lib, profile, [*refusing, *others], conditional)
+        tree = _bpf.tree(ARCHITECTURES[native], answers, profile.default)
+        if tree is not None:
+            return tree + _join(profile, _only(refusing, conditional), _only(others, conditional))
+    return _join(profile, refusing, others)
+
+
+def _join(profile: Profile, refusing: Sequence[Rule], others: Sequence[Rule]) -> bytes:
+    """Return the program of libseccomp for rules, of which the refusing ones are asked first."""
     program = _build(profile, profile.default, others)
-    return _chain(_build(profile, ALLOW, refusing), program) if refusing else program
+    return _bpf.chain(_build(profile, ALLOW, refusing), program, ALLOW) if refusing else program
+
+
+def _only(rules: Sequence[Rule], names: set[str]) -> list[Rule]:
+    """Return what rules say of some calls."""
+    kept = [rule._replace(names=tuple(n for n in rule.names if n in names)) for rule in rules]
+    return [rule for rule in kept if rule.names]
+
+
+def _answers(
+    lib: Any, profile: Profile, rules: Sequence[Rule], conditional: set[str]
+) -> dict[int, int | None]:
+    """Return the answer to each call that a rule names, None if it depends on arguments."""
+    answers: dict[int, int | None] = {}
+    for rule in rules:
+        for name in rule.names:
+            number = _call_number(lib, profile, name)
+            if number is not None:
+                answers.setdefault(number, None if name in conditional else rule.action)
+    return answers
 
 
 def _comes_first(rule: Rule, profile: Profile, rules: Sequence[Rule]) -> bool:
@@ -147,23 +182,6 @@ def _comes_first(rule: Rule, profile: Profile, rules: Sequence[Rule]) -> bool:
     if rule.action in PERMITTING or profile.default in PERMITTING:
         return False
     return not permitted(rules).isdisjoint(rule.names)
-
-
-_RETURN: Final = 0x06  # BPF_RET | BPF_K
-_JUMP: Final = 0x05  # BPF_JMP | BPF_JA
-_INSTRUCTION: Final = struct.Struct("=HBBI")
-INSTRUCTION_SIZE: Final = _INSTRUCTION.size
-
-
-def _chain(first: bytes, second: bytes) -> bytes:
-    """Return one program from two: what the first allows goes on to the second."""
-    length = len(first) // _INSTRUCTION.size
-    joined = []
-    for index, (code, true, false, value) in enumerate(_INSTRUCTION.iter_unpack(first)):
-        if code == _RETURN and value == ALLOW:
-            code, value = _JUMP, length - index - 1
-        joined.append(_INSTRUCTION.pack(code, true, false, value))
-    return b"".join(joined) + second
 
 
 @lru_cache(maxsize=1)
@@ -254,22 +272,28 @@ def _call_number(lib: Any, profile: Profile, name: str) -> int | None:
 
 _LOG: Final = "/dev/kmsg"
 _LOG_WAIT: Final = 50  # milliseconds that the kernel's thread may take to write its record
+_CLOCKS_DIFFER: Final = 2.0  # seconds, between the log's clock and ours: one is steered
 _FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # inode number: PROC_PID_INIT_INO of the kernel
 
 
-def killed_call(pid: int) -> str | None:
+def killed_call(pid: int, within: float) -> str | None:
     """
     Return the name of the system call for which a filter has ended a process.
 
     The kernel tells it in its log alone (an audit record of type 1326), with the
     pid as the host counts: where nothing else takes those records, and this
-    process may read the log. None otherwise.
+    process may read the log. None otherwise, or where the kernel has left the
+    record out, as it does if there are many.
+
+    Args:
+        pid: Of a process that SIGSYS has ended.
+        within: Seconds since its start at most. Pids come again, and so does the log.
     """
     try:
         if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
             return None
         with open(_LOG, "rb", buffering=0, opener=_nonblocking) as log:
-            number = _find_record(log, pid)
+            number = _find_record(log, pid, time.monotonic() - within - _CLOCKS_DIFFER)
     except OSError:
         return None
     return None if number is None else _call_name(*number)
@@ -279,8 +303,8 @@ def _nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _find_record(log: Any, pid: int) -> tuple[int, int] | None:
-    """Return architecture and number of the call in the last record of a process."""
+def _find_record(log: Any, pid: int, since: float) -> tuple[int, int] | None:
+    """Return architecture and number of the call in the last record of a process since then."""
     found = None
     pattern = re.compile(rb"type=1326 .* pid=%d .* sig=31 arch=([0-9a-f]+) syscall=([0-9]+) " % pid)
     while True:
@@ -295,7 +319,7 @@ def _find_record(log: Any, pid: int) -> tuple[int, int] | None:
                 return found
             continue
         match = pattern.search(record)
-        if match is not None:
+        if match is not None and int(record.split(b",", 3)[2]) >= since * 1e6:
             found = int(match[1], 16), int(match[2])
 
 

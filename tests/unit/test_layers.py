@@ -13,6 +13,7 @@ PACKAGE = Path(nsbox.__file__).parent
 # Each module may import those of lower levels only. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
     (
+        "_bpf",
         "_native",
         "_version",
         "_constants",
@@ -43,6 +44,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_bridge"}
 WITHOUT_NATIVE = (
+    "_bpf",
     "_cgroup_choice",
     "_cgroup_files",
     "_cgroup_layout",

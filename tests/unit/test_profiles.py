@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from nsbox import PlanError, Sandbox, UnsupportedError
-from nsbox._filter import _call_number, _open, compile_filter
+from nsbox._filter import (
+    _call_number,
+    _comes_first,
+    _join,
+    _open,
+    compile_filter,
+    effective_rules,
+)
 from nsbox.seccomp import Profile, built_in, check_seccomp, refuses_keys
 
 ALLOW, LOG, KILL = 0x7FFF0000, 0x7FFC0000, 0x80000000
@@ -384,3 +391,25 @@ def test_a_filter_is_compiled_once() -> None:
     """Two sandboxes with the same profile share one program."""
     first = compile_filter(built_in("default"), (), False)
     assert compile_filter(built_in("default"), (), False) is first
+
+
+@pytest.mark.parametrize("held", [(), ("CAP_SYS_ADMIN",)])
+@pytest.mark.parametrize("name", ["default", "strict"])
+def test_the_short_program_answers_as_the_long_one(name: str, held: tuple[str, ...]) -> None:
+    """The search in ranges changes no answer: all numbers, ABIs, and many arguments."""
+    profile = built_in(name)
+    short = compile_filter(profile, held, False)
+    # The format's way to say the same, in which foreign ABIs are listed, is not shortened.
+    rules = effective_rules(profile, held, user_namespaces=False)
+    refusing = [item for item in rules if _comes_first(item, profile, rules)]
+    long = _join(profile, refusing, [item for item in rules if item not in refusing])
+    assert len(short) < 0.7 * len(long)
+    flags = [0, 1, 2, 3, 16, 0o100, 0o4755, 0o2000, TIOCSTI, CLONE_NEWUSER, CLONE_THREAD, HIGH | 1]
+    numbers = [*range(1100), 0x40000000, 0x40000001, 2**31 - 1, -1, -2]
+    for number in numbers:
+        for arch in (NATIVE, FOREIGN, 0):
+            for flag in flags if arch == NATIVE else [0]:
+                args = (flag, flag, flag, flag)
+                assert answer(short, number, *args, arch=arch) == answer(
+                    long, number, *args, arch=arch
+                ), (number, arch, flag)
