@@ -296,7 +296,7 @@ class Process(subprocess.Popen[Any]):
         result = Result(args, status, stdout, stderr, usage, self.reason, self.degraded)
         result.enforced = self.enforced
         if self.reason is Reason.SECCOMP:
-            result.refused_call = killed_call(self.pid)
+            result.refused_call = killed_call(self.pid, self.usage.wall_time)
         return result
 
     # ---- ending ----
