@@ -15,6 +15,8 @@ from nsbox._native import ffi, lib
 from nsbox._plan import Code, OpFlag
 from nsbox.errors import STEPS, Step
 
+pytestmark = pytest.mark.one_kernel
+
 HEADER = Path(__file__).parents[2] / "csrc" / "nsbox.h"
 
 

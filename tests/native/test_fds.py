@@ -18,6 +18,8 @@ from conftest import open_fds
 from nsbox import Bind, Sandbox, SpawnError, Step
 from nsbox.errors import PlanError
 
+pytestmark = pytest.mark.one_kernel
+
 LIST = "ls /proc/$$/fd; :"
 """A command of the shell that prints the shell's own descriptors."""
 

@@ -11,6 +11,8 @@ import pytest
 from conftest import children, mounts, open_fds
 from nsbox import Bind, Overlay, Sandbox, SpawnError, Step, Tmpfs
 
+pytestmark = pytest.mark.one_kernel
+
 GROWTH = 2 << 20
 """Bytes that the resident memory may grow by."""
 

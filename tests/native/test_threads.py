@@ -84,6 +84,7 @@ def fork_and_wait(work: Callable[[], int] = lambda: 0) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.one_kernel
 def test_threads_all_get_their_own_output(box: Sandbox, count: int) -> None:
     """Threads that spawn while others allocate and log do not hang or mix up their payloads."""
     log = logging.getLogger("nsbox-test")
@@ -147,6 +148,7 @@ def test_threads_may_end_before_their_payload(box: Sandbox) -> None:
 # ---- fork ----------------------------------------------------------------
 
 
+@pytest.mark.one_kernel
 def test_threads_may_fork_meanwhile(box: Sandbox, count: int) -> None:
     """Forks in one thread and spawns in others do not disturb each other."""
     with meanwhile(*[lambda: box.run(["/bin/cat"], input=b"x", check=True)] * 3):
@@ -154,6 +156,7 @@ def test_threads_may_fork_meanwhile(box: Sandbox, count: int) -> None:
     assert codes == {0}
 
 
+@pytest.mark.one_kernel
 def test_forked_child_can_spawn(box: Sandbox, count: int) -> None:
     """A child that was forked during spawns of other threads can use the same sandbox."""
 
@@ -167,6 +170,7 @@ def test_forked_child_can_spawn(box: Sandbox, count: int) -> None:
             assert fork_and_wait(work) == 0
 
 
+@pytest.mark.one_kernel
 def test_forked_child_can_spawn_what_was_being_prepared() -> None:
     """A child that was forked during the first spawn of a sandbox can use that sandbox."""
     fresh = [Sandbox(mounts=[Tmpfs(f"/m/{number}") for number in range(300)])]

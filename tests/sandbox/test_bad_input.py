@@ -35,7 +35,7 @@ from support import (
     mount_tmpfs,
 )
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 # ---- values that cannot be meant: refused before anything is started -----
 

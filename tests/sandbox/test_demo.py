@@ -36,7 +36,7 @@ HEADINGS = (
     "So, what is a container?",
 )
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 
 def demo(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from support import SOURCE, expose
 
 CHECKOUT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 
 @pytest.fixture

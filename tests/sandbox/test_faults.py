@@ -24,7 +24,7 @@ import pytest
 from nsbox import Step
 from support import SOURCE
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 # The report is made by calls that no test makes fail, or is tried again.
 _CALLER = """

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("box")
 def landlock() -> None:
     """The kernel has all that is tested here."""
     if landlock_abi() < 6:
-        unavailable("this kernel has no Landlock with scopes (Linux 6.12)")
+        unavailable("this kernel has no Landlock with scopes (Linux 6.12)", newer_kernel=True)
 
 
 RECEIVE = """

@@ -756,6 +756,7 @@ def test_link_to_a_device_as_dev_null(rootfs: Path) -> None:
     assert (outside / "null").read_text() == "host"
 
 
+@pytest.mark.one_kernel
 def test_link_flipped_during_spawns(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """While a shared directory flips between directory and link, no spawn touches the host."""
     outside = _outside(expose(tmp_path))
@@ -796,6 +797,7 @@ def test_link_flipped_during_spawns(tmp_path: Path, request: pytest.FixtureReque
     assert os.listdir(shared / "flip" / "sub") == []
 
 
+@pytest.mark.one_kernel
 def test_flipped_link_in_a_readonly_bind(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The same with mount points that are made above a read-only bind."""
     outside = _outside(expose(tmp_path))

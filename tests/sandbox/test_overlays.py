@@ -26,7 +26,7 @@ def test_layers(tmp_path: Path, count: int) -> None:
     """All layers are seen, the first one on top, however many there are."""
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
     if count > 88 and release < (6, 8):
-        unavailable("overlays of more than 88 layers need Linux 6.8")
+        unavailable("overlays of more than 88 layers need Linux 6.8", newer_kernel=True)
     layers = [_layer(tmp_path, number) for number in range(count)]
     box = Sandbox(mounts=[Overlay(layers, "/stack")])
     result = box.run(

@@ -596,6 +596,7 @@ def _keeps_status() -> bool:
     return (int(release[0]), int(release[1])) >= (6, 15)
 
 
+@pytest.mark.one_kernel
 def test_other_threads_reap_all_children() -> None:
     """Where other threads call waitpid(-1) in a loop, wait() returns the status nevertheless."""
 

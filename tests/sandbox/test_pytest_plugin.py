@@ -9,7 +9,7 @@ import pytest
 
 from support import SOURCE
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 HEAD = """
 import asyncio, os, subprocess, sys

@@ -62,6 +62,7 @@ PROGRAMS = {
 OUTPUT = {"node": {"file", "thread"}, "java": {"thread", "child"}}
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program_runs_under_the_default_profile(name: str) -> None:
     """Compilers, interpreters, virtual machines and shells notice nothing of the filter."""
@@ -73,6 +74,7 @@ def test_program_runs_under_the_default_profile(name: str) -> None:
     assert set(result.stdout.split()) == OUTPUT.get(name, {"a", "b"})
 
 
+@pytest.mark.one_kernel
 def test_postgresql_runs_under_the_default_profile() -> None:
     """A database is initialised, started, asked and stopped."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -94,6 +96,7 @@ def test_postgresql_runs_under_the_default_profile() -> None:
     assert (result.returncode, result.stdout) == (0, "42\n"), result.stderr
 
 
+@pytest.mark.one_kernel
 def test_cpython_passes_its_tests_under_the_default_profile() -> None:
     """What the interpreter tests of the kernel's interface works inside as it does outside."""
     if subprocess.run([sys.executable, "-c", "import test.test_os"], stderr=-3).returncode:
@@ -173,6 +176,7 @@ print(json.dumps(ctypes.get_errno()))
     assert inside(code, box=python_box(seccomp=seccomp, user_namespaces=True)) == 0
 
 
+@pytest.mark.one_kernel
 def test_bwrap_works_inside_when_user_namespaces_are_permitted() -> None:
     """With user_namespaces=True another sandbox can be built inside."""
     if shutil.which("bwrap") is None:

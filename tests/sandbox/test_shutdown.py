@@ -10,7 +10,7 @@ import pytest
 
 from support import SOURCE
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 _HEAD = """
 import atexit, gc, os, sys, threading

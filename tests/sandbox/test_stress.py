@@ -22,7 +22,7 @@ from conftest import children, open_fds
 from nsbox import DEVNULL, PIPE, Sandbox, SpawnError, Step, TimeoutExpired
 from support import SOURCE, in_child
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 CAT = ["/bin/cat"]
 LONG = ["/bin/sleep", "1000"]

@@ -16,7 +16,7 @@ import pytest
 from nsbox import Bind, Namespace, PlanError, Process, Sandbox, SpawnError, UnsupportedError
 from nsbox import _subprocess as implementation
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 BAD_INPUT: dict[str, tuple[Any, dict[str, Any]]] = {
     "no_arguments": ([], {}),

@@ -23,7 +23,7 @@ from support import SOURCE, in_child
 PACKAGE = str(SOURCE / "nsbox")
 LIBRARY = subprocess.__file__
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 
 class Interrupted(BaseException):
