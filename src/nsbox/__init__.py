@@ -15,6 +15,7 @@ from ._interpreter import interpreter_mounts
 from ._layers import Enforced, Layer
 from ._version import __version__
 from .cgroup import Cgroup, Events, Stats
+from .doctor import Diagnosis, Finding, doctor
 from .errors import (
     CgroupError,
     NamespaceError,
@@ -44,9 +45,11 @@ __all__ = [
     "Cgroup",
     "CgroupError",
     "Dev",
+    "Diagnosis",
     "Enforced",
     "Events",
     "Explanation",
+    "Finding",
     "IoLimit",
     "Layer",
     "Limits",
@@ -68,6 +71,7 @@ __all__ = [
     "UnsupportedError",
     "Usage",
     "__version__",
+    "doctor",
     "interpreter_mounts",
     "lowlevel",
 ]

@@ -7,7 +7,7 @@ error are its step, errno and path.
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from . import _host
@@ -18,7 +18,7 @@ from .seccomp import name_of
 
 _SYSCTL: Final = "/proc/sys/"
 
-_ANYWHERE: Final = {
+ANYWHERE: Final = {
     errno.ENOSYS: "this kernel lacks the system call, or a seccomp filter hides it; "
     "nsbox needs Linux 5.12",
     errno.EMFILE: "too many open descriptors: close some, or raise RLIMIT_NOFILE (ulimit -n)",
@@ -29,8 +29,8 @@ _ANYWHERE: Final = {
 
 def hint(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     """Return advice for a failed step, or None."""
-    if error in _ANYWHERE:
-        return _ANYWHERE[error]
+    if error in ANYWHERE:
+        return ANYWHERE[error]
     advise = _ADVISORS.get(step)
     if advise is not None:
         found = advise(error, plan, op, path)
@@ -45,7 +45,27 @@ def hint(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) ->
     return None
 
 
-def _sysctl(name: str) -> str | None:
+SYSCTLS: Final = (
+    *(f"user.max_{kind}_namespaces" for kind in NAMESPACE_FLAGS),
+    "kernel.unprivileged_userns_clone",
+    "kernel.apparmor_restrict_unprivileged_userns",
+    "kernel.yama.ptrace_scope",
+)
+"""Settings of the kernel that matter to nsbox."""
+
+
+def forbidding_sysctls() -> Iterator[tuple[str, str]]:
+    """Yield the settings that forbid namespaces to the caller, and the commands that allow them."""
+    for name in SYSCTLS:
+        value = sysctl(name)
+        if name.startswith("user.max_") and value == "0":
+            yield name, f"sysctl {name}=10000"
+        elif name == "kernel.unprivileged_userns_clone" and value == "0" and os.geteuid() != 0:
+            yield name, f"sysctl {name}=1"
+
+
+def sysctl(name: str) -> str | None:
+    """Return the value of a setting, or None if this kernel does not have it, or no /proc."""
     try:
         with open(
             _SYSCTL + name.replace(".", "/"), encoding="utf-8", errors="surrogateescape"
@@ -56,7 +76,7 @@ def _sysctl(name: str) -> str | None:
 
 
 def _restricted_by_apparmor() -> bool:
-    return os.geteuid() != 0 and _sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1"
+    return os.geteuid() != 0 and sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1"
 
 
 # Only placing into a cgroup gives these: clone3(2), cgroups(7).
@@ -81,17 +101,13 @@ def _join_cgroup(error: int, plan: Plan, op: Op | None, path: str | None) -> str
 
 def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOSPC:
-        limits = [
-            f"user.max_{kind}_namespaces=0"
-            for kind in ("user", "mnt", "pid", "uts", "ipc", "net", "cgroup")
-            if _sysctl(f"user.max_{kind}_namespaces") == "0"
-        ]
-        if limits:
-            return f"namespaces are forbidden by sysctl {', '.join(limits)}"
-        return "a limit of user.max_*_namespaces is reached, or namespaces nest too deep"
+        return _forbidden("user.max_") or (
+            "a limit of user.max_*_namespaces is reached, or namespaces nest too deep"
+        )
     if error == errno.EPERM:
-        if _sysctl("kernel.unprivileged_userns_clone") == "0" and os.geteuid() != 0:
-            return "user namespaces are forbidden: sysctl kernel.unprivileged_userns_clone=1"
+        forbidden = _forbidden("kernel.")
+        if forbidden is not None:
+            return forbidden
         if not plan.ids.mapped:
             return "new namespaces need CAP_SYS_ADMIN, or a user namespace of their own: user='new'"
         if not _caller_is_mapped():
@@ -101,10 +117,12 @@ def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
             )
         if _in_chroot():
             return "the caller lives in a chroot, where the kernel refuses user namespaces"
-        return (
-            "user namespaces are refused here: a seccomp filter (container runtimes have one), "
-            "a security module, or a chroot forbids them"
-        )
+        if seccomp_mode() == "2":
+            return (
+                "a seccomp filter is in force for the caller, and may refuse namespaces: let it "
+                "pass them (docker: --security-opt seccomp=unconfined)"
+            )
+        return "user namespaces are refused here: a security module or a chroot forbids them"
     if error == errno.EINVAL:
         missing = [name for name in _kernel_lacks() if name]
         if missing:
@@ -117,6 +135,8 @@ def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
 
 
 def _caller_is_mapped() -> bool:
+    if not os.path.exists("/proc/self/uid_map"):
+        return True  # as far as can be known
     return _host.is_mapped("uid", os.geteuid()) and _host.is_mapped("gid", os.getegid())
 
 
@@ -127,6 +147,25 @@ def _in_chroot() -> bool:
             return "/" not in [line.split()[4] for line in file]
     except OSError:
         return False
+
+
+def _forbidden(prefix: str) -> str | None:
+    found = {name: fix for name, fix in forbidding_sysctls() if name.startswith(prefix)}
+    if not found:
+        return None
+    settings = ", ".join(f"{name}={sysctl(name)}" for name in found)
+    return f"namespaces are forbidden by sysctl {settings}: {'; '.join(found.values())}"
+
+
+def seccomp_mode() -> str | None:
+    """Return "2" if a seccomp filter is in force for the caller: proc_pid_status(5)."""
+    try:
+        path = "/proc/thread-self/status"
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            found = [line.split()[1] for line in file if line.startswith("Seccomp:")]
+    except OSError:
+        return None
+    return found[0] if found else None
 
 
 def _kernel_lacks() -> list[str]:

@@ -37,6 +37,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("process",),
     ("_subprocess",),
     ("sandbox",),
+    ("doctor",),
     ("__init__",),
     ("demo",),
 )
