@@ -78,7 +78,7 @@ def plain_user() -> None:
 
 
 @lru_cache(maxsize=1)
-def _why_no_cgroup() -> str | None:
+def why_no_cgroup() -> str | None:
     try:
         Cgroup.create(Limits(memory="64M", pids=16, cpu=1.0)).close()
     except (NsboxError, OSError) as error:
@@ -89,7 +89,7 @@ def _why_no_cgroup() -> str | None:
 @pytest.fixture
 def cgroups(box: Sandbox) -> None:
     """A host where memory, pids and cpu can be limited; a plain user needs a delegated subtree."""
-    reason = _why_no_cgroup()
+    reason = why_no_cgroup()
     if reason is None:
         return
     if os.geteuid() != 0:
@@ -100,7 +100,7 @@ def cgroups(box: Sandbox) -> None:
 @pytest.fixture
 def no_cgroups(box: Sandbox) -> None:
     """A caller who may not make cgroups."""
-    if _why_no_cgroup() is None:
+    if why_no_cgroup() is None:
         pytest.skip("this caller can make cgroups")
 
 
