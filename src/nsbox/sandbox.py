@@ -13,12 +13,14 @@ from typing import IO, Any, Final, Literal, TypedDict, Unpack
 from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._cgroup_choice import Choice
+from ._compile import compile_plan
 from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
 from ._fence import Fence, Terms, chooser
 from ._host import Host
 from ._landlock import LEAST_ABI
-from ._plan import HOME, Description, Modes, Plan, compile_plan
+from ._operations import HOME
+from ._plan import Description, Modes, Plan
 from ._subprocess import make_module
 from ._values import (
     PathArg,

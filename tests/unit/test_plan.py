@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsbox import Bind, Dev, Overlay, Proc, Tmpfs
+from nsbox._compile import compile_plan
 from nsbox._constants import CAPABILITIES, NAMESPACE_FLAGS
 from nsbox._explain import explain_plan
 from nsbox._host import Host
-from nsbox._plan import Code, Description, Modes, Op, OpFlag, Plan, compile_plan
+from nsbox._plan import Code, Description, Modes, Op, OpFlag, Plan
 from nsbox.errors import PlanError
 from nsbox.mount import Mount
 from strategies import ids, mount_lists
