@@ -69,6 +69,7 @@ DIRECTORIES = (
     "root",
     "run",
     "sys",
+    "usr/share",
     "var/tmp",
     "tmp",
 )

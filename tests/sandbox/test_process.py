@@ -396,6 +396,7 @@ def test_usage_is_plausible() -> None:
     assert usage.cpu_time == usage.user_time + usage.system_time
 
 
+@pytest.mark.one_kernel
 def test_usage_of_a_sleeper() -> None:
     """A payload that waits uses wall time, hardly processor time, and switches voluntarily."""
     with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process:
