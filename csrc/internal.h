@@ -183,6 +183,7 @@ __attribute__((noreturn)) void exit_process(int status);
 void reset_signals(void);
 int64_t monotonic_time(void); /* nanoseconds */
 int loopback_up(struct nsbox_result *result);
+int lift(int fd);
 size_t format_uint(char *buffer, uint64_t value);
 int write_file(int dirfd, const char *path, const char *text, size_t size);
 size_t string_length(const char *text);

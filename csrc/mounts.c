@@ -51,8 +51,8 @@ static int set_attributes(int fd, uint32_t flags, uint64_t attributes, int idmap
 int open_source(struct spawn *spawn, uint32_t index)
 {
 	const struct nsbox_op *op = operation(spawn, index);
-	int fd = (int)RETRY(nsbox_open_tree(AT_FDCWD, op->source,
-					    OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE));
+	int fd = lift((int)RETRY(nsbox_open_tree(
+		AT_FDCWD, op->source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)));
 	if (fd < 0)
 		return fail(spawn, NSBOX_STEP_OPEN_TREE, (int)index, fd);
 	spawn->sources[index] = fd;
@@ -231,7 +231,7 @@ static int make_mount(struct spawn *spawn, uint32_t index, const struct filesyst
 	int err = nsbox_fsconfig(context, FSCONFIG_CMD_CREATE, 0, 0, 0);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_FSCONFIG_CREATE, (int)index, err);
-	int fd = nsbox_fsmount(context, FSMOUNT_CLOEXEC, fs->attributes);
+	int fd = lift(nsbox_fsmount(context, FSMOUNT_CLOEXEC, fs->attributes));
 	sys(__NR_close, context);
 	return fd < 0 ? fail(spawn, NSBOX_STEP_FSMOUNT, (int)index, fd) : fd;
 }

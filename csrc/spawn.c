@@ -377,15 +377,6 @@ static void start_launcher(struct spawn *spawn)
 
 /* ---- the whole ------------------------------------------------------ */
 
-static int lift(int fd)
-{
-	if (fd < 0 || fd > 2)
-		return fd;
-	long lifted = sys(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
-	sys(__NR_close, fd);
-	return (int)lifted;
-}
-
 /*
  * Before anything is opened here: a number that is not open yet could come to
  * mean one of our own descriptors, and reach the payload.

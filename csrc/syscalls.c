@@ -232,6 +232,21 @@ int loopback_up(struct nsbox_result *result)
 	return 0;
 }
 
+/* ---- descriptors ---------------------------------------------------- */
+
+/*
+ * Move a descriptor out of the way of 0, 1, 2, which are free where the caller has
+ * them closed, and which the child puts the payload's in. Takes fd.
+ */
+int lift(int fd)
+{
+	if (fd < 0 || fd > 2)
+		return fd;
+	long lifted = sys(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+	sys(__NR_close, fd);
+	return (int)lifted;
+}
+
 /* ---- text ----------------------------------------------------------- */
 
 size_t string_length(const char *text)

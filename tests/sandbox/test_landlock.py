@@ -16,7 +16,7 @@ import pytest
 from conftest import unavailable
 from nsbox import PIPE, Bind, Sandbox
 from nsbox._calls import landlock_abi
-from support import PYTHON, expose, inside, python_box, stdout_of
+from support import PYTHON, expose, in_child, inside, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -161,3 +161,16 @@ def test_mounting_needs_the_file_system_part_off() -> None:
     box = Sandbox(capabilities=["SYS_ADMIN"])
     result = box.run(["mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_rules_are_those_of_the_mounts_where_standard_descriptors_were_free() -> None:
+    """With 0, 1, 2 closed in the caller, no mount gets one of these numbers, and no stream a rule."""
+
+    def child() -> int:
+        null = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
+        for fd in range(3):
+            os.close(fd)
+        box = Sandbox(root="/", landlock=True)
+        return box.run(["/bin/true"], stdin=null[0], stdout=null[1], stderr=null[2]).returncode
+
+    assert in_child(child) == 0
