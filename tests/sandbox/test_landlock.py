@@ -164,7 +164,7 @@ def test_mounting_needs_the_file_system_part_off() -> None:
 
 
 def test_rules_are_those_of_the_mounts_where_standard_descriptors_were_free() -> None:
-    """With 0, 1, 2 closed in the caller, no mount gets one of these numbers, and no stream a rule."""
+    """With 0, 1, 2 closed in the caller, no mount gets such a number, and no stream its rule."""
 
     def child() -> int:
         null = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
