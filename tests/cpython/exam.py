@@ -267,7 +267,7 @@ def main() -> int:
     try:
         import_module("test.support")
     except ModuleNotFoundError as error:
-        print(f"cannot run: this Python has no {error.name} (Debian: libpython3-testsuite)")
+        print(f"cannot run: this Python has no {error.name} (Debian: libpython3.11-testsuite)")
         return CANNOT_RUN
     if options.part is not None:
         os.environ.pop("PYTHONPATH")
