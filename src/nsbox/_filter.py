@@ -7,7 +7,6 @@ program. The library is opened when the first one is compiled, not at import.
 
 import errno
 import os
-import platform
 import re
 import select
 import time
@@ -85,7 +84,7 @@ def effective_rules(
 
 
 def _counts(rule: Rule, held: set[str]) -> bool:
-    arch = MACHINES[platform.machine()][1]
+    arch = MACHINES[os.uname().machine][1]
     kernel = tuple(int(part) for part in re.findall(r"[0-9]+", os.uname().release)[:2])
     included, excluded = rule.includes, rule.excludes
     return not (
@@ -138,7 +137,7 @@ def compile_filter(profile: Profile, capabilities: tuple[str, ...], user_namespa
     refusing = [rule for rule in rules if _comes_first(rule, profile, rules)]
     others = [rule for rule in rules if rule not in refusing]
     _, lib = _open()
-    native, _ = MACHINES[platform.machine()]
+    native, _ = MACHINES[os.uname().machine]
     if {*profile.architectures} <= {native}:
         # What depends on the number alone is answered by a search in ranges of numbers: the
         # kernel compiles each program at its install, so its length counts.

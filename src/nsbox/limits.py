@@ -25,7 +25,7 @@ MIN_CPU: Final = 0.01
 MIN_STACK: Final = 128 * 1024
 """What the kernel grants arguments and environment in any case: execve(2)."""
 
-_CPU_RANGE: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
+_CPU_RANGE: Final = r"([0-9]{1,5})(?:-([0-9]{1,5}))?"
 _MAX_CPU: Final = 8191
 _MAX_SECONDS: Final = 1e9
 
@@ -228,7 +228,7 @@ def _cpuset(name: str, value: object) -> tuple[int, ...]:
 
 
 def _cpu_range(name: str, part: str) -> range:
-    match = _CPU_RANGE.fullmatch(part.strip())
+    match = re.fullmatch(_CPU_RANGE, part.strip())
     if match is None:
         raise PlanError(f"{name}: {part!r} is neither a processor's number nor a range")
     first = int(match[1])
