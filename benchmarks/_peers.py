@@ -23,7 +23,7 @@ from typing import Any
 
 import _spawners
 from _floor import Floor, command_line, compile_floor
-from _spawners import Sampler, Unavailable
+from _spawners import NO_LAYERS, Sampler, Unavailable
 from _worker import Worker
 from nsbox import Sandbox
 from nsbox._plan import Code
@@ -196,7 +196,7 @@ def prepare_floor(view: View, argv: Sequence[str], stack: contextlib.ExitStack) 
     """
     directory = scratch_directory(stack)
     binary = compile_floor(installed(os.environ.get("CC", "cc")), directory)
-    command = [str(binary), *command_line(Sandbox(), argv, directory)]
+    command = [str(binary), *command_line(Sandbox(**NO_LAYERS), argv, directory)]
     floor = Floor(command, dict(view.environment))
     stack.callback(floor.close)
     floor.sample()
@@ -413,12 +413,18 @@ def prepare_crun(view: View, argv: Sequence[str], stack: contextlib.ExitStack) -
 CONTENDERS = (
     Contender(
         "floor",
-        "The system calls of nsbox made by a C program that does nothing else, timed in C.",
+        "The system calls of the next one made by a C program that does nothing else, timed in C.",
         prepare_floor,
     ),
     Contender(
+        "nsbox, isolation only",
+        "Namespaces, mounts, ids and capabilities, as the floor and the peers: without the filter, "
+        "Landlock, the limit of user namespaces and the closed /proc.",
+        lambda _view, argv, _stack: _spawners.by_box(Sandbox(**NO_LAYERS), argv),
+    ),
+    Contender(
         "nsbox",
-        "Sandbox().run(...): a Sandbox described once. The reference for all below.",
+        "Sandbox().run(...), all layers: a Sandbox described once. The reference for all below.",
         lambda _view, argv, _stack: _spawners.by_nsbox(argv),
     ),
     Contender(

@@ -11,10 +11,19 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from nsbox import NsboxError, Sandbox
+from nsbox import NsboxError, Proc, Sandbox
 
 Sampler = Callable[[], int]
+
+NO_LAYERS: dict[str, Any] = {
+    "seccomp": None,
+    "landlock": False,
+    "user_namespaces": True,
+    "mounts": (Proc(only_processes=True),),
+}
+"""No filter, no Landlock, no limit of user namespaces, no read-only /proc and no masks in it."""
 
 
 class Unavailable(Exception):

@@ -1,10 +1,10 @@
 /*
  * floor.c: the cost of the system calls themselves.
  *
- * Makes the system calls that nsbox makes for a default sandbox, in the same
- * order, and nothing else: no Python, no checks of arguments, no choices. What
- * nsbox costs above this program is nsbox's own; what it costs up to here is
- * the kernel's.
+ * Makes the system calls that nsbox makes for a sandbox without further layers
+ * of security (NO_LAYERS in _spawners.py), in the same order, and nothing else:
+ * no Python, no checks of arguments, no choices. What that sandbox costs above
+ * this program is nsbox's own; what it costs up to here is the kernel's.
  *
  * Usage: floor WHO UID_MAP GID_MAP HOSTNAME [OPERATION]... -- PROGRAM [ARG]...
  *
@@ -39,10 +39,12 @@
  * it is read only to name a failure, and at the end of the capabilities, where
  * the parent sleeps.
  *
- * What nsbox calls and this does not: the safe resolution of every mount point
- * (openat2, statx and close around mkdirat and move_mount), because here the
- * root is known to be an empty tmpfs; and geteuid and getegid, by which nsbox
- * notices a caller that changed its ids.
+ * What nsbox calls and this does not: the safe resolution of mount points in
+ * directories that are not its own (openat2, statx, close), because here the
+ * root is known to be an empty tmpfs; questions about descriptors that are to be
+ * handed on (fstat, fcntl); kcmp, which tells that the child has left the memory
+ * of the caller; geteuid and getegid, by which nsbox notices a caller that
+ * changed its ids; and a second waitid.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,8 +52,10 @@
 #include <linux/capability.h>
 #include <linux/close_range.h>
 #include <linux/futex.h>
+#include <linux/keyctl.h>
 #include <linux/mount.h>
 #include <linux/sched.h>
+#include <linux/securebits.h>
 #include <net/if.h>
 #include <poll.h>
 #include <signal.h>
@@ -82,6 +86,11 @@
 #ifndef AT_RECURSIVE
 #define AT_RECURSIVE 0x8000
 #endif
+
+#define LOCKED_BITS                                                                                \
+	(SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED |                    \
+	 SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |                                   \
+	 SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
 
 #define NEW_NAMESPACES                                                                             \
 	(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | \
@@ -303,6 +312,16 @@ static void enter_root(struct spawn *s)
 		fail("umount2");
 }
 
+static void lower_limits(void)
+{
+	static const int resources[] = { RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE };
+	static const struct rlimit none = { 0 };
+
+	for (size_t i = 0; i < sizeof(resources) / sizeof(resources[0]); i++)
+		if (setrlimit((__rlimit_resource_t)resources[i], &none) < 0)
+			fail("setrlimit");
+}
+
 static void drop_privileges(void)
 {
 	struct __user_cap_header_struct header = {
@@ -317,10 +336,13 @@ static void drop_privileges(void)
 				break;
 			fail("drop bounding capabilities");
 		}
-	if (syscall(SYS_capset, &header, none) < 0)
-		fail("capset");
 	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
 		fail("clear ambient capabilities");
+	int bits = prctl(PR_GET_SECUREBITS, 0, 0, 0, 0);
+	if (bits < 0 || prctl(PR_SET_SECUREBITS, LOCKED_BITS | bits, 0, 0, 0) < 0)
+		fail("securebits");
+	if (syscall(SYS_capset, &header, none) < 0)
+		fail("capset");
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		fail("no_new_privs");
 }
@@ -349,24 +371,29 @@ static void restore_signals(struct spawn *s)
 static _Noreturn void child_main(void *arg)
 {
 	struct spawn *s = arg;
-	mode_t mask = umask(0);
+	mode_t mask;
 
+	die_with_parent(s);
+	mask = umask(0);
 	if (!s->plan->is_root)
 		open_sources(s);
 	loopback_up();
 	if (sethostname(s->plan->hostname, strlen(s->plan->hostname)) < 0)
 		fail("sethostname");
 	become_inner_root(s);
+	die_with_parent(s); /* again: the change of ids has cleared it */
 	for (int i = 0; i < s->plan->noperations; i++)
 		run_operation(s, i);
 	enter_root(s);
 	if (setsid() < 0)
 		fail("setsid");
-	if (syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
+	if (syscall(SYS_close_range, 3U, ~0U, 0) < 0)
 		fail("close_range");
 	umask(mask);
+	lower_limits();
+	if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0) < 0)
+		fail("session keyring");
 	drop_privileges();
-	die_with_parent(s);
 	restore_signals(s);
 	execve(s->plan->argv[0], s->plan->argv, s->plan->environment);
 	fail("execve");

@@ -23,24 +23,18 @@ from typing import Any
 import _report
 import _spawners
 from _report import Summary
+from _spawners import NO_LAYERS
 from nsbox import Proc, Sandbox
 from nsbox._filter import compile_filter
 from nsbox.seccomp import built_in
 
 WARM_UP_ROUNDS = 5
-OFF: dict[str, Any] = {
-    "seccomp": None,
-    "landlock": False,
-    "user_namespaces": True,
-    "mounts": (Proc(only_processes=True),),
-}
-"""No filter, no Landlock, no limit of user namespaces, no read-only /proc and no masks in it."""
 VARIANTS: dict[str, dict[str, Any]] = {
-    "nothing": OFF,
-    "+ seccomp": OFF | {"seccomp": "default"},
-    "+ landlock": OFF | {"landlock": True, "user_namespaces": False},
-    "+ no user namespaces": OFF | {"user_namespaces": False},
-    "+ /proc and its masks": OFF | {"mounts": (Proc(readonly=True),)},
+    "nothing": NO_LAYERS,
+    "+ seccomp": NO_LAYERS | {"seccomp": "default"},
+    "+ landlock": NO_LAYERS | {"landlock": True, "user_namespaces": False},
+    "+ no user namespaces": NO_LAYERS | {"user_namespaces": False},
+    "+ /proc and its masks": NO_LAYERS | {"mounts": (Proc(readonly=True),)},
     "everything": {},
     "everything, strict": {"seccomp": "strict"},
 }
