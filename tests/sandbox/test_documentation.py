@@ -65,7 +65,6 @@ def test_readme(workspace: Path) -> None:
     assert "uid=0(root)" in output  # something untrusted
     assert "hello" in output  # generated Python
     assert (workspace / "out" / "data.csv").read_text() == "1,2"
-    assert (workspace / "rootfs" / "etc" / "motd").exists()  # removed in the sandbox only
     assert "\n200\n" in output  # two processes in one network
     assert "pivot_root" in output  # in the kernel's words
 
@@ -75,7 +74,9 @@ def test_quickstart(workspace: Path) -> None:
     output = _run("docs/quickstart.md", workspace)
     assert output.startswith("1\nroot\nsandbox\n\n0\nexit\nUsage(wall_time=")
     assert (workspace / "out" / "done").exists()
+    assert (workspace / "rootfs" / "etc" / "motd").exists()  # removed in the sandbox only
     assert "lo:" in output  # the joined network
+    assert "\nwall_time\n" in output  # the limit
     assert "execve 2 /opt/tool" in output  # the failure
 
 
