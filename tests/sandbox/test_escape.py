@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import expose
 
 from nsbox import Bind, Namespace, Overlay, Sandbox, Tmpfs
+from support import expose
 
 Shape = Callable[[Path, Path], Sandbox]
 

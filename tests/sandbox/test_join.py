@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PYTHON, enter_private_mounts, in_child, inside, python_box, stdout_of
 
 from nsbox import (
     PIPE,
@@ -24,6 +23,7 @@ from nsbox import (
     UnsupportedError,
     lowlevel,
 )
+from support import PYTHON, enter_private_mounts, in_child, inside, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 

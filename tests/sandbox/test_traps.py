@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
-from support import PYTHON, python_box, stdout_of
 
 from nsbox import PIPE, Sandbox, SpawnError, lowlevel
+from support import PYTHON, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
