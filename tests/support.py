@@ -6,6 +6,7 @@ import os
 import pickle
 import select
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -132,3 +133,16 @@ def expose(path: Path) -> Path:
     """Make a directory of a test accessible to the payloads of a root caller."""
     path.chmod(0o755)
     return path
+
+
+def ends(file: IO[bytes] | int, deadline: float = CHILD_DEADLINE) -> bool:
+    """Wait until a pipe has no writer any more (or a pidfd's process has ended)."""
+    fd = file if isinstance(file, int) else file.fileno()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLHUP)
+    return bool(poll.poll(deadline * 1000))
+
+
+def output_of(command: list[str]) -> str:
+    """Run a program of the host, and return what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,18 +1,12 @@
-"""Process, run() and Result: shaped like subprocess, and nothing outlives its owner."""
+"""Process, run() and Result: shaped like subprocess."""
 
 import errno
-import gc
 import os
-import select
 import signal
 import subprocess
 import sys
-import threading
-import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -24,14 +18,13 @@ from nsbox import (
     Bind,
     CalledProcessError,
     NamespaceError,
-    Process,
     Reason,
     Result,
     Sandbox,
     TimeoutExpired,
     lowlevel,
 )
-from support import PYTHON, SOURCE, in_child, inside, python_box, stdin_of, stdout_of
+from support import PYTHON, SOURCE, ends, in_child, inside, python_box, stdin_of, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -40,32 +33,6 @@ SH = "/bin/sh"
 HOST_PID = Sandbox(pid="host", mounts=[Bind("/proc")])
 DEADLINE = 30.0
 """How long a test waits for what should happen at once, before it fails."""
-
-
-@pytest.fixture
-def lifeline() -> Iterator[tuple[IO[bytes], int]]:
-    """
-    A pipe: a file to read from, and the fd to pass to processes of a sandbox.
-
-    It ends when all of them are gone.
-    """
-    reader, writer = os.pipe()
-    with open(reader, "rb", buffering=0) as file:
-        yield file, writer
-
-
-def ends(file: IO[bytes] | int, deadline: float = DEADLINE) -> bool:
-    """Wait until a pipe has no writer any more (or a pidfd's process has ended)."""
-    fd = file if isinstance(file, int) else file.fileno()
-    poll = select.poll()
-    poll.register(fd, select.POLLIN | select.POLLHUP)
-    return bool(poll.poll(deadline * 1000))
-
-
-def waiting(process: Process) -> Process:
-    """Wait until the shell of a process has printed that it runs."""
-    assert stdout_of(process).readline()
-    return process
 
 
 # ---- shape ----------------------------------------------------------------
@@ -385,6 +352,34 @@ def test_audit_event() -> None:
     assert in_child(child) == [(b"/bin/true", ["/bin/true"], "/tmp")]
 
 
+def test_payload_has_the_callers_limits_of_resources() -> None:
+    """Resource limits are inherited, as by any child."""
+    import resource
+
+    code = "import json, resource; print(json.dumps(resource.getrlimit(resource.RLIMIT_NOFILE)))"
+    assert inside(code) == list(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+
+def test_clone_shows_a_bare_child() -> None:
+    """lowlevel.clone() starts a program with nothing but new namespaces."""
+    flags = lowlevel.CloneFlag.CLONE_NEWUSER | lowlevel.CloneFlag.CLONE_NEWPID
+    pid, pidfd = lowlevel.clone(flags, SH, ["sh", "-c", "exit $((10 + $$))"])
+    os.close(pidfd)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 11
+
+
+def test_files_of_the_kernel_are_not_text_of_the_locale() -> None:
+    """A name that is no text stops nothing, nor does a Python that is asked to warn of such."""
+    code = """
+open("/proc/self/comm", "wb").write(b"\\xff")
+import nsbox
+nsbox.Sandbox().run(["/bin/true"], check=True)
+"""
+    options = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    subprocess.run([sys.executable, *options], check=True, env=environment)
+
+
 # ---- usage ----------------------------------------------------------------
 
 
@@ -452,416 +447,3 @@ def test_unknown_kind_of_namespace() -> None:
     """An unknown kind is a KeyError."""
     with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process, pytest.raises(KeyError):
         process.namespaces["network"]
-
-
-# ---- the end of everything ------------------------------------------------
-
-# Starts grandchildren that outlive it if they can, then tells that they run.
-TREE = "setsid sleep 1000 & sleep 1000 & echo ready; exec sleep 1000"
-
-
-def test_kill_from_outside_ends_everything(lifeline: tuple[IO[bytes], int]) -> None:
-    """os.kill() of the payload's pid ends its grandchildren too."""
-    reader, writer = lifeline
-    with Sandbox().spawn([SH, "-c", TREE], stdout=PIPE, pass_fds=[writer]) as process:
-        os.close(writer)
-        waiting(process)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait(DEADLINE) == -signal.SIGKILL
-        assert reader.read() == b""
-
-
-def test_exit_ends_everything(lifeline: tuple[IO[bytes], int]) -> None:
-    """When the payload exits, what it left in the background is gone before wait() returns."""
-    reader, writer = lifeline
-    os.set_blocking(reader.fileno(), False)
-    with Sandbox().spawn(
-        [SH, "-c", "sleep 1000 & setsid sleep 1000 & exit 5"], pass_fds=[writer]
-    ) as process:
-        os.close(writer)
-        assert process.wait(DEADLINE) == 5
-        assert reader.read() == b""  # not None: no writer is left
-
-
-def test_background_process_does_not_hold_the_pipes() -> None:
-    """run() returns at the payload's end though a daemon has inherited its streams."""
-    result = Sandbox().run(
-        [SH, "-c", "setsid sleep 1000 & echo hi"], capture_output=True, timeout=DEADLINE
-    )
-    assert result.stdout == b"hi\n"
-
-
-def test_run_timeout_kills_everything(lifeline: tuple[IO[bytes], int]) -> None:
-    """run(timeout=...) raises TimeoutExpired with what was captured, and leaves no process."""
-    reader, writer = lifeline
-    with pytest.raises(TimeoutExpired) as caught:
-        Sandbox().run([SH, "-c", TREE], capture_output=True, timeout=0.3, pass_fds=[writer])
-    os.close(writer)
-    assert caught.value.stdout == b"ready\n"
-    assert reader.read() == b""
-
-
-def test_communicate_timeout_keeps_the_output() -> None:
-    """After a TimeoutExpired of communicate() another call returns everything."""
-    with Sandbox().spawn([SH, "-c", "echo one; exec sleep 1000"], stdout=PIPE) as process:
-        with pytest.raises(TimeoutExpired):
-            process.communicate(timeout=0.2)
-        process.kill()
-        assert process.communicate()[0] == b"one\n"
-
-
-def test_signal_without_handler_is_ignored() -> None:
-    """A payload that is init ignores signals it has no handler for: SIGTERM does nothing."""
-    with Sandbox().spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
-        process.terminate()
-        assert process.communicate(b"alive") == (b"alive", None)
-        assert process.returncode == 0
-
-
-def test_signal_with_handler_arrives() -> None:
-    """A payload that is init receives signals it has a handler for."""
-    code = """
-import signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-print("ready", flush=True)
-while True: signal.pause()"""
-    with python_box().spawn([*PYTHON, code], stdout=PIPE) as process:
-        waiting(process).terminate()
-        assert process.wait(DEADLINE) == 7
-
-
-def test_signal_after_the_end() -> None:
-    """Signals to an ended process do nothing, before and after wait()."""
-    process = Sandbox().spawn(["/bin/true"])
-    assert process.pidfd is not None
-    assert ends(process.pidfd)
-    process.kill()
-    process.wait()
-    process.kill()
-    process.send_signal(signal.SIGTERM)
-    assert process.returncode == 0
-
-
-def test_stopped_payload_can_be_killed() -> None:
-    """A stopped payload is not taken for an ended one, and can be killed."""
-    with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process:
-        process.send_signal(signal.SIGSTOP)
-        assert process.poll() is None
-        process.kill()
-        assert process.wait(DEADLINE) == -signal.SIGKILL
-
-
-def test_forgotten_process_is_killed(lifeline: tuple[IO[bytes], int]) -> None:
-    """A Process that is collected while it runs warns, and its sandbox is gone."""
-    reader, writer = lifeline
-    process = Sandbox().spawn([SH, "-c", TREE], stdout=DEVNULL, pass_fds=[writer])
-    os.close(writer)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        del process
-        gc.collect()
-    assert [warning.category for warning in caught] == [ResourceWarning]
-    assert reader.read() == b""
-
-
-def test_exception_in_with_waits_for_the_payload() -> None:
-    """Leaving the with block by an exception closes the pipes and reaps the payload."""
-    with (
-        pytest.raises(RuntimeError),
-        Sandbox().spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process,
-    ):
-        raise RuntimeError
-    assert process.returncode == 0
-
-
-# ---- others that wait -----------------------------------------------------
-
-
-def test_sigchld_ignored_by_the_caller() -> None:
-    """With SIGCHLD ignored the kernel reaps the payload, and wait() still returns its status."""
-
-    def child() -> tuple[int, int | None]:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        result = Sandbox().run([SH, "-c", "exit 3"])
-        process = Sandbox().spawn(["/bin/true"])
-        return result.returncode, process.wait(DEADLINE)
-
-    status, other = in_child(child)
-    # Before Linux 6.15 the status is lost; subprocess assumes success too.
-    assert status in ((3,) if _keeps_status() else (0, 3))
-    assert other == 0
-
-
-def _keeps_status() -> bool:
-    release = os.uname().release.split("-")[0].split(".")
-    return (int(release[0]), int(release[1])) >= (6, 15)
-
-
-@pytest.mark.one_kernel
-def test_other_threads_reap_all_children() -> None:
-    """Where other threads call waitpid(-1) in a loop, wait() returns the status nevertheless."""
-
-    def child() -> list[int]:
-        stop = threading.Event()
-
-        def reaper() -> None:
-            while not stop.is_set():
-                try:
-                    os.waitpid(-1, os.WNOHANG)
-                except ChildProcessError:
-                    pass
-
-        threads = [threading.Thread(target=reaper) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        box = Sandbox()
-        statuses = [box.run([SH, "-c", "exit 3"]).returncode for _ in range(300)]
-        stop.set()
-        for thread in threads:
-            thread.join()
-        return statuses
-
-    statuses = in_child(child)
-    assert set(statuses) <= ({3} if _keeps_status() else {0, 3})
-
-
-def test_waits_from_several_threads() -> None:
-    """Several threads may wait for one process; all get its status."""
-    with Sandbox().spawn([SH, "-c", "read x; exit 6"], stdin=PIPE) as process:
-        statuses: list[int] = []
-        threads = [
-            threading.Thread(target=lambda: statuses.append(process.wait())) for _ in range(4)
-        ]
-        threads += [
-            threading.Thread(target=lambda: statuses.append(process.wait(DEADLINE)))
-            for _ in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        stdin_of(process).close()
-        for thread in threads:
-            thread.join()
-    assert statuses == [6] * 8
-
-
-def test_keyboard_interrupt_in_run_kills_the_sandbox(lifeline: tuple[IO[bytes], int]) -> None:
-    """KeyboardInterrupt during run() leaves no process of the sandbox."""
-    reader, writer = lifeline
-
-    def child() -> str:
-        ready, told = os.pipe()
-
-        def interrupt() -> None:
-            os.read(ready, 1)  # the payload runs, and so run() waits
-            main = threading.main_thread().ident
-            assert main is not None
-            signal.pthread_kill(main, signal.SIGINT)
-
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        thread = threading.Thread(target=interrupt)
-        thread.start()
-        try:
-            Sandbox().run([SH, "-c", TREE], stdin=DEVNULL, stdout=told, pass_fds=[writer])
-        except KeyboardInterrupt:
-            return "interrupted"
-        finally:
-            thread.join()
-        return "returned"
-
-    outcome = in_child(child)
-    os.close(writer)
-    assert outcome == "interrupted"
-    assert reader.read() == b""
-
-
-def test_keyboard_interrupt_during_the_spawn_leaves_nothing(
-    lifeline: tuple[IO[bytes], int],
-) -> None:
-    """KeyboardInterrupt while a spawn is under way leaves no process of the sandbox."""
-    reader, writer = lifeline
-
-    def child() -> list[str]:
-        box = Sandbox()
-        box.run(["/bin/true"])
-        main = threading.main_thread().ident
-        assert main is not None
-        about_to_spawn = threading.Event()
-        null = os.open("/dev/null", os.O_WRONLY)  # now, as it lets go of the interpreter too
-
-        def interrupt() -> None:
-            about_to_spawn.wait()  # goes on when the main thread lets go of the interpreter
-            signal.pthread_kill(main, signal.SIGINT)
-
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        thread = threading.Thread(target=interrupt)
-        thread.start()
-        outcome = "returned"
-        try:
-            about_to_spawn.set()
-            box.run([SH, "-c", TREE], stdout=null, pass_fds=[writer])
-        except KeyboardInterrupt:
-            outcome = "interrupted"
-        thread.join()
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [outcome, file.read()]
-
-    outcome = in_child(child)
-    os.close(writer)
-    assert outcome == ["interrupted", ""]
-    assert reader.read() == b""
-
-
-# ---- whose end is whose ---------------------------------------------------
-
-_CALLER = """
-import os, sys
-from nsbox import Sandbox
-writer = int(sys.argv[1])
-script = "echo ready; exec sleep 1000"
-Sandbox().{call}(["/bin/sh", "-c", script], pass_fds=[writer]){wait}
-"""
-
-
-@pytest.mark.parametrize(("call", "wait"), [("run", ""), ("spawn", ".wait()")])
-def test_payload_dies_with_the_caller(
-    lifeline: tuple[IO[bytes], int], call: str, wait: str
-) -> None:
-    """A caller that is killed while its main thread waits takes the sandbox along."""
-    reader, writer = lifeline
-    with subprocess.Popen(
-        [sys.executable, "-c", _CALLER.format(call=call, wait=wait), str(writer)],
-        stdout=PIPE,
-        pass_fds=[writer],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-    ) as caller:
-        os.close(writer)
-        assert caller.stdout is not None
-        assert caller.stdout.readline() == b"ready\n"
-        caller.kill()
-        caller.wait()
-        assert ends(reader)
-        assert reader.read() == b""
-
-
-def test_payload_of_run_in_a_thread_dies_with_the_caller(
-    lifeline: tuple[IO[bytes], int],
-) -> None:
-    """The same where run() is called by another thread than the main one."""
-    reader, writer = lifeline
-    program = f"""
-import os, sys, threading
-from nsbox import Sandbox
-def work():
-    Sandbox().run(["/bin/sh", "-c", "echo ready; exec sleep 1000"], pass_fds=[{writer}])
-threading.Thread(target=work).start()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=PIPE,
-        pass_fds=[writer],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-    ) as caller:
-        os.close(writer)
-        assert caller.stdout is not None
-        assert caller.stdout.readline() == b"ready\n"
-        caller.kill()
-        caller.wait()
-        assert ends(reader)
-
-
-def test_payload_outlives_the_thread_that_spawned_it() -> None:
-    """A payload that a thread has spawned keeps running when that thread ends."""
-    processes: list[Process] = []
-    thread = threading.Thread(
-        target=lambda: processes.append(Sandbox().spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE))
-    )
-    thread.start()
-    tid = thread.native_id
-    thread.join()
-    deadline = time.monotonic() + DEADLINE
-    while os.path.exists(f"/proc/self/task/{tid}"):  # join() returns just before the end
-        assert time.monotonic() < deadline
-    with processes[0] as process:
-        assert process.communicate(b"alive")[0] == b"alive"
-        assert process.returncode == 0
-
-
-def test_many_threads_spawn_at_once() -> None:
-    """Spawns from many threads do not disturb each other."""
-    outputs: list[bytes] = []
-
-    def work(number: int) -> None:
-        for _ in range(10):
-            result = Sandbox().run(["/bin/echo", str(number)], capture_output=True)
-            outputs.append(result.stdout)
-
-    threads = [threading.Thread(target=work, args=[number]) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outputs) == sorted(
-        f"{number}\n".encode() for number in range(8) for _ in range(10)
-    )
-
-
-def test_spawn_in_a_forked_child() -> None:
-    """A Sandbox that was used before os.fork() works in the child."""
-    box = Sandbox()
-    box.run(["/bin/true"])
-    assert in_child(lambda: box.run([SH, "-c", "exit 9"]).returncode) == 9
-
-
-def test_handler_of_sigchld_sees_the_payload() -> None:
-    """The end of a payload raises SIGCHLD in the caller, as any child's does."""
-
-    def child() -> int:
-        seen = []
-        signal.signal(signal.SIGCHLD, lambda *_: seen.append(1))
-        Sandbox().run(["/bin/true"])
-        return len(seen)
-
-    assert in_child(child) == 1
-
-
-def test_failed_spawn_raises_no_sigchld() -> None:
-    """A spawn that fails is invisible to the caller's SIGCHLD handler."""
-
-    def child() -> int:
-        seen = []
-        signal.signal(signal.SIGCHLD, lambda *_: seen.append(1))
-        try:
-            Sandbox().run(["/missing"])
-        except FileNotFoundError:
-            pass
-        return len(seen)
-
-    assert in_child(child) == 0
-
-
-def test_payload_has_the_callers_limits_of_resources() -> None:
-    """Resource limits are inherited, as by any child."""
-    import resource
-
-    code = "import json, resource; print(json.dumps(resource.getrlimit(resource.RLIMIT_NOFILE)))"
-    assert inside(code) == list(resource.getrlimit(resource.RLIMIT_NOFILE))
-
-
-def test_clone_shows_a_bare_child() -> None:
-    """lowlevel.clone() starts a program with nothing but new namespaces."""
-    flags = lowlevel.CloneFlag.CLONE_NEWUSER | lowlevel.CloneFlag.CLONE_NEWPID
-    pid, pidfd = lowlevel.clone(flags, SH, ["sh", "-c", "exit $((10 + $$))"])
-    os.close(pidfd)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 11
-
-
-def test_files_of_the_kernel_are_not_text_of_the_locale() -> None:
-    """A name that is no text stops nothing, nor does a Python that is asked to warn of such."""
-    code = """
-open("/proc/self/comm", "wb").write(b"\\xff")
-import nsbox
-nsbox.Sandbox().run(["/bin/true"], check=True)
-"""
-    options = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", code]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    subprocess.run([sys.executable, *options], check=True, env=environment)
