@@ -7,10 +7,11 @@ All of them are timed in Python around the call a user would write, and check th
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nsbox import NsboxError, Proc, Sandbox
@@ -28,6 +29,26 @@ NO_LAYERS: dict[str, Any] = {
 
 class Unavailable(Exception):
     """A contender cannot run here; the message says why."""
+
+
+def in_turn(
+    samplers: Mapping[str, Sampler], rounds: int, warm_up: int, seed: int
+) -> dict[str, list[int]]:
+    """
+    Take one sample of each in every round, in an order drawn anew for each round.
+
+    The first rounds, which warm caches up, are dropped.
+    """
+    order = random.Random(seed)
+    samples: dict[str, list[int]] = {name: [] for name in samplers}
+    names = list(samplers)
+    for number in range(warm_up + rounds):
+        order.shuffle(names)
+        for name in names:
+            sample = samplers[name]()
+            if number >= warm_up:
+                samples[name].append(sample)
+    return samples
 
 
 def find_payload() -> list[str]:

@@ -12,23 +12,22 @@ Two parts, in each of which both sides take turns in an order drawn anew for eve
 from __future__ import annotations
 
 import argparse
-import random
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import _report
 import _spawners
 import nsbox
 from _report import Summary
+from _spawners import Sampler
 
 MIB = 1 << 20
 WARM_UP_ROUNDS = 1
 
 # Collects all output and returns the nanoseconds that it took.
-Sampler = Callable[[], int]
 
 
 def by_pipe(module: ModuleType, busybox: str, size: int) -> Sampler:
@@ -84,22 +83,6 @@ def by_threads(module: ModuleType, busybox: str, size: int, count: int) -> Sampl
 def _expect(returncode: int, got: int, size: int) -> None:
     if (returncode, got) != (0, size):
         raise RuntimeError(f"{got} bytes and status {returncode} instead of {size} and 0")
-
-
-def measure(samplers: Mapping[str, Sampler], rounds: int, seed: int) -> dict[str, list[int]]:
-    """
-    Take one sample of each side in every round, and drop the rounds that warmed caches up.
-    """
-    order = random.Random(seed)
-    samples: dict[str, list[int]] = {name: [] for name in samplers}
-    names = list(samplers)
-    for number in range(WARM_UP_ROUNDS + rounds):
-        order.shuffle(names)
-        for name in names:
-            sample = samplers[name]()
-            if number >= WARM_UP_ROUNDS:
-                samples[name].append(sample)
-    return samples
 
 
 def print_results(title: str, size: int, summaries: Mapping[str, Summary]) -> None:
@@ -186,7 +169,7 @@ def main() -> None:
     print(f"{method}\n", flush=True)
     content: dict[str, object] = {"method": method}
     for name, (size, samplers) in parts(options, find_busybox()).items():
-        samples = measure(samplers, options.rounds, options.seed)
+        samples = _spawners.in_turn(samplers, options.rounds, WARM_UP_ROUNDS, options.seed)
         summaries = {side: _report.summarise(values) for side, values in samples.items()}
         print_results(name, size, summaries)
         content[name] = {"bytes": size, "summaries": summaries, "ns": samples}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import random
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ import _spawners
 from _report import Summary
 
 WARM_UP_ROUNDS = 5
+
 PROGRAMS = ("bwrap", "unshare", "crun", "runc", "nsjail", "minijail0")
 
 
@@ -45,24 +45,6 @@ def prepare(
         except (_spawners.Unavailable, OSError) as reason:
             missing[contender.name] = str(reason)
     return samplers, missing
-
-
-def measure(
-    samplers: Mapping[str, _spawners.Sampler], rounds: int, seed: int
-) -> dict[str, list[int]]:
-    """
-    Take one sample of every contender in each round and drop the rounds that warmed caches up.
-    """
-    order = random.Random(seed)
-    samples: dict[str, list[int]] = {name: [] for name in samplers}
-    names = list(samplers)
-    for number in range(WARM_UP_ROUNDS + rounds):
-        order.shuffle(names)
-        for name in names:
-            sample = samplers[name]()
-            if number >= WARM_UP_ROUNDS:
-                samples[name].append(sample)
-    return samples
 
 
 def print_results(summaries: Mapping[str, Summary], missing: Mapping[str, str]) -> None:
@@ -165,7 +147,7 @@ def main() -> None:
     print(f"{method}\n", flush=True)
     with contextlib.ExitStack() as stack:
         samplers, missing = prepare(argv, options.only, stack)
-        samples = measure(samplers, options.rounds, options.seed)
+        samples = _spawners.in_turn(samplers, options.rounds, WARM_UP_ROUNDS, options.seed)
     summaries = {name: _report.summarise(values) for name, values in samples.items()}
     print_results(summaries, missing)
     print_notes(list(summaries))

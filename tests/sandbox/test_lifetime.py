@@ -315,14 +315,10 @@ Sandbox().{call}(["/bin/sh", "-c", script], pass_fds=[writer]){wait}
 """
 
 
-@pytest.mark.parametrize(("call", "wait"), [("run", ""), ("spawn", ".wait()")])
-def test_payload_dies_with_the_caller(
-    lifeline: tuple[IO[bytes], int], call: str, wait: str
-) -> None:
-    """A caller that is killed while its main thread waits takes the sandbox along."""
-    reader, writer = lifeline
+def _kill_caller(program: str, writer: int) -> None:
+    """Run a program that hands a lifeline on to a payload; kill it when that one runs."""
     with subprocess.Popen(
-        [sys.executable, "-c", _CALLER.format(call=call, wait=wait), str(writer)],
+        [sys.executable, "-c", program, str(writer)],
         stdout=PIPE,
         pass_fds=[writer],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
@@ -332,8 +328,17 @@ def test_payload_dies_with_the_caller(
         assert caller.stdout.readline() == b"ready\n"
         caller.kill()
         caller.wait()
-        assert ends(reader)
-        assert reader.read() == b""
+
+
+@pytest.mark.parametrize(("call", "wait"), [("run", ""), ("spawn", ".wait()")])
+def test_payload_dies_with_the_caller(
+    lifeline: tuple[IO[bytes], int], call: str, wait: str
+) -> None:
+    """A caller that is killed while its main thread waits takes the sandbox along."""
+    reader, writer = lifeline
+    _kill_caller(_CALLER.format(call=call, wait=wait), writer)
+    assert ends(reader)
+    assert reader.read() == b""
 
 
 def test_payload_of_run_in_a_thread_dies_with_the_caller(
@@ -341,25 +346,16 @@ def test_payload_of_run_in_a_thread_dies_with_the_caller(
 ) -> None:
     """The same where run() is called by another thread than the main one."""
     reader, writer = lifeline
-    program = f"""
-import os, sys, threading
+    program = """
+import sys, threading
 from nsbox import Sandbox
 def work():
-    Sandbox().run(["/bin/sh", "-c", "echo ready; exec sleep 1000"], pass_fds=[{writer}])
+    script = "echo ready; exec sleep 1000"
+    Sandbox().run(["/bin/sh", "-c", script], pass_fds=[int(sys.argv[1])])
 threading.Thread(target=work).start()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=PIPE,
-        pass_fds=[writer],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-    ) as caller:
-        os.close(writer)
-        assert caller.stdout is not None
-        assert caller.stdout.readline() == b"ready\n"
-        caller.kill()
-        caller.wait()
-        assert ends(reader)
+    _kill_caller(program, writer)
+    assert ends(reader)
 
 
 def test_payload_outlives_the_thread_that_spawned_it() -> None:

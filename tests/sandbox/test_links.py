@@ -2,6 +2,8 @@
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,29 @@ def test_link_to_a_device_as_dev_null(rootfs: Path) -> None:
     assert (outside / "null").read_text() == "host"
 
 
+@contextmanager
+def _flipping(shared: Path) -> Iterator[list[None]]:
+    """Let a thread exchange "flip", a directory, and "link" all the time; yield a list of times."""
+    stop = threading.Event()
+    flips: list[None] = []
+
+    def flip() -> None:
+        while not stop.is_set():
+            os.rename(shared / "flip", shared / "away")
+            os.rename(shared / "link", shared / "flip")
+            os.rename(shared / "flip", shared / "link")
+            os.rename(shared / "away", shared / "flip")
+            flips.append(None)
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    try:
+        yield flips
+    finally:
+        stop.set()
+        thread.join()
+
+
 @pytest.mark.one_kernel
 def test_link_flipped_during_spawns(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """While a shared directory flips between directory and link, no spawn touches the host."""
@@ -146,27 +171,10 @@ def test_link_flipped_during_spawns(tmp_path: Path, request: pytest.FixtureReque
             Tmpfs("/data/flip/b"),
         ]
     )
-    stop = threading.Event()
-    flips = 0
-
-    def flip() -> None:
-        nonlocal flips
-        while not stop.is_set():
-            os.rename(shared / "flip", shared / "away")
-            os.rename(shared / "link", shared / "flip")
-            os.rename(shared / "flip", shared / "link")
-            os.rename(shared / "away", shared / "flip")
-            flips += 1
-
-    thread = threading.Thread(target=flip)
-    thread.start()
-    try:
+    with _flipping(shared) as flips:
         for _ in range(1000 if request.config.getoption("--long") else 200):
             _spawn_or_refuse(box, ["/bin/true"])
-    finally:
-        stop.set()
-        thread.join()
-    assert flips > 0
+    assert flips
     assert tree(outside) == before
     assert sorted(os.listdir(shared / "flip")) == ["sub"]
     assert os.listdir(shared / "flip" / "sub") == []
@@ -183,23 +191,9 @@ def test_flipped_link_in_a_readonly_bind(tmp_path: Path, request: pytest.Fixture
     box = Sandbox(
         mounts=[Bind(shared, "/data"), Tmpfs("/data/flip/sub/new"), Tmpfs("/data/flip/b")]
     )
-    stop = threading.Event()
-
-    def flip() -> None:
-        while not stop.is_set():
-            os.rename(shared / "flip", shared / "away")
-            os.rename(shared / "link", shared / "flip")
-            os.rename(shared / "flip", shared / "link")
-            os.rename(shared / "away", shared / "flip")
-
-    thread = threading.Thread(target=flip)
-    thread.start()
-    try:
+    with _flipping(shared):
         for _ in range(1000 if request.config.getoption("--long") else 100):
             _spawn_or_refuse(box, ["/bin/true"])
-    finally:
-        stop.set()
-        thread.join()
     assert tree(outside) == before
     assert sorted(os.listdir(shared / "flip")) == ["sub"]
 
