@@ -53,7 +53,24 @@ def is_left_over(name: str) -> bool:
     owner, me = parse(name), _self(os.getpid())
     if owner is None or owner[:2] != me[:2]:
         return False
-    return _started(str(owner.pid)) != owner.started
+    return not _lives(owner)
+
+
+def _lives(owner: Owner) -> bool:
+    """
+    Tell whether an owner of our own namespaces may still live: in doubt it does.
+
+    By kill(2), because /proc may be mounted so that it hides the processes of others
+    (hidepid=), or may be that of a pid namespace above ours, where numbers differ.
+    """
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    started = _started(str(owner.pid)) if os.readlink("/proc/self") == str(os.getpid()) else None
+    return started is None or started == owner.started
 
 
 @lru_cache(maxsize=1)
@@ -73,11 +90,11 @@ def _namespace(kind: str) -> int:
 
 
 def _started(pid: str) -> int | None:
-    """Return field 22 of /proc/pid/stat; None if there is no such process."""
+    """Return field 22 of /proc/pid/stat; None if it cannot be read."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
     # The name, in parentheses, may contain anything.
     return int(text[text.rindex(b")") + 2 :].split()[19])

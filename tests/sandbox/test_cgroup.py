@@ -21,10 +21,11 @@ from nsbox import (
     Sandbox,
     UnsupportedError,
     _cgroup_layout,
+    _cgroup_names,
     lowlevel,
 )
 from nsbox.cgroup import remove_leftovers
-from nsbox.lowlevel import MountFlag
+from nsbox.lowlevel import CloneFlag, MountFlag
 from support import SOURCE, enter_private_mounts, in_child
 
 pytestmark = pytest.mark.usefixtures("cgroups")
@@ -306,6 +307,37 @@ def test_leftovers_of_dead_callers_are_removed_and_only_those() -> None:
         alive.communicate("")
         remove_leftovers()
     assert not any(os.path.exists(path) for path in kept)
+
+
+def test_a_living_caller_is_not_taken_for_dead_below_a_foreign_proc(root: None) -> None:
+    """In a pid namespace without a /proc of its own, numbers there are of other processes."""
+
+    def init() -> bool:
+        with Cgroup.create(Limits(pids=16)) as cgroup:
+            in_child(remove_leftovers)
+            return all(map(os.path.isdir, cgroup.directories))
+
+    def child() -> bool:
+        lowlevel.unshare(CloneFlag.CLONE_NEWPID)
+        return in_child(init)
+
+    assert in_child(child)
+
+
+def test_a_living_caller_is_not_taken_for_dead_where_proc_hides_it(root: None) -> None:
+    """With /proc mounted hidepid=, other users' processes are not in it."""
+    name = _cgroup_names.new_name()
+
+    def child() -> bool:
+        enter_private_mounts()
+        lowlevel.mount("proc", "/proc", "proc", 0, "hidepid=2")
+        os.setresgid(4711, 4711, 4711)
+        os.setgroups([])
+        os.setresuid(4711, 4711, 4711)
+        assert not os.path.exists(f"/proc/{os.getppid()}")
+        return _cgroup_names.is_left_over(name)
+
+    assert in_child(child) is False
 
 
 def test_the_next_user_removes_leftovers() -> None:
