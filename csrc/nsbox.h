@@ -215,10 +215,10 @@ enum nsbox_hit { NSBOX_HIT_NONE, NSBOX_HIT_WALL_TIME, NSBOX_HIT_CPU_TIME };
  */
 struct nsbox_watch {
 	struct nsbox_watcher *watcher;
-	int32_t owner;     /* process that watches: a fork has only a copy */
+	int32_t owner;     /* process that watches: a fork has only a copy; 0: not added yet */
 	int32_t pidfd;     /* of the payload, a copy of its own; -1 until it runs */
-	int32_t cgroup;    /* directory fd of a cgroup to kill, or -1 */
-	int32_t usage;     /* fd of cpu.stat or cpuacct.usage, or -1 */
+	int32_t cgroup;    /* directory fd of a cgroup to kill, or -1; a copy once it is added */
+	int32_t usage;     /* fd of cpu.stat or cpuacct.usage, or -1; likewise */
 	int32_t outlived;  /* other processes may outlive the payload: kill the cgroup then */
 	int64_t wall_time; /* nanoseconds, or 0 for no limit */
 	int64_t cpu_time;  /* nanoseconds, or 0 for no limit */
@@ -297,6 +297,8 @@ int nsbox_wait(struct nsbox_result *child, int timeout);
 int nsbox_signal(struct nsbox_result *child, int sig);
 int nsbox_discard(struct nsbox_result *child);
 int nsbox_release(struct nsbox_result *child);
+/* Close *fd, and set it to -1; without effect the second time. */
+int nsbox_close(int32_t *fd);
 
 /* The watcher of this process, or NULL without memory; one is enough, and is never freed. */
 struct nsbox_watcher *nsbox_watcher_create(void);

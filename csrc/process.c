@@ -104,14 +104,17 @@ static int reap(int pidfd, struct nsbox_exit *end)
 	return 1;
 }
 
-/* ---- the record ----------------------------------------------------- */
+/* ---- descriptors ---------------------------------------------------- */
 
-static void close_pidfd(struct nsbox_result *child)
+int nsbox_close(int32_t *fd)
 {
-	int pidfd = __atomic_exchange_n(&child->pidfd, -1, __ATOMIC_ACQ_REL);
-	if (pidfd >= 0)
-		sys(__NR_close, pidfd);
+	int number = __atomic_exchange_n(fd, -1, __ATOMIC_ACQ_REL);
+	if (number >= 0)
+		sys(__NR_close, number);
+	return 0;
 }
+
+/* ---- the record ----------------------------------------------------- */
 
 /*
  * After a fork this is the parent's child. The lock is whatever it was at that
@@ -121,7 +124,7 @@ static bool is_foreign(struct nsbox_result *child)
 {
 	if (child->owner == (int32_t)sys(__NR_getpid))
 		return false;
-	close_pidfd(child);
+	nsbox_close(&child->pidfd);
 	if (!child->end.code)
 		child->end.code = CLD_EXITED; /* as Popen, assume success */
 	return true;
@@ -132,7 +135,7 @@ static int look(struct nsbox_result *child)
 {
 	int ret = child->end.code || child->pidfd < 0 ? 1 : reap(child->pidfd, &child->end);
 	if (ret == 1 && !child->waiters)
-		close_pidfd(child);
+		nsbox_close(&child->pidfd);
 	return ret;
 }
 
@@ -206,6 +209,5 @@ int nsbox_discard(struct nsbox_result *child)
 /* Let go of the descriptor, and leave the child alone. */
 int nsbox_release(struct nsbox_result *child)
 {
-	close_pidfd(child);
-	return 0;
+	return nsbox_close(&child->pidfd);
 }

@@ -304,6 +304,19 @@ void nsbox_watcher_forget(struct nsbox_watcher *watcher)
 		sys(__NR_close, watcher->keeper->wake);
 }
 
+/*
+ * Replace a descriptor by a copy: the original's number becomes another file's when
+ * its owner closes it, at whatever moment, and a kill would meet another cgroup.
+ */
+static int copy_descriptor(int32_t *fd)
+{
+	if (*fd < 0)
+		return 0;
+	int copy = (int)sys(__NR_fcntl, *fd, F_DUPFD_CLOEXEC, 3);
+	*fd = copy < 0 ? -1 : copy;
+	return copy < 0 ? copy : 0;
+}
+
 int nsbox_watch_add(struct nsbox_watch *watch)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
@@ -313,8 +326,11 @@ int nsbox_watch_add(struct nsbox_watch *watch)
 	watch->next = NEVER;
 	/* From the beginning of the spawn on, as Usage.wall_time counts. */
 	watch->deadline = watch->wall_time ? monotonic_time() + watch->wall_time : NEVER;
+	int err = copy_descriptor(&watch->cgroup), failed = copy_descriptor(&watch->usage);
+	if (err < 0 || failed < 0)
+		return err < 0 ? err : failed;
 	pthread_mutex_lock(&watcher->lock);
-	int err = watcher->keeper ? 0 : start_keeper(watcher);
+	err = watcher->keeper ? 0 : start_keeper(watcher);
 	if (err == 0) {
 		watch->link = watcher->first;
 		watcher->first = watch;
@@ -323,17 +339,15 @@ int nsbox_watch_add(struct nsbox_watch *watch)
 	return err;
 }
 
-/*
- * The payload runs: from now on its limits hold. The descriptor is a copy, since
- * the original is closed, and its number becomes another file's, by whoever waits.
- */
+/* The payload runs: from now on its limits hold. Whoever waits closes the original. */
 int watch_begin(struct nsbox_watch *watch, int pidfd)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
-	int copy = (int)sys(__NR_fcntl, pidfd, F_DUPFD_CLOEXEC, 3);
+	int32_t copy = pidfd;
+	int err = copy_descriptor(&copy);
 
-	if (copy < 0)
-		return copy;
+	if (err < 0)
+		return err;
 	pthread_mutex_lock(&watcher->lock);
 	watch->pidfd = copy;
 	watch->next = 0;
@@ -361,20 +375,22 @@ static struct keeper *unlist(struct nsbox_watcher *watcher, struct nsbox_watch *
 	return last;
 }
 
-/* Without effect the second time. After a fork the copy of the descriptor is all that is ours. */
+/* Without effect the second time. After a fork the copies of descriptors are all that is ours. */
 int nsbox_watch_remove(struct nsbox_watch *watch)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
 	struct keeper *last = NULL;
 
+	if (!watch->owner)
+		return 0;
 	if (watch->owner == (int32_t)sys(__NR_getpid)) {
 		pthread_mutex_lock(&watcher->lock);
 		last = unlist(watcher, watch);
 		pthread_mutex_unlock(&watcher->lock);
 	}
-	int pidfd = __atomic_exchange_n(&watch->pidfd, -1, __ATOMIC_ACQ_REL);
-	if (pidfd >= 0)
-		sys(__NR_close, pidfd);
+	nsbox_close(&watch->pidfd);
+	nsbox_close(&watch->cgroup);
+	nsbox_close(&watch->usage);
 	if (!last)
 		return 0;
 	pthread_join(last->thread, NULL);

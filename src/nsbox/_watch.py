@@ -46,8 +46,9 @@ class Watch:
         wall_time: Nanoseconds, 0 for no limit.
         cpu_time: Nanoseconds, 0 for no limit.
         cpus: Processors on which the payload can run at the same time.
-        cgroup: Descriptor of the directory of a cgroup to kill, or -1.
-        usage: Descriptor of cpu.stat or cpuacct.usage, or -1.
+        cgroup: Descriptor of the directory of a cgroup to kill, or -1. The spawn
+            makes a copy.
+        usage: Descriptor of cpu.stat or cpuacct.usage, or -1. The same.
         outlived: Other processes may outlive the payload; they are killed then.
     """
 

@@ -263,6 +263,20 @@ def test_will_not_become_empty(root: None) -> None:
         other.rmdir()
 
 
+def test_a_limit_kills_no_other_cgroup_when_its_own_was_closed() -> None:
+    """What descriptor has the closed one's number by then does not matter."""
+    with (
+        Cgroup.create(LIMITS) as other,
+        Sandbox(cgroup=other).spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as bystander,
+    ):
+        limits = Limits(pids=16, wall_time=0.2)
+        with Sandbox(limits=limits).spawn(["/bin/sleep", "60"]) as process:
+            assert process.cgroup is not None
+            os.dup2(other.fileno(), process.cgroup.fileno(), inheritable=False)
+        assert process.reason is Reason.WALL_TIME
+        assert bystander.communicate(b"text") == (b"text", None)
+
+
 # ---- what dead callers leave ---------------------------------------------------------
 
 CALLER = """if True:
