@@ -297,6 +297,8 @@ int nsbox_wait(struct nsbox_result *child, int timeout);
 int nsbox_signal(struct nsbox_result *child, int sig);
 int nsbox_discard(struct nsbox_result *child);
 int nsbox_release(struct nsbox_result *child);
+/* open(2), close-on-exec, into *fd, which is never lost on the way to Python; 0 or -errno. */
+int nsbox_open(const char *path, int flags, int32_t *fd);
 /* Close *fd, and set it to -1; without effect the second time. */
 int nsbox_close(int32_t *fd);
 

@@ -8,6 +8,7 @@
  */
 #include "internal.h"
 
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
@@ -105,6 +106,15 @@ static int reap(int pidfd, struct nsbox_exit *end)
 }
 
 /* ---- descriptors ---------------------------------------------------- */
+
+int nsbox_open(const char *path, int flags, int32_t *fd)
+{
+	long opened = RETRY(sys(__NR_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0));
+	if (opened < 0)
+		return (int)opened;
+	*fd = (int32_t)opened;
+	return 0;
+}
 
 int nsbox_close(int32_t *fd)
 {

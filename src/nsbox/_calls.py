@@ -28,6 +28,41 @@ def _fail(ret: int, *paths: PathArg) -> NoReturn:
     raise OSError(-ret, os.strerror(-ret), filename)
 
 
+class Descriptor:
+    """
+    An open file. It is this object's before Python code knows its number.
+
+    A signal handler can raise between any two steps of Python code; what os.open()
+    returned is lost if that comes before it is noted somewhere.
+    """
+
+    def __init__(self, path: PathArg, flags: int) -> None:
+        """
+        Open a path, close-on-exec: open(2).
+
+        Raises:
+            OSError: If that fails.
+        """
+        self._fd = ffi.gc(ffi.new("int32_t *", -1), lib.nsbox_close)
+        ret = lib.nsbox_open(_path(path), flags, self._fd)
+        if ret < 0:
+            _fail(ret, path)
+
+    def fileno(self) -> int:
+        """Return its number, -1 once it is closed."""
+        return int(self._fd[0])
+
+    def close(self) -> None:
+        """Close it; without effect the second time."""
+        lib.nsbox_close(self._fd)
+
+    def __enter__(self) -> int:
+        return self.fileno()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def unshare(flags: int) -> None:
     """
     Move the calling thread into new namespaces: unshare(2).

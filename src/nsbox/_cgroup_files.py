@@ -229,15 +229,10 @@ def read(path: str) -> str | None:
     """Return a file's text without the space around it; None if it cannot be read."""
     # Unbuffered and undecoded: this is most of what the end of a run costs.
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0) as file:
+            return file.read(16384).decode("ascii").strip()
     except OSError:
         return None
-    try:
-        return os.read(fd, 16384).decode("ascii").strip()
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
 
 
 def _number(text: str, key: str | None) -> int | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from . import _calls, _cgroup_names
+from ._calls import Descriptor
 from .errors import CgroupError
 
 _SHORTEST: Final = 0.0002
@@ -43,12 +44,8 @@ def reported(path: str) -> Iterator[None]:
 
 def write(path: str, text: str) -> None:
     """Write a file of a cgroup."""
-    with reported(path):
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+    with reported(path), Descriptor(path, os.O_WRONLY) as fd:
+        os.write(fd, text.encode())
 
 
 # ---- ending ---------------------------------------------------------------
@@ -73,22 +70,18 @@ def await_event(directory: str, line: str, deadline: float, code: int) -> None:
     """
     path = f"{directory}/cgroup.events"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # removed by someone: neither populated nor frozen
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLPRI)
-        while line not in os.pread(fd, 4096, 0).decode().splitlines():
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise CgroupError(code, directory, f"its state did not become {line!r}")
-            poll.poll(min(remaining, 3600) * 1000)
+        with Descriptor(path, os.O_RDONLY) as fd:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            while line not in os.pread(fd, 4096, 0).decode().splitlines():
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise CgroupError(code, directory, f"its state did not become {line!r}")
+                poll.poll(min(remaining, 3600) * 1000)
     except OSError as error:
-        if error.errno != errno.ENODEV:
+        # Removed by someone: neither populated nor frozen.
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
             raise
-    finally:
-        os.close(fd)
 
 
 def _tree(directory: str) -> list[str]:
@@ -100,13 +93,10 @@ def kill_tree(directory: str) -> None:
     """Kill everything in a cgroup and below it."""
     for path in _tree(directory):
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with Descriptor(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+                _calls.cgroup_kill(fd)
         except FileNotFoundError:
             continue
-        try:
-            _calls.cgroup_kill(fd)
-        finally:
-            os.close(fd)
 
 
 def remove_tree(directory: str, deadline: float) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ._bridge import End, Placement
+from ._calls import Descriptor
 from ._cgroup_choice import Choice, wanted_fields
 from ._cgroup_files import FIGURES
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
@@ -74,8 +75,7 @@ class Fence:
         self._lock = threading.RLock()
         self._verdict: Verdict | None = None
         self._watch: Watch | None = None
-        self._usage_fd = -1
-        self._tasks: list[int] = []
+        self._to_start: list[Descriptor] = []
         self.cgroup: Cgroup | None = None
         self.degraded: frozenset[str] = frozenset()
         self.output_reached = False
@@ -104,6 +104,7 @@ class Fence:
     def _open(self) -> Placement:
         choice = self._choose_place() if self._terms.want_cgroup else None
         born, shield = -1, False
+        tasks: list[int] = []
         if choice is not None:
             self.degraded = choice.degraded
         if choice is not None and choice.parts:
@@ -115,9 +116,14 @@ class Fence:
                 if part.version == 2:
                     born = self.cgroup.fileno()
                 else:
-                    self._tasks.append(os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+                    tasks.append(self._opened(f"{directory}/tasks", os.O_WRONLY))
         self._watch = self._make_watch()
-        return Placement(born, tuple(self._tasks), shield, self._watch)
+        return Placement(born, tuple(tasks), shield, self._watch)
+
+    def _opened(self, path: str, flags: int) -> int:
+        """Return a descriptor that is open until the payload has started."""
+        self._to_start.append(Descriptor(path, flags))
+        return self._to_start[-1].fileno()
 
     def _make_watch(self) -> Watch | None:
         limits = self._terms.limits
@@ -125,14 +131,13 @@ class Fence:
         outlived = self.cgroup is not None and not self._terms.sole
         if limits.wall_time is None and cpu_time is None and not outlived:
             return None
-        if cpu_time is not None:
-            self._usage_fd = self._open_usage()
+        usage = -1 if cpu_time is None else self._open_usage()
         return Watch(
             wall_time=nanoseconds(limits.wall_time),
             cpu_time=nanoseconds(cpu_time),
             cpus=_processors(limits),
             cgroup=-1 if self.cgroup is None else self.cgroup.fileno(),
-            usage=self._usage_fd,
+            usage=usage,
             outlived=outlived,
         )
 
@@ -142,13 +147,13 @@ class Fence:
         for source in FIGURES["cpu_time"]:
             directory = directories.get((source.controller, source.version))
             if directory is not None:
-                return os.open(f"{directory}/{source.file}", os.O_RDONLY | os.O_CLOEXEC)
+                return self._opened(f"{directory}/{source.file}", os.O_RDONLY)
         raise AssertionError("the choice of hierarchies has one that counts")
 
     def started(self) -> None:
         """The payload runs: let go of what was only needed to start it."""
-        while self._tasks:
-            os.close(self._tasks.pop())
+        while self._to_start:
+            self._to_start.pop().close()
 
     def advise(self, error: SpawnError) -> None:
         """Say so in an error if it was a limit that the spawn failed at."""
@@ -214,9 +219,6 @@ class Fence:
         if self._watch is not None:
             self._watch.remove()
         self.started()
-        fd, self._usage_fd = self._usage_fd, -1
-        if fd >= 0:
-            os.close(fd)
         if self.cgroup is None or self.cgroup.closed:
             return
         if self._owner != os.getpid():

@@ -11,10 +11,12 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, NamedTuple
 
 from . import _calls, _cgroup_choice, _cgroup_layout, _cgroup_names
+from ._calls import Descriptor
 from ._cgroup_choice import Choice, Part
 from ._cgroup_files import Reader, read
 from ._cgroup_layout import UNIFIED, read_words
@@ -96,7 +98,7 @@ class Cgroup:
     _parts: tuple[Part, ...]
     _name: str
     _owner: int
-    _fd: int
+    _directory: Descriptor
     _closed: bool
     limits: Limits
     degraded: frozenset[str]
@@ -162,7 +164,7 @@ class Cgroup:
             PlanError: If it is closed.
         """
         self._check_open()
-        return self._fd
+        return self._directory.fileno()
 
     def processes(self) -> list[int]:
         """Return the ids of the processes in it and below it."""
@@ -275,9 +277,7 @@ class Cgroup:
 
     def _forget(self) -> None:
         self._closed = True
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._directory.close()
 
     def __enter__(self) -> "Cgroup":
         return self
@@ -315,7 +315,7 @@ class Cgroup:
     def _kill(self) -> None:
         if self._parts[0].version == 2:
             # Recursive, and atomic, where the kernel has it.
-            _calls.cgroup_kill(self._fd)
+            _calls.cgroup_kill(self._directory.fileno())
             if os.path.exists(f"{self.directories[0]}/cgroup.kill"):
                 return
         kill_tree(self._freezer or self.directories[0])
@@ -426,10 +426,9 @@ def make(
     cgroup = Cgroup.__new__(Cgroup)
     cgroup.limits, cgroup.degraded = limits, choice.degraded
     cgroup._parts, cgroup._name = choice.parts, _cgroup_names.new_name()
-    cgroup._owner, cgroup._closed, cgroup._fd = os.getpid(), False, -1
+    cgroup._owner, cgroup._closed = os.getpid(), True
     if _abandoned:
         _remove_abandoned()
-    made: list[str] = []
     try:
         for part, directory in zip(choice.parts, cgroup.directories, strict=True):
             sweep_once(part.parent)
@@ -437,14 +436,17 @@ def make(
                 _enable(part)
             with reported(directory):
                 os.mkdir(directory)
-            made.append(directory)
             for file, value in part.settings:
                 write(f"{directory}/{file}", value)
-        cgroup._fd = os.open(cgroup.directories[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        first = cgroup.directories[0]
+        with reported(first):
+            cgroup._directory = Descriptor(first, os.O_RDONLY | os.O_DIRECTORY)
+        cgroup._closed = False
     except BaseException:
-        cgroup._closed = True
-        for directory in reversed(made):
-            os.rmdir(directory)
+        # All of them: a signal handler can raise after mkdir(), before that is noted anywhere.
+        for directory in reversed(cgroup.directories):
+            with suppress(OSError):
+                os.rmdir(directory)
         raise
     return cgroup
 

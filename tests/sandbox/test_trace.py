@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from conftest import children, open_fds
-from nsbox import DEVNULL, PIPE, Sandbox
+from conftest import children, open_fds, own_cgroups
+from nsbox import DEVNULL, PIPE, Limits, Sandbox
 from support import SOURCE, in_child
 
 PACKAGE = str(SOURCE / "nsbox")
@@ -119,10 +119,18 @@ def spawn_and_forget(box: Sandbox) -> None:
     box.spawn(["/bin/sleep", "1000"], stdin=DEVNULL)
 
 
+def run_into_output(box: Sandbox) -> None:
+    TERSE.run(["/usr/bin/yes"], stdout=PIPE)
+
+
 def fail(box: Sandbox) -> None:
     with pytest.raises(FileNotFoundError):
         box.run(["/missing"], capture_output=True)
 
+
+LIMITS = Limits(memory="64M", pids=16, cpu_time=60, wall_time=60, output="1M")
+
+TERSE = Sandbox(limits=Limits(pids=16, output=100))
 
 ACTIONS = [run, run_into_timeout, spawn_and_wait, spawn_and_kill, spawn_and_forget, fail]
 
@@ -153,6 +161,23 @@ def test_profile_function_that_raises_anywhere_leaves_nothing(
     count, wrong = in_child(lambda: sweep(lambda: action(box), sys.setprofile, look=left))
     assert wrong == []
     assert count > 50
+
+
+def left_with_cgroups() -> tuple[set[int], set[int], set[str]]:
+    return *left(), own_cgroups()
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("action", [run, run_into_output, fail], ids=lambda action: action.__name__)
+@pytest.mark.parametrize("install", [sys.settrace, sys.setprofile], ids=["trace", "profile"])
+def test_limits_leave_nothing_wherever_it_is_raised(
+    action: Callable[[Sandbox], None], install: Callable[[Any], object]
+) -> None:
+    """With limits neither a descriptor of a cgroup nor the cgroup itself stays."""
+    box = Sandbox(limits=LIMITS)
+    count, wrong = in_child(lambda: sweep(lambda: action(box), install, look=left_with_cgroups))
+    assert wrong == []
+    assert count > 100
 
 
 @pytest.mark.parametrize("action", [run, spawn_and_kill], ids=lambda action: action.__name__)
