@@ -228,8 +228,8 @@ class Fence:
             self.cgroup.remove(_PATIENCE)
         except CgroupError as error:
             # A process in an uninterruptible sleep: it is dead to all but the kernel.
-            warnings.warn(f"left behind: {error}", ResourceWarning, stacklevel=2)
             self.cgroup.abandon()
+            warnings.warn(f"left behind: {error}", ResourceWarning, stacklevel=2)
 
 
 def plain_usage(end: End, wall_time: float) -> Usage:

@@ -293,11 +293,13 @@ class Cgroup:
     def __del__(self) -> None:
         if getattr(self, "_closed", True) or self._owner != os.getpid():
             return
-        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+        text = f"{self!r} was not closed"
         try:
             self.remove(1.0)
         except CgroupError:
             self.abandon()
+        # Last, since a filter may make it an exception.
+        warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.limits

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,22 @@ def test_a_limit_kills_no_other_cgroup_when_its_own_was_closed() -> None:
             os.dup2(other.fileno(), process.cgroup.fileno(), inheritable=False)
         assert process.reason is Reason.WALL_TIME
         assert bystander.communicate(b"text") == (b"text", None)
+
+
+def test_a_forgotten_one_is_removed_when_its_warning_is_an_error() -> None:
+    """Under "python -W error" the warning is raised, but nothing stays."""
+
+    def child() -> list[str]:
+        cgroup = Cgroup.create(LIMITS)
+        directories, texts = cgroup.directories, []
+        sys.unraisablehook = lambda raised: texts.append(str(raised.exc_value))
+        warnings.simplefilter("error")
+        del cgroup
+        assert not any(map(os.path.exists, directories))
+        return texts
+
+    (text,) = in_child(child)
+    assert "was not closed" in text
 
 
 # ---- what dead callers leave ---------------------------------------------------------
