@@ -51,7 +51,7 @@ class Choice(NamedTuple):
     What to make on this host.
 
     Args:
-        parts: One for each hierarchy; that of version 2 first.
+        parts: One for each hierarchy; that of version 2 first, else that of the freezer.
         degraded: Fields of Limits that are left out, as they allow.
     """
 
@@ -177,7 +177,7 @@ def _parts(
     needed = {CONTROLLER_OF[field] for field in fields if field in CONTROLLER_OF}
     extra = set(_MEASURED) if measure else set()
     parts: list[Part] = []
-    for hierarchy in sorted(layout.hierarchies, key=lambda item: -item.version):
+    for hierarchy in sorted(layout.hierarchies, key=_rank):
         has = [name for name in hierarchy.controllers if name in needed]
         may = [name for name in hierarchy.controllers if name in extra and name not in has]
         if hierarchy.version == 1:
@@ -201,6 +201,11 @@ def _parts(
             names = (*names, UNIFIED)
         parts.append(Part(hierarchy.version, place, names, tuple(lines)))
     return tuple(parts)
+
+
+def _rank(hierarchy: Hierarchy) -> tuple[int, bool]:
+    """Sort what kills first: version 2, then the v1 freezer, whose frozen processes do not die."""
+    return -hierarchy.version, "freezer" not in hierarchy.controllers
 
 
 def _helpers(hierarchy: Hierarchy, layout: Layout, parts: Sequence[Part]) -> list[str]:

@@ -89,6 +89,12 @@ def test_v1_uses_one_hierarchy_for_each_controller(tmp_path: Path) -> None:
     assert [part.controllers for part in choice.parts] == [("pids",), ("cpu",), ("cpuacct",)]
 
 
+def test_v1_kills_in_the_freezer(tmp_path: Path) -> None:
+    """The first part is where processes are killed: there they are thawed for it."""
+    choice = choose(Limits(pids=3), v1(tmp_path, "memory", "pids", "cpuacct", "freezer"))
+    assert choice.parts[0].controllers == ("freezer",)
+
+
 def test_hybrid_counts_by_v2(tmp_path: Path) -> None:
     """The bare version 2 comes first, and makes cpuacct unnecessary."""
     (tmp_path / "unified").mkdir()
