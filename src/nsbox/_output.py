@@ -140,8 +140,9 @@ def _encoded(stdin: IO[Any] | None, input: Any) -> bytes:
     if stdin is None or input is None:
         return b""
     if isinstance(stdin, io.TextIOBase):
-        return str(input).encode(stdin.encoding, stdin.errors or "strict")
-    return bytes(input)
+        encoded: bytes = input.encode(stdin.encoding, stdin.errors or "strict")
+        return encoded
+    return bytes(memoryview(input))
 
 
 def _flush(stdin: IO[Any] | None) -> None:

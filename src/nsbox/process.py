@@ -282,6 +282,8 @@ class Process(subprocess.Popen[Any]):
         self._fence.output_reached = True
         self.kill()
         self._fence.kill()
+        if self.reason not in (None, Reason.MEMORY, Reason.PIDS):
+            self.reason = Reason.OUTPUT  # also if it had been waited for before
 
     def result(self, stdout: Any, stderr: Any) -> Result:
         """Return the Result of a process that has been waited for, with what was captured."""

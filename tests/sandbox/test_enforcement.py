@@ -395,6 +395,22 @@ class TestOutput:
         result = shell("printf 123456", Limits(output=5), capture_output=True)
         assert (result.reason, result.stdout) == (Reason.OUTPUT, b"12345")
 
+    def test_more_by_a_payload_that_has_been_waited_for(self) -> None:
+        """Reading is what counts, so the verdict changes when it comes after the wait."""
+        box = Sandbox(limits=Limits(output=5))
+        with box.spawn(["/usr/bin/printf", "123456"], stdout=PIPE) as process:
+            process.wait()
+            assert process.reason is Reason.EXIT
+            stdout, stderr = process.communicate()
+        assert stdout == b"12345"
+        assert process.result(stdout, stderr).reason is Reason.OUTPUT
+
+    @pytest.mark.parametrize(("input", "text"), [(5, False), ("x", False), (b"x", True)])
+    def test_input_of_the_wrong_type(self, input: object, text: bool) -> None:
+        """Refused as by subprocess, and not written as something else."""
+        with pytest.raises((TypeError, AttributeError)):
+            shell("cat", Limits(output=99), input=input, capture_output=True, text=text)
+
     def test_text_is_cut_between_characters(self) -> None:
         """A limit in the middle of a character does not make the text undecodable."""
         result = shell("printf 'ab\\303\\251'", Limits(output=3), capture_output=True, text=True)
