@@ -50,7 +50,11 @@ class Terms(NamedTuple):
 
     @property
     def want_cgroup(self) -> bool:
-        return self.parent is not None or bool(wanted_fields(self.limits))
+        """Also without a setting in it: what outlives the payload is killed by its cgroup."""
+        limits = self.limits
+        killed = limits.wall_time is not None or limits.output is not None
+        fenced = bool(wanted_fields(limits)) or (killed and not self.sole)
+        return self.parent is not None or fenced
 
 
 class Verdict(NamedTuple):

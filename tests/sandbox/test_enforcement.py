@@ -493,15 +493,23 @@ class TestResourceLimits:
 # ---- the host's process ids ---------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_cgroups")
+def test_shared_pids_without_cgroups() -> None:
+    """A deadline that would not hold for everything is refused, and not half kept."""
+    with pytest.raises(UnsupportedError):
+        Sandbox(pid="host", limits=Limits(wall_time=9)).run(["/bin/true"])
+
+
 @pytest.mark.usefixtures("cgroups")
 class TestSharedPids:
     """With the host's process ids nothing dies with the payload by itself: the cgroup's does."""
 
     BOX: dict[str, Any] = {"pid": "host", "mounts": [Bind("/proc")]}
 
-    def test_limit_kills_all(self) -> None:
+    @pytest.mark.parametrize("pids", [16, None], ids=["pids", "alone"])
+    def test_limit_kills_all(self, pids: int | None) -> None:
         """A daemon that holds the pipes dies at the deadline too."""
-        box = Sandbox(limits=Limits(pids=16, wall_time=0.3), **self.BOX)
+        box = Sandbox(limits=Limits(pids=pids, wall_time=0.3), **self.BOX)
         command = "(setsid sleep 60 &); exec sleep 60"
         result = box.run(["/bin/sh", "-c", command], capture_output=True)
         assert result.reason is Reason.WALL_TIME
@@ -514,9 +522,10 @@ class TestSharedPids:
         assert (result.reason, result.returncode) == (Reason.EXIT, 5)
         assert result.usage.wall_time < DEADLINE
 
-    def test_output_kills_all(self) -> None:
+    @pytest.mark.parametrize("pids", [16, None], ids=["pids", "alone"])
+    def test_output_kills_all(self, pids: int | None) -> None:
         """At the limit of output as well."""
-        box = Sandbox(limits=Limits(pids=16, output=10), **self.BOX)
+        box = Sandbox(limits=Limits(pids=pids, output=10), **self.BOX)
         command = "(setsid sh -c 'yes; sleep 60' &); exec sleep 60"
         result = box.run(["/bin/sh", "-c", command], capture_output=True)
         assert result.reason is Reason.OUTPUT
