@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 INSTRUCTION: Final = struct.Struct("=HBBI")
+MOST: Final = 4096
+"""BPF_MAXINSNS: what the kernel takes in one program."""
 LIMIT: Final = 512
 """Numbers of calls are below it, as far as anybody knows; x32 and negative ones are not."""
 

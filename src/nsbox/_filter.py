@@ -58,9 +58,15 @@ _NEWER: Final = {
     "open_tree_attr": 467,
     "file_getattr": 468,
     "file_setattr": 469,
+    "listns": 470,
 }
-# Calls of other architectures, or of x86_64 alone, that it does not know either.
-_ELSEWHERE: Final = frozenset(("riscv_hwprobe", "uretprobe", "uprobe"))
+# Calls that it does not know either, and their numbers where this machine has them.
+_SOME_MACHINES: Final[dict[str, dict[str, int]]] = {
+    "riscv_hwprobe": {},
+    "uretprobe": {"x86_64": 335},
+    "uprobe": {"x86_64": 336},
+}
+_UNKNOWN: Final = {*_NEWER, *_SOME_MACHINES}
 
 
 # ---- what counts here ----------------------------------------------------
@@ -134,19 +140,94 @@ def compile_filter(profile: Profile, capabilities: tuple[str, ...], user_namespa
         UnsupportedError: If libseccomp is missing.
     """
     rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces)
-    refusing = [rule for rule in rules if _comes_first(rule, profile, rules)]
-    others = [rule for rule in rules if rule not in refusing]
-    _, lib = _open()
+    refusing = [rule for rule in rules if _comes_first(rule, rules)]
+    # A rule that says what the default does says nothing.
+    others = [rule for rule in rules if rule not in refusing and rule.action != profile.default]
+    _check_comparisons(profile, refusing)
+    _check_comparisons(profile, others)
     native, _ = MACHINES[os.uname().machine]
     if {*profile.architectures} <= {native}:
-        # What depends on the number alone is answered by a search in ranges of numbers: the
-        # kernel compiles each program at its install, so its length counts.
-        conditional = {name for rule in rules if rule.arguments for name in rule.names}
-        answers = _answers(lib, profile, [*refusing, *others], conditional)
-        tree = _bpf.tree(ARCHITECTURES[native], answers, profile.default)
-        if tree is not None:
-            return tree + _join(profile, _only(refusing, conditional), _only(others, conditional))
-    return _join(profile, refusing, others)
+        program = _short(profile, native, refusing, others)
+    else:
+        program = _long(profile, refusing, others)
+    if len(program) > _bpf.MOST * _bpf.INSTRUCTION.size:
+        raise PlanError(
+            f"seccomp {profile.name}: {len(program) // _bpf.INSTRUCTION.size} instructions, "
+            f"and the kernel takes {_bpf.MOST}; compare fewer arguments"
+        )
+    return program
+
+
+def _check_comparisons(profile: Profile, rules: Sequence[Rule]) -> None:
+    """Refuse what libseccomp (2.5.4) joins to a program that permits more than the rules."""
+    asked: set[str] = set()
+    for rule in sorted(rules, key=lambda rule: any(_orders(item) for item in rule.arguments)):
+        several = len({item.position for item in rule.arguments}) < len(rule.arguments)
+        if any(_orders(item) for item in rule.arguments):
+            twice = asked.intersection(rule.names) or set(rule.names if several else ())
+            if twice:
+                raise UnsupportedError(
+                    f"seccomp {profile.name}: {min(twice)!r} has several rules, and one that "
+                    "compares by less or greater; libseccomp does not join these correctly"
+                )
+        if rule.arguments:
+            asked.update(rule.names)
+
+
+def _orders(argument: Argument) -> bool:
+    return argument.operator in _ORDERING
+
+
+_ORDERING: Final = tuple(OPERATORS[f"SCMP_CMP_{name}"] for name in ("LT", "LE", "GE", "GT"))
+
+
+def _short(
+    profile: Profile, native: str, refusing: Sequence[Rule], others: Sequence[Rule]
+) -> bytes:
+    """
+    Return the program for one architecture.
+
+    What depends on the number alone is answered by a search in ranges of numbers: the
+    kernel compiles each program at its install, so its length counts.
+    """
+    conditional = _conditional([*refusing, *others])
+    answers = _answers(profile, [*refusing, *others], conditional)
+    tree = _bpf.tree(ARCHITECTURES[native], answers, profile.default)
+    if tree is None:
+        return _join(profile, refusing, others)
+    return tree + _join(profile, _only(refusing, conditional), _only(others, conditional))
+
+
+def _long(profile: Profile, refusing: Sequence[Rule], others: Sequence[Rule]) -> bytes:
+    """
+    Return the program for several architectures.
+
+    libseccomp translates the numbers of calls, and cannot where it does not know the
+    call: the answers to those stand before its program, one tree for each architecture.
+    """
+    rules = [*refusing, *others]
+    newer = {name for rule in rules for name in rule.names} & _UNKNOWN
+    refused = {name for rule in rules if rule.action not in PERMITTING for name in rule.names}
+    if (newer & _conditional(rules)) or (newer & refused and profile.default in PERMITTING):
+        raise UnsupportedError(
+            f"seccomp {profile.name}: libseccomp knows none of {', '.join(sorted(newer))}; "
+            "leave 'architectures' and 'archMap' out to filter the machine's own calls alone"
+        )
+    answers = _answers(profile, _only(rules, newer), set())
+    native, _ = MACHINES[os.uname().machine]
+    undecided: dict[int, int | None] = dict.fromkeys(range(_bpf.LIMIT))
+    trees = [
+        _bpf.tree(ARCHITECTURES[name], undecided | answers, profile.default) or b""
+        for name in dict.fromkeys((native, *profile.architectures))
+        if name != "SCMP_ARCH_X32"  # whose numbers are not below the limit
+    ]
+    known = {name for rule in rules for name in rule.names} - newer
+    return b"".join(trees) + _join(profile, _only(refusing, known), _only(others, known))
+
+
+def _conditional(rules: Sequence[Rule]) -> set[str]:
+    """Return the names of calls whose answer depends on arguments."""
+    return {name for rule in rules if rule.arguments for name in rule.names}
 
 
 def _join(profile: Profile, refusing: Sequence[Rule], others: Sequence[Rule]) -> bytes:
@@ -162,9 +243,10 @@ def _only(rules: Sequence[Rule], names: set[str]) -> list[Rule]:
 
 
 def _answers(
-    lib: Any, profile: Profile, rules: Sequence[Rule], conditional: set[str]
+    profile: Profile, rules: Sequence[Rule], conditional: set[str]
 ) -> dict[int, int | None]:
     """Return the answer to each call that a rule names, None if it depends on arguments."""
+    _, lib = _open()
     answers: dict[int, int | None] = {}
     for rule in rules:
         for name in rule.names:
@@ -174,11 +256,11 @@ def _answers(
     return answers
 
 
-def _comes_first(rule: Rule, profile: Profile, rules: Sequence[Rule]) -> bool:
+def _comes_first(rule: Rule, rules: Sequence[Rule]) -> bool:
     """Tell whether a rule refuses calls that another permits: libseccomp would drop one of them."""
     if rule in _NO_USER_NAMESPACES:
         return True
-    if rule.action in PERMITTING or profile.default in PERMITTING:
+    if rule.action in PERMITTING:
         return False
     return not permitted(rules).isdisjoint(rule.names)
 
@@ -210,7 +292,7 @@ def _build(profile: Profile, default: int, rules: Sequence[Rule]) -> bytes:
         if not context:
             raise UnsupportedError("seccomp_init failed: libseccomp does not know the action")
         try:
-            _add_rules(ffi, lib, context, profile, [r for r in rules if r.action != default])
+            _add_rules(ffi, lib, context, profile, rules)
             _check(lib.seccomp_export_bpf(context, file.fileno()), "seccomp_export_bpf")
         finally:
             lib.seccomp_release(context)
@@ -257,8 +339,8 @@ def _call_number(lib: Any, profile: Profile, name: str) -> int | None:
     """Return the number of a system call; None if this architecture does not have it."""
     if name in _NEWER:
         return _NEWER[name]
-    if name in _ELSEWHERE:
-        return None
+    if name in _SOME_MACHINES:
+        return _SOME_MACHINES[name].get(os.uname().machine)
     number = int(lib.seccomp_syscall_resolve_name(os.fsencode(name)))
     if number == -1:
         raise PlanError(

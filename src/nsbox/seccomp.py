@@ -342,12 +342,16 @@ def _argument(where: str, content: object) -> Argument:
     item = _mapping(where, content, frozenset(("index", "op", "value", "valueTwo")))
     if item.get("op") not in OPERATORS:
         raise PlanError(f"{where}: {item.get('op')!r} is no comparison")
-    return Argument(
+    argument = Argument(
         _number(f"{where}: index", item.get("index"), 6),
         OPERATORS[item["op"]],
         _number(f"{where}: value", item.get("value"), 1 << 64),
         _number(f"{where}: valueTwo", item.get("valueTwo", 0), 1 << 64),
     )
+    # Never true to the kernel; libseccomp drops those bits, and it would be true.
+    if item["op"] == "SCMP_CMP_MASKED_EQ" and argument.masked & ~argument.value:
+        raise PlanError(f"{where}: valueTwo has bits outside the mask, which is value")
+    return argument
 
 
 def _condition(where: str, content: object) -> Condition:

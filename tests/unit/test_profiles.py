@@ -1,6 +1,7 @@
 """Profiles: what is refused, and what the compiled programs answer, asked by interpreting them."""
 
 import errno
+import itertools
 import json
 import os
 import platform
@@ -261,6 +262,97 @@ def test_refusal_beats_permission() -> None:
     assert ask(profile, "read") == error(errno.EPERM)
 
 
+@pytest.mark.parametrize("default", ["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRAP"])
+def test_refusal_beats_permission_in_any_order(default: str) -> None:
+    """Also where the default permits, and where a rule repeats the default."""
+    rules = [
+        rule("kill", action="SCMP_ACT_ALLOW"),
+        rule("kill", action=default),
+        rule("kill", action="SCMP_ACT_ERRNO", errnoRet=99),
+    ]
+    refused = {error(99), 0x00030000} if default == "SCMP_ACT_TRAP" else {error(99)}
+    for order in itertools.permutations(rules):
+        assert ask(make(*order, default=default), "kill") in refused
+
+
+def test_comparisons_that_libseccomp_gets_wrong_are_refused() -> None:
+    """It lets kill(1) pass for "at most 0, or at least 2**32"; and bits outside a mask are lost."""
+    either = [
+        rule("kill", args=[{"index": 0, "value": value, "op": f"SCMP_CMP_{name}"}])
+        for name, value in (("LE", 0), ("GE", HIGH))
+    ]
+    with pytest.raises(UnsupportedError, match="kill"):
+        compile_filter(make(*either), (), False)
+    outside = {"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}
+    with pytest.raises(PlanError, match="mask"):
+        make(rule("kill", args=[outside]))
+
+
+def test_profile_in_dockers_usual_form() -> None:
+    """Sub-architectures are covered, and calls that libseccomp does not know yet."""
+    content = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": 1,
+        "archMap": [
+            {
+                "architecture": "SCMP_ARCH_X86_64",
+                "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+            },
+            {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
+        ],
+        "syscalls": [
+            {"names": ["kill", "mseal", "riscv_hwprobe"], "action": "SCMP_ACT_ALLOW"},
+            {"names": ["clone"], "action": "SCMP_ACT_ALLOW"},
+        ],
+    }
+    profile = check_seccomp(content)
+    assert isinstance(profile, Profile)
+    program = compile_filter(profile, (), False)
+    assert ask(profile, "kill") == ALLOW
+    assert ask(profile, "read") == error(errno.EPERM)
+    assert answer(program, 37, arch=FOREIGN) == ALLOW  # kill: of i386 and arm
+    assert answer(program, 120, CLONE_NEWUSER, arch=FOREIGN) == error(errno.EPERM)  # clone
+    for arch in (NATIVE, FOREIGN):
+        assert answer(program, 462, arch=arch) == ALLOW
+        assert answer(program, 463, arch=arch) == error(errno.EPERM)
+    assert answer(program, 462, arch=0) == KILL
+
+
+def test_call_that_cannot_be_refused_to_a_foreign_abi_is_told() -> None:
+    """Nothing is left out in silence."""
+    foreign = {"x86_64": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_ARM"}[platform.machine()]
+    native = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}[platform.machine()]
+    argument = {"index": 0, "value": 7, "op": "SCMP_CMP_EQ"}
+    for profile in (
+        make(rule("mseal", args=[argument]), architectures=[native, foreign]),
+        make(
+            rule("mseal", action="SCMP_ACT_ERRNO"),
+            default="SCMP_ACT_ALLOW",
+            architectures=[native, foreign],
+        ),
+    ):
+        with pytest.raises(UnsupportedError, match="mseal"):
+            compile_filter(profile, (), False)
+
+
+def test_program_that_is_too_long_is_told() -> None:
+    """The kernel takes 4096 instructions, and its answer to more is EINVAL."""
+    rules = [
+        rule("kill", args=[{"index": n % 6, "value": n * 7919 << 20, "op": "SCMP_CMP_EQ"}])
+        for n in range(1200)
+    ]
+    profile = make(*rules)
+    with pytest.raises(PlanError, match="4096"):
+        compile_filter(profile, (), False)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a call of x86_64 alone")
+def test_call_of_one_machine_is_not_passed_over() -> None:
+    """uretprobe, which libseccomp does not know, has a number here."""
+    profile = make(rule("uretprobe", action="SCMP_ACT_KILL_PROCESS"), default="SCMP_ACT_ALLOW")
+    assert ask(profile, "uretprobe") == KILL
+
+
 def test_comparisons_of_one_argument_are_alternatives() -> None:
     """As runc reads them: several for one argument are or, for several arguments and."""
     either = [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"} for value in (1, 2)]
@@ -401,8 +493,9 @@ def test_the_short_program_answers_as_the_long_one(name: str, held: tuple[str, .
     short = compile_filter(profile, held, False)
     # The format's way to say the same, in which foreign ABIs are listed, is not shortened.
     rules = effective_rules(profile, held, user_namespaces=False)
-    refusing = [item for item in rules if _comes_first(item, profile, rules)]
-    long = _join(profile, refusing, [item for item in rules if item not in refusing])
+    refusing = [item for item in rules if _comes_first(item, rules)]
+    others = [item for item in rules if item not in refusing and item.action != profile.default]
+    long = _join(profile, refusing, others)
     assert len(short) < 0.7 * len(long)
     flags = [0, 1, 2, 3, 16, 0o100, 0o4755, 0o2000, TIOCSTI, CLONE_NEWUSER, CLONE_THREAD, HIGH | 1]
     numbers = [*range(1100), 0x40000000, 0x40000001, 2**31 - 1, -1, -2]
