@@ -27,7 +27,7 @@ NATIVE, FOREIGN = {"x86_64": (0xC000003E, 0x40000003), "aarch64": (0xC00000B7, 0
     platform.machine()
 ]
 CLONE_NEWUSER, CLONE_THREAD = 0x10000000, 0x10000
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
 HIGH = 1 << 32
 
 
@@ -97,9 +97,9 @@ def test_foreign_abis_end_the_process(profile: str) -> None:
 
 
 @pytest.mark.parametrize("profile", ["default", "strict"])
-@pytest.mark.parametrize("command", [TIOCSTI, TIOCLINUX])
+@pytest.mark.parametrize("command", [TIOCSTI, TIOCLINUX, TIOCSETD])
 def test_ioctl_is_compared_in_32_bits(profile: str, command: int) -> None:
-    """Terminal input is refused whatever the upper half of the argument says."""
+    """Terminal input and line disciplines are refused whatever the upper half of the argument says."""
     assert ask(profile, "ioctl", 0, command) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, command | HIGH) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, 0x5401 | HIGH) == ALLOW
