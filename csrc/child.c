@@ -17,6 +17,7 @@
 #include <linux/openat2.h>
 #include <linux/prctl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 
@@ -250,7 +251,7 @@ static int outlive_thread(struct spawn *spawn)
 static int change_directory(struct spawn *spawn)
 {
 	const char *cwd = spawn->request->cwd;
-	if (!cwd[1])
+	if (!cwd[1] && spawn->plan->clone_flags & CLONE_NEWNS)
 		return 0; /* "/", where pivot_root has left us */
 	long fd = RETRY(nsbox_openat2(AT_FDCWD, cwd, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
 				      RESOLVE_NO_MAGICLINKS));
@@ -288,7 +289,8 @@ int open_sources(struct spawn *spawn)
 {
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
 		int code = spawn->plan->ops[index].code;
-		if (code != NSBOX_OP_BIND && code != NSBOX_OP_DEVICE && code != NSBOX_OP_MASK)
+		if (code != NSBOX_OP_BIND && code != NSBOX_OP_DEVICE && code != NSBOX_OP_MASK &&
+		    code != NSBOX_OP_PATH)
 			continue;
 		if (open_source(spawn, index) < 0)
 			return -1;
@@ -310,7 +312,8 @@ static int set_up(struct spawn *spawn)
 	 * Landlock between: its rules are on descriptors of mounts and of what is handed on.
 	 */
 	if (run_operations(spawn) < 0 || set_stdio(spawn) < 0 || set_session(spawn) < 0 ||
-	    set_requested_ids(spawn) < 0 || restrict_self(spawn) < 0 || close_others(spawn) < 0)
+	    set_requested_ids(spawn) < 0 || forbid_new_privileges(spawn) < 0 ||
+	    restrict_self(spawn) < 0 || close_others(spawn) < 0)
 		return -1;
 	sys(__NR_umask, umask);
 	if (drop_privileges(spawn) < 0 || outlive_thread(spawn) < 0)

@@ -155,9 +155,11 @@ int take_ids(struct spawn *spawn);
 int die_with_caller(struct spawn *spawn);
 /* privileges.c */
 int forbid_user_namespaces(struct spawn *spawn, int index);
+int forbid_new_privileges(struct spawn *spawn);
 int drop_privileges(struct spawn *spawn);
 int install_filter(struct spawn *spawn);
 /* landlock.c */
+int open_path(struct spawn *spawn, uint32_t index);
 int restrict_self(struct spawn *spawn);
 /* limits.c: in the child */
 int enter_cgroups(struct spawn *spawn);

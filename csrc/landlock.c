@@ -4,12 +4,15 @@
  * The mounts of the sandbox are all that it can name. Landlock holds also for
  * what it might reach without a name, by a descriptor that leads out of its
  * root. The rules are on the mounts that this spawn has made, by their own
- * descriptors. The rules of child.c hold here too.
+ * descriptors. Without namespaces there are no such mounts, and Landlock is the
+ * only fence: its rules are on files and directories of the host. The rules of
+ * child.c hold here too.
  */
 #include "internal.h"
 
 #include <fcntl.h>
 #include <linux/mount.h>
+#include <sched.h>
 
 #ifndef __NR_landlock_create_ruleset
 #define __NR_landlock_create_ruleset 444
@@ -39,6 +42,18 @@ static const uint64_t FILE_RIGHTS = 1 << 0 | 1 << 2 | 1 << 1 | 1 << 14 | 1 << 15
 int nsbox_landlock_abi(void)
 {
 	return (int)sys(__NR_landlock_create_ruleset, 0, 0, CREATE_RULESET_VERSION);
+}
+
+/* The object of a rule; O_PATH, so to open it does nothing to it. */
+int open_path(struct spawn *spawn, uint32_t index)
+{
+	const char *path = spawn->plan->ops[index].source;
+	int fd = lift((int)RETRY(sys(__NR_openat, AT_FDCWD, path, O_PATH | O_CLOEXEC, 0)));
+
+	if (fd < 0)
+		return fail(spawn, NSBOX_STEP_OPEN_PATH, (int)index, fd);
+	spawn->sources[index] = fd;
+	return 0;
 }
 
 /* Allow rights on fd and what is below it; a file takes those of files that are in file_rights. */
@@ -77,9 +92,12 @@ static int allow_descriptor(struct spawn *spawn, int ruleset, int fd)
 /*
  * POSIX message queues are files of a file system that is mounted nowhere. An
  * IPC namespace that is not ours does not let us have it: its queues stay closed.
+ * So do the host's.
  */
 static int allow_queues(struct spawn *spawn, int ruleset)
 {
+	if (!(spawn->plan->clone_flags & CLONE_NEWNS))
+		return 0;
 	int context = nsbox_fsopen("mqueue", FSOPEN_CLOEXEC);
 	if (context < 0)
 		return 0;
@@ -119,9 +137,12 @@ int restrict_self(struct spawn *spawn)
 	const struct nsbox_plan *plan = spawn->plan;
 	struct ruleset_attr attr = {
 		.handled_access_fs = plan->landlock_rights,
+		.handled_access_net = plan->landlock_net,
 		.scoped = plan->landlock_scoped,
 	};
-	size_t size = plan->landlock_scoped ? sizeof attr : sizeof attr.handled_access_fs;
+	size_t size = plan->landlock_scoped ? sizeof attr
+		      : plan->landlock_net  ? offsetof(struct ruleset_attr, scoped)
+					    : sizeof attr.handled_access_fs;
 
 	if (!plan->landlock_rights && !plan->landlock_scoped)
 		return 0;

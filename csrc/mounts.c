@@ -51,6 +51,8 @@ static int set_attributes(int fd, uint32_t flags, uint64_t attributes, int idmap
 int open_source(struct spawn *spawn, uint32_t index)
 {
 	const struct nsbox_op *op = operation(spawn, index);
+	if (op->code == NSBOX_OP_PATH)
+		return open_path(spawn, index);
 	int fd = lift((int)RETRY(nsbox_open_tree(
 		AT_FDCWD, op->source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)));
 	if (fd < 0)
@@ -645,6 +647,14 @@ static int op_pivot(struct spawn *spawn, uint32_t index)
 	return 0;
 }
 
+static int op_path(struct spawn *spawn, uint32_t index)
+{
+	if (operation(spawn, index)->device && check_device(spawn, index) < 0)
+		return -1;
+	spawn->mounts[index] = spawn->sources[index];
+	return 0;
+}
+
 static int op_ids(struct spawn *spawn, uint32_t index)
 {
 	(void)index;
@@ -675,6 +685,7 @@ int run_operations(struct spawn *spawn)
 		[NSBOX_OP_PIVOT] = op_pivot,
 		[NSBOX_OP_NO_USER_NAMESPACES] = op_no_user_namespaces,
 		[NSBOX_OP_MASK] = op_mask,
+		[NSBOX_OP_PATH] = op_path,
 	};
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
 		const struct nsbox_op *op = operation(spawn, index);

@@ -34,6 +34,7 @@ enum nsbox_step {
 	NSBOX_STEP_OPEN_TREE,
 	NSBOX_STEP_SOURCE_ATTRIBUTES,
 	NSBOX_STEP_IDMAP,
+	NSBOX_STEP_OPEN_PATH,
 	/* the child, in the order in which a plan usually runs them */
 	NSBOX_STEP_CGROUP_JOIN,
 	NSBOX_STEP_CGROUP_UNSHARE,
@@ -111,7 +112,8 @@ enum nsbox_opcode {
 	NSBOX_OP_READONLY,           /* make the mount of operation parent read-only */
 	NSBOX_OP_PIVOT,              /* pivot_root, and detach the host's mounts */
 	NSBOX_OP_NO_USER_NAMESPACES, /* none may be made in our user namespace */
-	NSBOX_OP_MASK /* hide target: a file below source, a directory below an empty one */
+	NSBOX_OP_MASK, /* hide target: a file below source, a directory below an empty one */
+	NSBOX_OP_PATH  /* no mount: the object at source, for a rule */
 };
 
 enum nsbox_op_flag {
@@ -132,7 +134,7 @@ struct nsbox_op {
 	uint32_t flags;
 	uint32_t mode;       /* permission bits of what is created */
 	uint64_t attributes; /* MOUNT_ATTR_* */
-	uint64_t device;     /* device number that source must have (DEVICE, MASK) */
+	uint64_t device;     /* device number that source must have (DEVICE, MASK, PATH), or 0 */
 	int32_t idmap;       /* user namespace fd for MOUNT_ATTR_IDMAP, or -1 */
 	uint32_t n_options;
 	const struct nsbox_option *options;
@@ -154,11 +156,12 @@ enum nsbox_plan_flag {
 		2, /* do not share memory with the child: it joins foreign namespaces */
 	NSBOX_PLAN_DENY_SETGROUPS = 4,
 	NSBOX_PLAN_CLEAR_GROUPS = 8,
-	NSBOX_PLAN_USER_XATTR = 16, /* overlays keep their marks in user.* attributes */
-	NSBOX_PLAN_NEW_KEYRING = 32 /* a session keyring of its own */
+	NSBOX_PLAN_USER_XATTR = 16,  /* overlays keep their marks in user.* attributes */
+	NSBOX_PLAN_NEW_KEYRING = 32, /* a session keyring of its own */
+	NSBOX_PLAN_KEEP_BOUNDS = 64  /* the caller may not change bounding set and securebits */
 };
 
-/* Landlock: rights on the mount of an operation, and on all that is below. */
+/* Landlock: rights on the mount (PATH: the object) of an operation, and on all that is below. */
 struct nsbox_rule {
 	int32_t op;
 	uint64_t rights; /* LANDLOCK_ACCESS_FS_* */
@@ -187,6 +190,7 @@ struct nsbox_plan {
 	uint32_t filter_length;   /* instructions; 0: no filter */
 	const void *filter;       /* struct sock_filter, see seccomp(2) */
 	uint64_t landlock_rights; /* denied but for the rules; 0: no rules */
+	uint64_t landlock_net;    /* LANDLOCK_ACCESS_NET_*, denied for every port */
 	uint64_t landlock_scoped; /* LANDLOCK_SCOPE_* */
 	uint32_t n_rules;
 	const struct nsbox_rule *rules;

@@ -143,31 +143,44 @@ static int set_ambient(struct spawn *spawn, uint64_t keep)
 	return 0;
 }
 
-/*
- * All five sets become exactly the capabilities that the plan keeps. Being
- * user 0 gives none at an exec, and none of this can be undone: the bits that
- * say so are locked while CAP_SETPCAP is still there to do it.
- */
-static int set_capabilities(struct spawn *spawn)
+/* Being user 0 gives nothing at an exec, for ever. */
+static int lock_securebits(struct spawn *spawn)
 {
-	uint64_t keep = spawn->plan->capabilities;
 	unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED |
 			     SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |
 			     SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
 
-	if (drop_bounding_set(spawn, keep) < 0 || set_ambient(spawn, keep) < 0)
-		return -1;
 	/* What the caller has locked already stays as it is; KEEP_CAPS was for the set-up. */
 	long err = sys(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0);
 	if (err >= 0)
 		err = sys(__NR_prctl, PR_SET_SECUREBITS,
 			  bits | ((unsigned long)err & ~(1UL << SECURE_KEEP_CAPS)), 0, 0, 0);
-	if (err < 0)
-		return fail(spawn, NSBOX_STEP_SECUREBITS, -1, err);
-	err = set_sets(keep, keep);
-	if (err < 0)
-		return fail(spawn, NSBOX_STEP_CAPSET, -1, err);
-	err = sys(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_SECUREBITS, -1, err) : 0;
+}
+
+/*
+ * All five sets become exactly the capabilities that the plan keeps, and none of
+ * this can be undone: the bits that say so are locked while CAP_SETPCAP is still
+ * there to do it. A plain user without a user namespace has none; then the
+ * bounding set stays, of which no_new_privs lets nothing be gained.
+ */
+static int set_capabilities(struct spawn *spawn)
+{
+	uint64_t keep = spawn->plan->capabilities;
+	bool bounds = !(spawn->plan->flags & NSBOX_PLAN_KEEP_BOUNDS);
+
+	if (bounds && drop_bounding_set(spawn, keep) < 0)
+		return -1;
+	if (set_ambient(spawn, keep) < 0 || (bounds && lock_securebits(spawn) < 0))
+		return -1;
+	long err = set_sets(keep, keep);
+	return err < 0 ? fail(spawn, NSBOX_STEP_CAPSET, -1, err) : 0;
+}
+
+/* landlock(7) asks for it from whoever lacks CAP_SYS_ADMIN, so it comes first. */
+int forbid_new_privileges(struct spawn *spawn)
+{
+	long err = sys(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	return err < 0 ? fail(spawn, NSBOX_STEP_NO_NEW_PRIVS, -1, err) : 0;
 }
 

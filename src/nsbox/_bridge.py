@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from . import _bpf, _calls, _diagnose, _filter
+from . import _bpf, _calls, _diagnose, _filter, _unshared
 from ._constants import NAMESPACE_FLAGS
 from ._enforced import layers_of
 from ._layers import Enforced
@@ -312,6 +312,7 @@ class Lowered:
             (ids.clear_groups, lib.NSBOX_PLAN_CLEAR_GROUPS),
             (plan.user_xattr, lib.NSBOX_PLAN_USER_XATTR),
             (plan.new_keyring, lib.NSBOX_PLAN_NEW_KEYRING),
+            (plan.keep_bounds, lib.NSBOX_PLAN_KEEP_BOUNDS),
         ):
             flags |= flag if wanted else 0
         types = [NAMESPACE_FLAGS[kind] for kind in plan.joins]
@@ -340,6 +341,7 @@ class Lowered:
                 "filter_length": len(program) // _bpf.INSTRUCTION.size,
                 "filter": self._kept(ffi.from_buffer(program)),
                 "landlock_rights": landlock.rights if landlock else 0,
+                "landlock_net": landlock.net if landlock else 0,
                 "landlock_scoped": landlock.scoped if landlock else 0,
                 "n_rules": len(rules),
                 "rules": self._kept(ffi.new("struct nsbox_rule[]", rules)),
@@ -349,7 +351,12 @@ class Lowered:
     def _filter(self) -> bytes:
         plan = self.plan
         try:
-            return _filter.program_of(plan.seccomp, plan.capabilities, plan.user_namespaces)
+            return _filter.program_of(
+                plan.seccomp,
+                plan.capabilities,
+                plan.user_namespaces,
+                _unshared.refusals(plan.withheld or ()),
+            )
         except OSError as error:
             raise spawn_error(error.errno or 0, Step.SECCOMP) from error
 
@@ -467,7 +474,13 @@ _WITHOUT_TARGET: Final = {
     Code.PIVOT,
 }
 # Steps that are about the host's side of a mount; the others are about the inside.
-_ABOUT_SOURCE: Final = {Step.OPEN_TREE, Step.SOURCE_ATTRIBUTES, Step.IDMAP, Step.DEVICE}
+_ABOUT_SOURCE: Final = {
+    Step.OPEN_TREE,
+    Step.SOURCE_ATTRIBUTES,
+    Step.IDMAP,
+    Step.DEVICE,
+    Step.OPEN_PATH,
+}
 # Their index counts something else than operations.
 _NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS, Step.LIMIT}
 

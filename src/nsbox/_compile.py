@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
-from . import _landlock
+from . import _landlock, _unshared
 from ._cgroup_choice import wanted_fields
 from ._constants import (
     CAPABILITIES,
@@ -21,7 +21,7 @@ from ._constants import (
 from ._host import Host
 from ._landlock import Landlock, Right
 from ._operations import operations
-from ._plan import Code, Description, Ids, Op, OpFlag, Plan
+from ._plan import Code, Description, Ids, Modes, Op, OpFlag, Plan
 from .errors import PlanError, UnsupportedError
 from .limits import Limits
 from .seccomp import refuses_keys
@@ -44,7 +44,29 @@ def compile_plan(box: Description, host: Host) -> Plan:
     Raises:
         PlanError: If the parts contradict each other.
     """
+    if box.without_namespaces:
+        return _unshared_plan(box, host)
+    return _plan(box, host, _ids(box, host))
+
+
+def _unshared_plan(box: Description, host: Host) -> Plan:
+    _unshared.check_unshared(box, host)
+    withheld = _unshared.withheld(box.namespaces)
+    box = box._replace(namespaces=Modes(dict.fromkeys(box.namespaces, "host")), landlock=True)
     ids = _ids(box, host)
+    plan = _plan(box, host, ids)
+    assert plan.landlock is not None
+    tcp = _landlock.TCP if "net" in withheld and host.landlock >= _landlock.NET_ABI else 0
+    return plan._replace(
+        clone_flags=0,
+        parent_sources=False,
+        landlock=plan.landlock._replace(net=tcp),
+        withheld=withheld,
+        keep_bounds=not host.may_bound,
+    )
+
+
+def _plan(box: Description, host: Host, ids: Ids) -> Plan:
     joins = tuple(kind for kind, mode in box.namespaces.items() if mode == "join")
     # The user namespace last: whoever is privileged outside can still join the others.
     joins = tuple(sorted(joins, key=lambda kind: kind == "user"))
@@ -54,7 +76,7 @@ def compile_plan(box: Description, host: Host) -> Plan:
             flags |= NAMESPACE_FLAGS[kind]
     user_mode = box.namespaces["user"]
     _check_privileges(box)
-    ops = operations(box, host, ids)
+    ops = _unshared.paths(box, host) if box.without_namespaces else operations(box, host, ids)
     return Plan(
         clone_flags=flags,
         joins=joins,
@@ -107,17 +129,20 @@ def _rules(ops: Sequence[Op]) -> Iterator[tuple[int, Right]]:
     """Yield what may be done in which mount: read below the root, change in writable mounts."""
     protected = {op.parent for op in ops if op.code is Code.READONLY}
     for index, op in enumerate(ops):
+        if op.code is Code.PATH and op.device:
+            yield index, _landlock.DEVICES
+            continue
         if op.code not in _MOUNTING or OpFlag.IN_SCRATCH in op.flags:
             continue
         if not (op.attributes & MOUNT_ATTR_RDONLY or index in protected):
             yield index, _landlock.handled(1 << 16)
-        elif not op.target:
+        elif not op.target or op.code is Code.PATH:
             yield index, _landlock.READ
         elif op.source == "tmpfs" and not op.attributes & MOUNT_ATTR_NODEV:
             yield index, _landlock.DEVICES
 
 
-_MOUNTING: Final = (Code.BIND, Code.MOUNT, Code.OVERLAY)
+_MOUNTING: Final = (Code.BIND, Code.MOUNT, Code.OVERLAY, Code.PATH)
 
 
 # The kind of namespace in which a capability means something; outside of it only the host's counts.

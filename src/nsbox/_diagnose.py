@@ -100,6 +100,13 @@ def _join_cgroup(error: int, plan: Plan, op: Op | None, path: str | None) -> str
 
 
 def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    found = _refused_clone(error, plan)
+    if error not in (errno.EPERM, errno.ENOSPC):
+        return found
+    return f"{found}; what remains without namespaces is Sandbox(namespaces='none')"
+
+
+def _refused_clone(error: int, plan: Plan) -> str | None:
     if error == errno.ENOSPC:
         return _forbidden("user.max_") or (
             "a limit of user.max_*_namespaces is reached, or namespaces nest too deep"
@@ -407,6 +414,11 @@ def _execve(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
 
 
 def _foreign_owner(plan: Plan) -> str | None:
+    if plan.unshared:
+        return (
+            "not executable, or not below a path that namespaces='none' leaves open, or closed by "
+            f"the host's permissions to user {plan.ids.host_uid}: add a Bind(path), or chmod o+rx"
+        )
     if not plan.ids.idmapped:
         return None
     return (
@@ -425,6 +437,7 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.SETNS: _join,
     Step.OPEN_TREE: _source,
     Step.IDMAP: _idmap,
+    Step.OPEN_PATH: _source,
     Step.FSOPEN: _mount,
     Step.FSCONFIG: _mount,
     Step.FSCONFIG_CREATE: _mount,

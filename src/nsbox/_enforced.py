@@ -1,7 +1,7 @@
 """From a plan to the report of layers: what is in force, what not, and why."""
 
 from ._constants import CAPABILITIES, MOUNT_ATTR_RDONLY, NAMESPACE_FLAGS
-from ._landlock import LEAST_ABI, SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
+from ._landlock import LEAST_ABI, SCOPE_ABI, SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
 from ._layers import Enforced, Layer
 from ._plan import Code, Plan
 from .seccomp import name_of
@@ -38,9 +38,28 @@ def _namespaces(plan: Plan) -> list[Layer]:
         elif kind in plan.joins:
             active, why = True, "joined, and shared with what else is in it"
         else:
-            active, why = False, "the host's"
+            active, why = False, f"the host's{_instead(plan, kind)}"
         layers.append(Layer(f"{kind} namespace", active, why))
     return layers
+
+
+def _instead(plan: Plan, kind: str) -> str:
+    """Return what of a namespace is there without one."""
+    if plan.withheld is None:
+        return ""
+    found = _INSTEAD[kind] if kind in plan.withheld else ""
+    if kind == "pid" and plan.landlock is not None and not plan.landlock.scoped & SCOPE_SIGNALS:
+        found = f"; without Landlock's ABI {SCOPE_ABI} its user's processes can be signalled"
+    return f", by namespaces='none'{found}"
+
+
+_INSTEAD = {
+    "mnt": "; Landlock keeps its files, the filter their modes, owners and times",
+    "pid": "; Landlock keeps its processes from signals and tracing. What the payload starts "
+    "may outlive it, unless a cgroup ends both",
+    "net": "; the filter refuses every socket",
+    "ipc": "; the filter refuses every queue and segment",
+}
 
 
 def _identity(plan: Plan) -> list[Layer]:
@@ -62,6 +81,9 @@ def _files(plan: Plan) -> list[Layer]:
     procs = [op for op in plan.ops if op.code is Code.MOUNT and op.source == "proc"]
     readonly = all(op.attributes & MOUNT_ATTR_RDONLY for op in procs)
     masks = [op.path(plan.ops) for op in plan.ops if op.code is Code.MASK]
+    if plan.unshared:
+        root = Layer("root", False, "the host's, by namespaces='none'")
+        return [root, *_unshared_files(plan), _landlock_layer(plan)]
     return [
         Layer("root", True, "entered by pivot_root; the host's mounts are detached"),
         Layer(
@@ -74,6 +96,12 @@ def _files(plan: Plan) -> list[Layer]:
     ]
 
 
+def _unshared_files(plan: Plan) -> list[Layer]:
+    shown = any(op.code is Code.PATH and (op.target or "proc") == "proc" for op in plan.ops)
+    why = "the host's, and not writable" if shown else "closed"
+    return [Layer("read-only /proc", True, why), Layer("masks", False, "nothing is mounted")]
+
+
 def _landlock_layer(plan: Plan) -> Layer:
     landlock = plan.landlock
     if landlock is None:
@@ -81,6 +109,7 @@ def _landlock_layer(plan: Plan) -> Layer:
         return Layer("landlock", False, why)
     parts = [
         "files" if landlock.rights else "",
+        "TCP" if landlock.net else "",
         "abstract sockets" if landlock.scoped & SCOPE_ABSTRACT_SOCKETS else "",
         "signals" if landlock.scoped & SCOPE_SIGNALS else "",
     ]
@@ -88,7 +117,6 @@ def _landlock_layer(plan: Plan) -> Layer:
 
 
 def _privileges(plan: Plan) -> list[Layer]:
-    kept = [name for bit, name in enumerate(CAPABILITIES) if plan.capabilities >> bit & 1]
     limited = any(op.code is Code.NO_USER_NAMESPACES for op in plan.ops)
     barred = [
         "max_user_namespaces is 0" if limited else "",
@@ -99,8 +127,9 @@ def _privileges(plan: Plan) -> list[Layer]:
     else:
         keyring = "the filter refuses every call that could reach one"
     return [
-        Layer("capabilities", not kept, ", ".join(kept) or "none, in all five sets"),
-        Layer("no_new_privs", True, "no exec gives privileges; securebits are locked"),
+        _capabilities(plan),
+        Layer("no_new_privs", True, "no exec gives privileges"),
+        _securebits(plan),
         Layer(
             "no user namespaces",
             not plan.user_namespaces,
@@ -109,6 +138,20 @@ def _privileges(plan: Plan) -> list[Layer]:
         Layer("session keyring", True, keyring),
         Layer("seccomp", plan.seccomp is not None, _filter_text(plan)),
     ]
+
+
+def _capabilities(plan: Plan) -> Layer:
+    kept = [name for bit, name in enumerate(CAPABILITIES) if plan.capabilities >> bit & 1]
+    none = (
+        "none; the bounding set is the caller's" if plan.keep_bounds else "none, in all five sets"
+    )
+    return Layer("capabilities", not kept, ", ".join(kept) or none)
+
+
+def _securebits(plan: Plan) -> Layer:
+    if plan.keep_bounds:
+        return Layer("securebits", False, "the caller's: it has no CAP_SETPCAP")
+    return Layer("securebits", True, "user 0 is one like others, and they are locked")
 
 
 def _filter_text(plan: Plan) -> str:

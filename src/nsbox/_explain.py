@@ -125,6 +125,8 @@ def _attributes(value: int) -> str:
 
 
 def _source(op: Op) -> list[tuple[str, str]]:
+    if op.code is Code.PATH:
+        return [("openat", f"{op.source} (O_PATH)")]
     if op.code not in (Code.BIND, Code.DEVICE, Code.MASK):
         return []
     idmap = " and id-mapped to the payload" if op.idmap else ""
@@ -177,6 +179,8 @@ def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
             return [("symlinkat", f"{where} -> {op.source}")]
         case Code.READONLY:
             return [("mount_setattr", f"{where}: rdonly")]
+        case Code.PATH:
+            return []
         case Code.PIVOT:
             return [("pivot_root", ". ."), ("umount2", "the host's mounts (MNT_DETACH)")]
 
@@ -187,15 +191,15 @@ def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
     return [
         ("dup3", "stdin, stdout, stderr into place"),
         ("setsid", "no controlling terminal"),
+        ("prctl", "PR_SET_NO_NEW_PRIVS"),
+        *_restriction(plan),
         ("close_range", "3-, but for those passed"),
         ("prlimit64", "RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE: 0"),
         *([("keyctl", "KEYCTL_JOIN_SESSION_KEYRING, a new one")] if plan.new_keyring else []),
-        ("prctl", f"PR_CAPBSET_DROP, all but: {kept}"),
+        *([] if plan.keep_bounds else [("prctl", f"PR_CAPBSET_DROP, all but: {kept}")]),
         ("prctl", f"PR_CAP_AMBIENT: {kept}"),
-        ("prctl", "PR_SET_SECUREBITS: noroot, and locked"),
+        *([] if plan.keep_bounds else [("prctl", "PR_SET_SECUREBITS: noroot, and locked")]),
         ("capset", f"effective, permitted, inheritable: {kept}"),
-        ("prctl", "PR_SET_NO_NEW_PRIVS"),
-        *_restriction(plan),
         ("fchdir", cwd),
         *([("setpriority", f"at least {plan.nice}")] if plan.nice else []),
         *(("prlimit64", f"{_RLIMIT_NAMES[number]} {value}") for number, value in plan.rlimits),
@@ -212,7 +216,14 @@ def _restriction(plan: Plan) -> list[tuple[str, str]]:
         for index, rights in plan.landlock.rules
         if rights == plan.landlock.rights
     ]
-    parts = [f"below / to read, to write {', '.join(writable)}"] if plan.landlock.rules else []
+    readable = "what was opened above" if plan.unshared else "below /"
+    parts = (
+        [f"{readable} to read, to write {', '.join(writable) or 'nothing'}"]
+        if plan.landlock.rules
+        else []
+    )
+    if plan.landlock.net:
+        parts.append("no TCP")
     if plan.landlock.scoped & SCOPE_ABSTRACT_SOCKETS:
         parts.append("no abstract sockets of others")
     if plan.landlock.scoped & SCOPE_SIGNALS:

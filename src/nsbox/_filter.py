@@ -73,7 +73,11 @@ _UNKNOWN: Final = {*_NEWER, *_SOME_MACHINES}
 
 
 def effective_rules(
-    profile: Profile, capabilities: Sequence[str], *, user_namespaces: bool
+    profile: Profile,
+    capabilities: Sequence[str],
+    *,
+    user_namespaces: bool,
+    refused: Sequence[Rule] = (),
 ) -> list[Rule]:
     """
     Return the rules that count for a payload on this machine.
@@ -83,10 +87,15 @@ def effective_rules(
         capabilities: What the payload keeps.
         user_namespaces: It may make user namespaces, and has every capability in
             them; otherwise it is kept from that whatever the profile says.
+        refused: Rules that hold whatever the profile says.
     """
     held = set(CAPABILITIES if user_namespaces else capabilities)
     rules = [rule for rule in profile.rules if _counts(rule, held)]
-    return rules if user_namespaces else [*rules, *_NO_USER_NAMESPACES]
+    return [*rules, *_whatever_it_says(user_namespaces, refused)]
+
+
+def _whatever_it_says(user_namespaces: bool, refused: Sequence[Rule]) -> Sequence[Rule]:
+    return refused if user_namespaces else (*_NO_USER_NAMESPACES, *refused)
 
 
 def _counts(rule: Rule, held: set[str]) -> bool:
@@ -118,18 +127,28 @@ _NO_USER_NAMESPACES: Final = (
 # ---- compiling -----------------------------------------------------------
 
 
-def program_of(profile: str | Profile | None, capabilities: int, user_namespaces: bool) -> bytes:
+def program_of(
+    profile: str | Profile | None,
+    capabilities: int,
+    user_namespaces: bool,
+    refused: tuple[Rule, ...] = (),
+) -> bytes:
     """Return the program for a plan; empty without a profile. See :func:`compile_filter`."""
     if profile is None:
         return b""
     if isinstance(profile, str):
         profile = built_in(profile)
     held = tuple(name for bit, name in enumerate(CAPABILITIES) if capabilities >> bit & 1)
-    return compile_filter(profile, held, user_namespaces)
+    return compile_filter(profile, held, user_namespaces, refused)
 
 
 @lru_cache(maxsize=64)
-def compile_filter(profile: Profile, capabilities: tuple[str, ...], user_namespaces: bool) -> bytes:
+def compile_filter(
+    profile: Profile,
+    capabilities: tuple[str, ...],
+    user_namespaces: bool,
+    refused: tuple[Rule, ...] = (),
+) -> bytes:
     """
     Return the program that the kernel gets: an array of ``struct sock_filter``.
 
@@ -139,8 +158,9 @@ def compile_filter(profile: Profile, capabilities: tuple[str, ...], user_namespa
         PlanError: If the profile names a call that nobody knows.
         UnsupportedError: If libseccomp is missing.
     """
-    rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces)
-    refusing = [rule for rule in rules if _comes_first(rule, rules)]
+    rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces, refused=refused)
+    first = _whatever_it_says(user_namespaces, refused)
+    refusing = [rule for rule in rules if rule in first or _comes_first(rule, rules)]
     # A rule that says what the default does says nothing.
     others = [rule for rule in rules if rule not in refusing and rule.action != profile.default]
     _check_comparisons(profile, refusing)
@@ -258,8 +278,6 @@ def _answers(
 
 def _comes_first(rule: Rule, rules: Sequence[Rule]) -> bool:
     """Tell whether a rule refuses calls that another permits: libseccomp would drop one of them."""
-    if rule in _NO_USER_NAMESPACES:
-        return True
     if rule.action in PERMITTING:
         return False
     return not permitted(rules).isdisjoint(rule.names)

@@ -67,6 +67,7 @@ class Host(NamedTuple):
         gid: Effective group id of the caller.
         privileged: The caller is root of its user namespace, and maps ids that are not its own.
         may_mount: It has CAP_SYS_ADMIN, which root in a container often has not.
+        may_bound: It has CAP_SETPCAP, over its bounding set and securebits.
         overflow_uid: The host id "nobody" for root's payloads.
         overflow_gid: The same for groups.
         directories: Program directories that exist.
@@ -85,6 +86,7 @@ class Host(NamedTuple):
     gid: int
     privileged: bool
     may_mount: bool = True
+    may_bound: bool = True
     overflow_uid: int = OVERFLOW_ID
     overflow_gid: int = OVERFLOW_ID
     directories: tuple[str, ...] = ("/usr",)
@@ -117,6 +119,7 @@ def look() -> Host:
         gid=gid,
         privileged=uid == 0 and is_mapped("uid", overflow_uid) and is_mapped("gid", overflow_gid),
         may_mount=uid == 0 and has_capability("CAP_SYS_ADMIN"),
+        may_bound=uid == 0 and has_capability("CAP_SETPCAP"),
         overflow_uid=overflow_uid,
         overflow_gid=overflow_gid,
         directories=directories,

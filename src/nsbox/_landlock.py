@@ -35,11 +35,16 @@ class Right(IntFlag):
 READ: Final = Right.EXECUTE | Right.READ_FILE | Right.READ_DIR
 DEVICES: Final = READ | Right.WRITE_FILE | Right.TRUNCATE | Right.IOCTL_DEV
 
+TCP: Final = 3  # LANDLOCK_ACCESS_NET_BIND_TCP, LANDLOCK_ACCESS_NET_CONNECT_TCP
+
 SCOPE_ABSTRACT_SOCKETS: Final = 1
 SCOPE_SIGNALS: Final = 2
 
 # Without REFER (ABI 1, before Linux 5.19) no file could be moved to another directory.
 LEAST_ABI: Final = 2
+# Without TRUNCATE (before Linux 6.2) whoever may write a file may empty it, rules or not.
+TRUNCATE_ABI: Final = 3
+NET_ABI: Final = 4
 SCOPE_ABI: Final = 6
 
 
@@ -52,12 +57,14 @@ class Landlock(NamedTuple):
         rights: Rights that are handled: denied where no rule allows them. 0: none.
         scoped: LANDLOCK_SCOPE_*.
         rules: Operation that makes the mount -> rights on it and all that is below.
+        net: LANDLOCK_ACCESS_NET_*, denied for every port.
     """
 
     abi: int
     rights: int
     scoped: int
     rules: tuple[tuple[int, int], ...]
+    net: int = 0
 
 
 def handled(abi: int) -> Right:

@@ -34,6 +34,7 @@ class Code(IntEnum):
     PIVOT = 13
     NO_USER_NAMESPACES = 14
     MASK = 15
+    PATH = 16
 
 
 class OpFlag(IntFlag):
@@ -63,7 +64,7 @@ class Op(NamedTuple):
         options: Parameters of a new file system.
         mode: Permission bits of what is created.
         flags: See :class:`OpFlag`.
-        device: Device number that source must have, as (major << 32) | minor.
+        device: Device number that source must have, as (major << 32) | minor, or 0.
         idmap: Show the owner of source as the payload, by an id-mapped mount.
         layers: Name of the directory that holds an overlay's layers.
         content: Of a file.
@@ -119,7 +120,12 @@ class Ids(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Everything about a spawn that does not differ from spawn to spawn."""
+    """
+    Everything about a spawn that does not differ from spawn to spawn.
+
+    ``withheld``: without namespaces, the kinds for which the filter stands in;
+    else None. ``keep_bounds``: bounding set and securebits stay as they are.
+    """
 
     clone_flags: int
     joins: tuple[str, ...]
@@ -136,6 +142,13 @@ class Plan(NamedTuple):
     rlimits: tuple[tuple[int, int], ...] = ()
     nice: int = 0
     fenced: tuple[str, ...] = ()
+    withheld: tuple[str, ...] | None = None
+    keep_bounds: bool = False
+
+    @property
+    def unshared(self) -> bool:
+        """There are no namespaces of the sandbox's own, and no mounts."""
+        return self.withheld is not None
 
 
 class Modes(dict[str, str]):
@@ -168,3 +181,4 @@ class Description(NamedTuple):
     masks: tuple[str, ...] = ()
     landlock: bool | None = None
     limits: Limits | None = None
+    without_namespaces: bool = False

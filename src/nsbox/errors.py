@@ -47,6 +47,7 @@ class Step(StrEnum):
     OPEN_TREE = "open_tree"
     SOURCE_ATTRIBUTES = "mount_setattr"
     IDMAP = "idmap"
+    OPEN_PATH = "open_path"
     CGROUP_JOIN = "cgroup_join"
     CGROUP_UNSHARE = "cgroup_unshare"
     SOCKET = "socket"

@@ -18,7 +18,7 @@ from ._constants import CAPABILITIES
 from ._explain import Explanation, explain_plan
 from ._fence import Fence, Terms, chooser
 from ._host import Host
-from ._landlock import LEAST_ABI
+from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
 from ._plan import Description, Modes, Plan
 from ._subprocess import make_module
@@ -138,6 +138,14 @@ class Sandbox:
             Namespace to join. The mount namespace is always new. Joining a
             user, pid or time namespace costs a copy of the caller's page tables.
         time: None (default: the host's), "new", or a Namespace.
+        namespaces: "own" (default), or "none" for what is left where the host refuses
+            namespaces: Landlock (Linux 6.2), the filter, limits and the loss of
+            privileges. Paths are the host's: programs and devices, and each
+            Bind(path), are open; nothing is writable but by Bind(path,
+            readonly=False); /tmp, /proc and home are closed. Where the fields
+            above are "new", the filter refuses what the namespace would keep
+            apart, sockets above all. What needs a mount, a map or a namespace is
+            a PlanError. See docs/security.md for what is weaker.
         capabilities: Names of capabilities that the payload keeps, over its
             own namespaces only (unless user="host"). Default: none. A payload
             with CAP_SYS_ADMIN can make its read-only mounts writable.
@@ -184,6 +192,7 @@ class Sandbox:
     net: NamespaceArg = "new"
     cgroup_ns: NamespaceArg = "new"
     time: NamespaceArg | None = None
+    namespaces: Literal["own", "none"] = "own"
     capabilities: Sequence[str] = ()
     seccomp: PathArg | Mapping[str, Any] | Profile | None = "default"
     user_namespaces: bool = False
@@ -222,10 +231,12 @@ class Sandbox:
                 check_id(name, getattr(self, name))
         for name, kind in _NAMESPACE_FIELDS.items():
             _check_namespace(name, kind, getattr(self, name))
+        if self.namespaces not in ("own", "none"):
+            raise PlanError(f"namespaces: must be 'own' or 'none', not {self.namespaces!r}")
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
         # Contradictions show on any host; a privileged caller's may ask for the most.
-        compile_plan(self._describe(), Host(uid=0, gid=0, privileged=True, landlock=LEAST_ABI))
+        compile_plan(self._describe(), Host(uid=0, gid=0, privileged=True, landlock=TRUNCATE_ABI))
 
     def __hash__(self) -> int:
         names = [item.name for item in fields(self) if item.compare and item.name != "env"]
@@ -343,7 +354,7 @@ class Sandbox:
             options["stdout"] = options["stderr"] = subprocess.PIPE
         # This thread stays until the payload has ended, so its end may be the payload's.
         process = self._spawn(args, die_with_thread=True, **options)
-        stdout, stderr = _communicate(process, input, timeout, drain=self.pid == "new")
+        stdout, stderr = _communicate(process, input, timeout, drain=self._is_init())
         result = process.result(stdout, stderr)
         if check:
             result.check_returncode()
@@ -443,7 +454,7 @@ class Sandbox:
         if isinstance(self.env, str):
             return dict(os.environ)
         home = HOME if self.root is None else "/tmp"
-        if not self.default_mounts:
+        if not self.default_mounts or self.namespaces == "none":
             home = "/"
         return {"PATH": DEFAULT_PATH, "HOME": home, "LANG": "C.UTF-8", **self.env}
 
@@ -460,6 +471,10 @@ class Sandbox:
 
     def _plan(self) -> Plan:
         return compile_plan(self._describe(), _look())
+
+    def _is_init(self) -> bool:
+        """Tell whether a payload is the first process of its pid namespace: all end with it."""
+        return self.pid == "new" and self.namespaces == "own"
 
     def _joins(self) -> dict[str, Namespace]:
         values = {kind: getattr(self, name) for name, kind in _NAMESPACE_FIELDS.items()}
@@ -489,6 +504,7 @@ class Sandbox:
             masks=tuple(os.fsdecode(path) for path in self.masks),
             landlock=self.landlock,
             limits=self.limits,
+            without_namespaces=self.namespaces == "none",
         )
 
 
@@ -523,7 +539,7 @@ class _Cache:
             return None
         if self._terms is None:
             parent = check_parent(box.cgroup)
-            terms = Terms(box.limits or NO_LIMITS, parent, sole=box.pid == "new")
+            terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init())
             self._terms = terms, chooser(terms)
         return Fence(*self._terms)
 

@@ -18,7 +18,9 @@ import pytest
 
 import nsbox
 from nsbox import Cgroup, Diagnosis, Finding, Limits, NsboxError, Sandbox, lowlevel
+from nsbox._calls import landlock_abi
 from nsbox._constants import NAMESPACE_FLAGS
+from nsbox._landlock import TRUNCATE_ABI
 from nsbox.lowlevel import CloneFlag, UmountFlag
 from support import SOURCE, enter_private_mounts, in_child, mount_tmpfs
 
@@ -205,6 +207,9 @@ def test_seccomp_filter(box: Sandbox) -> None:
     finding = diagnosis.find("namespaces", "user")
     assert os.strerror(errno.EPERM) in (finding.blocker or "")
     assert "seccomp" in (finding.fix or "")
+    assert "namespaces='none'" in (finding.fix or "")
+    remains = diagnosis.find("sandbox", "without namespaces").works
+    assert remains is (landlock_abi() >= TRUNCATE_ABI)
     assert "in force for the caller: one" in diagnosis.find("security", "seccomp").detail
 
 

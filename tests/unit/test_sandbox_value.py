@@ -40,6 +40,7 @@ FIELDS = (
     "seccomp",
     "user_namespaces",
     "landlock",
+    "namespaces",
     "limits",
     "cgroup",
 )
@@ -70,6 +71,7 @@ CHANGES: list[dict[str, Any]] = [
     {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}},
     {"user_namespaces": True},
     {"landlock": False},
+    {"namespaces": "none"},
     {"limits": Limits(pids=3)},
     {"cgroup": "/sys/fs/cgroup/jobs"},
 ]
@@ -331,6 +333,9 @@ INVALID: list[tuple[str, Any, type[Exception]]] = [
     ("user_namespaces", None, PlanTypeError),
     ("landlock", 1, PlanTypeError),
     ("landlock", "yes", PlanTypeError),
+    ("namespaces", "new", PlanError),
+    ("namespaces", None, PlanError),
+    ("namespaces", False, PlanError),
     *[
         (name, value, error)
         for name in ("uid", "gid", "host_uid", "host_gid")

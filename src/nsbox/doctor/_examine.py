@@ -36,6 +36,8 @@ _IDS: Final = (
 def examine() -> Iterator[Finding]:
     """Try everything, and yield what was found."""
     yield _sandbox_finding("sandbox", "default", "Sandbox() works", Sandbox())
+    name, unshared = "without namespaces", Sandbox(namespaces="none")
+    yield _sandbox_finding("sandbox", name, "Sandbox(namespaces='none') works", unshared)
     yield from examine_kernel()
     yield from _examine_namespaces()
     yield from _examine_ids()
