@@ -94,13 +94,13 @@ child     pivot_root      . .
 child     umount2         the host's mounts (MNT_DETACH)
 child     dup3            stdin, stdout, stderr into place
 child     setsid          no controlling terminal
+child     prctl           PR_SET_NO_NEW_PRIVS
 child     close_range     3-, but for those passed
 child     prlimit64       RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE: 0
 child     prctl           PR_CAPBSET_DROP, all but: none
 child     prctl           PR_CAP_AMBIENT: none
 child     prctl           PR_SET_SECUREBITS: noroot, and locked
 child     capset          effective, permitted, inheritable: none
-child     prctl           PR_SET_NO_NEW_PRIVS
 child     fchdir          /
 child     seccomp         the filter 'default'
 child     execve          the payload

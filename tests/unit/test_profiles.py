@@ -99,7 +99,7 @@ def test_foreign_abis_end_the_process(profile: str) -> None:
 @pytest.mark.parametrize("profile", ["default", "strict"])
 @pytest.mark.parametrize("command", [TIOCSTI, TIOCLINUX, TIOCSETD])
 def test_ioctl_is_compared_in_32_bits(profile: str, command: int) -> None:
-    """Terminal input and line disciplines are refused whatever the upper half of the argument says."""
+    """Terminal input, line disciplines: refused whatever the upper half of the argument says."""
     assert ask(profile, "ioctl", 0, command) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, command | HIGH) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, 0x5401 | HIGH) == ALLOW
