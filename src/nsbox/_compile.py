@@ -164,6 +164,12 @@ def _check_privileges(box: Description) -> None:
             "set, nothing keeps the payload from making user namespaces; say "
             "user_namespaces=True if it may"
         )
+    if box.namespaces["pid"] == "join" and box.seccomp is None:
+        raise PlanError(
+            "seccomp=None: in a joined pid namespace nothing keeps the payload from giving its "
+            "children to the caller (CLONE_PARENT), and the namespace could not end; give a "
+            "profile, which may permit everything else"
+        )
     for name in box.capabilities:
         kind = _CAPABILITY_NAMESPACES.get(name)
         if user_mode != "host" and kind is not None and box.namespaces[kind] == "host":

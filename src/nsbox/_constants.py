@@ -8,6 +8,7 @@ made, compared and tested without it. A test compares them with the headers.
 from typing import Final
 
 CLONE_NEWTIME: Final = 0x00000080
+CLONE_PARENT: Final = 0x00008000
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000

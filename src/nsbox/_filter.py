@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from . import _bpf
-from ._constants import CAPABILITIES, CLONE_NEWUSER
+from ._constants import CAPABILITIES, CLONE_NEWUSER, CLONE_PARENT
 from .errors import PlanError, UnsupportedError
 from .seccomp import (
     ALLOW,
@@ -95,7 +95,8 @@ def effective_rules(
 
 
 def _whatever_it_says(user_namespaces: bool, refused: Sequence[Rule]) -> Sequence[Rule]:
-    return refused if user_namespaces else (*_NO_USER_NAMESPACES, *refused)
+    nested = () if user_namespaces else _NO_USER_NAMESPACES
+    return (*_NO_STRAY_CHILDREN, *nested, *refused)
 
 
 def _counts(rule: Rule, held: set[str]) -> bool:
@@ -112,17 +113,18 @@ def _counts(rule: Rule, held: set[str]) -> bool:
     )
 
 
-_NO_USER_NAMESPACES: Final = (
-    Rule(
-        ("clone", "unshare"),
-        ERRNO | errno.EPERM,
-        (Argument(0, OPERATORS["SCMP_CMP_MASKED_EQ"], CLONE_NEWUSER, CLONE_NEWUSER),),
-        Condition(),
-        Condition(),
-    ),
+def _refuse_flag(flag: int, *names: str) -> Rule:
+    argument = Argument(0, OPERATORS["SCMP_CMP_MASKED_EQ"], flag, flag)
+    return Rule(names, ERRNO | errno.EPERM, (argument,), Condition(), Condition())
+
+
+# A child of the caller, which does not know of it: PID 1 of its namespace could never end.
+_NO_STRAY_CHILDREN: Final = (
+    _refuse_flag(CLONE_PARENT, "clone"),
     # Its flags lie in memory, where a filter cannot look.
     Rule(("clone3",), ERRNO | errno.ENOSYS, (), Condition(), Condition()),
 )
+_NO_USER_NAMESPACES: Final = (_refuse_flag(CLONE_NEWUSER, "clone", "unshare"),)
 
 # ---- compiling -----------------------------------------------------------
 

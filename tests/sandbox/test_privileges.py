@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import unavailable
-from nsbox import Bind, PlanError, Proc, Sandbox, SpawnError, Step, Tmpfs
+from nsbox import Bind, Namespace, PlanError, Proc, Sandbox, SpawnError, Step, Tmpfs
 from support import enter_private_mounts, in_child, inside, mount_tmpfs, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -213,6 +213,12 @@ def test_no_filter_and_no_limit_is_refused(user: str) -> None:
     with pytest.raises(PlanError, match="user_namespaces=True"):
         Sandbox(user=user, seccomp=None)
     Sandbox(user=user, seccomp=None, user_namespaces=True)
+
+
+def test_no_filter_in_a_joined_pid_namespace_is_refused() -> None:
+    """CLONE_PARENT would make children of the caller there, which it never reaps."""
+    with Namespace.of(0, "pid") as pid, pytest.raises(PlanError, match="CLONE_PARENT"):
+        Sandbox(pid=pid, seccomp=None, user_namespaces=True)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_foreign_abis_end_the_process(profile: str) -> None:
 @pytest.mark.parametrize("profile", ["default", "strict"])
 @pytest.mark.parametrize("command", [TIOCSTI, TIOCLINUX, TIOCSETD])
 def test_ioctl_is_compared_in_32_bits(profile: str, command: int) -> None:
-    """Terminal input, line disciplines: refused whatever the upper half of the argument says."""
+    """Terminal input and disciplines are refused whatever the upper half of the argument says."""
     assert ask(profile, "ioctl", 0, command) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, command | HIGH) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, 0x5401 | HIGH) == ALLOW
@@ -374,6 +374,20 @@ def test_user_namespaces_are_refused_by_every_profile() -> None:
         assert ask(profile, "clone", CLONE_NEWUSER | HIGH) == error(errno.EPERM)
         assert ask(profile, "clone3") == error(errno.ENOSYS)
         assert ask(profile, "clone", 17) in (ALLOW, LOG)
+
+
+def test_children_of_the_caller_are_refused_by_every_profile() -> None:
+    """CLONE_PARENT, also with user namespaces; clone3 could hide it."""
+    profile = make(default="SCMP_ACT_ALLOW")
+    for user_namespaces in (False, True):
+        program = compile_filter(profile, (), user_namespaces)
+        lib = _open()[1]
+        clone, clone3 = (_call_number(lib, profile, name) for name in ("clone", "clone3"))
+        assert clone is not None
+        assert clone3 is not None
+        assert answer(program, clone, 0x8000 | 17) == error(errno.EPERM)
+        assert answer(program, clone, 17) == ALLOW
+        assert answer(program, clone3) == error(errno.ENOSYS)
 
 
 def test_conditions_select_rules() -> None:
