@@ -78,8 +78,16 @@ def _identity(plan: Plan) -> list[Layer]:
 
 
 def _files(plan: Plan) -> list[Layer]:
-    procs = [op for op in plan.ops if op.code is Code.MOUNT and op.source == "proc"]
-    readonly = all(op.attributes & MOUNT_ATTR_RDONLY for op in procs)
+    procs = [
+        index
+        for index, op in enumerate(plan.ops)
+        if (op.code is Code.MOUNT and op.source == "proc")
+        or (op.code is Code.BIND and op.source == "/proc")
+    ]
+    protected = {op.parent for op in plan.ops if op.code is Code.READONLY}
+    readonly = all(
+        plan.ops[index].attributes & MOUNT_ATTR_RDONLY or index in protected for index in procs
+    )
     masks = [op.path(plan.ops) for op in plan.ops if op.code is Code.MASK]
     if plan.unshared:
         root = Layer("root", False, "the host's, by namespaces='none'")
@@ -105,7 +113,10 @@ def _unshared_files(plan: Plan) -> list[Layer]:
 def _landlock_layer(plan: Plan) -> Layer:
     landlock = plan.landlock
     if landlock is None:
-        why = f"not wanted, or not in this kernel (it needs ABI {LEAST_ABI}, Linux 5.19)"
+        why = (
+            f"not wanted, not in this kernel (it needs ABI {LEAST_ABI}, Linux 5.19), "
+            "or given up by user_namespaces=True or CAP_SYS_ADMIN"
+        )
         return Layer("landlock", False, why)
     parts = [
         "files" if landlock.rights else "",

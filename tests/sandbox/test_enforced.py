@@ -45,6 +45,7 @@ def test_every_layer_of_the_default_sandbox_is_active() -> None:
         ({"pid": "host"}, "pid namespace"),
         ({"capabilities": ["KILL"]}, "capabilities"),
         ({"mounts": [Proc(readonly=False)]}, "read-only /proc"),
+        ({"pid": "host", "mounts": [Bind("/proc", readonly=False)]}, "read-only /proc"),
     ],
     ids=str,
 )
@@ -53,6 +54,11 @@ def test_layer_that_is_given_up(fields: dict[str, Any], name: str) -> None:
     layer = Sandbox(**fields).explain().enforced[name]
     assert not layer.active
     assert layer.why
+
+
+def test_proc_of_the_host_is_read_only() -> None:
+    """With pid="host" it is bound, and protected as ours is."""
+    assert Sandbox(pid="host").explain().enforced["read-only /proc"].active
 
 
 def test_session_is_reported() -> None:
