@@ -112,12 +112,14 @@ class Child:
         outlives: Leave the child alone when nobody holds this any more.
     """
 
-    __slots__ = ("record",)
+    __slots__ = ("_memory", "record")
 
     def __init__(self, *, outlives: bool = False) -> None:
-        record = ffi.new("struct nsbox_result *", {"pidfd": -1})
+        # Held here too: of a cycle that is collected, the record may be finalised before those
+        # who use it in a __del__ of theirs, and lets go of the memory then.
+        self._memory = ffi.new("struct nsbox_result *", {"pidfd": -1})
         # Its destructor is C, too: whoever is forgotten is killed, even if __del__ is interrupted.
-        self.record = ffi.gc(record, lib.nsbox_release if outlives else lib.nsbox_discard)
+        self.record = ffi.gc(self._memory, lib.nsbox_release if outlives else lib.nsbox_discard)
 
     @property
     def pid(self) -> int:

@@ -167,6 +167,30 @@ def test_exception_in_with_waits_for_the_payload() -> None:
     assert process.returncode == 0
 
 
+_CYCLE = """
+import gc, os, nsbox
+
+class Late:
+    def __del__(self):
+        print(self.child.record.owner == os.getpid())
+
+gc.disable()
+process = nsbox.Sandbox().spawn(["/bin/sleep", "1000"])
+late = Late()
+late.child, late.process, late.cycle = process._child, process, late
+del process, late
+gc.collect()
+"""
+
+
+def test_record_lives_as_long_as_who_uses_it() -> None:
+    """In a cycle that is collected, a __del__ finds the record whole after its destructor ran."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "MALLOC_PERTURB_": "85"}
+    command = [sys.executable, "-c", _CYCLE]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout == "True\n"
+
+
 # ---- others that wait -----------------------------------------------------
 
 
