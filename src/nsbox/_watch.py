@@ -55,7 +55,8 @@ class Watch:
     def __init__(
         self, *, wall_time: int, cpu_time: int, cpus: int, cgroup: int, usage: int, outlived: bool
     ) -> None:
-        struct = ffi.new(
+        # Held here too, for a __del__ that runs after the destructor: see _bridge.Child.
+        self._memory = ffi.new(
             "struct nsbox_watch *",
             {
                 "watcher": watcher.pointer,
@@ -69,7 +70,7 @@ class Watch:
             },
         )
         # The thread must never look at memory that is gone, whatever is raised meanwhile.
-        self.struct = ffi.gc(struct, lib.nsbox_watch_remove)
+        self.struct = ffi.gc(self._memory, lib.nsbox_watch_remove)
 
     @property
     def hit(self) -> int:

@@ -172,12 +172,13 @@ import gc, os, nsbox
 
 class Late:
     def __del__(self):
-        print(self.child.record.owner == os.getpid())
+        print(self.child.record.owner == os.getpid(), self.watch.struct.wall_time == 10**12)
 
 gc.disable()
-process = nsbox.Sandbox().spawn(["/bin/sleep", "1000"])
+process = nsbox.Sandbox(limits=nsbox.Limits(wall_time=1000)).spawn(["/bin/sleep", "1000"])
 late = Late()
-late.child, late.process, late.cycle = process._child, process, late
+late.child, late.watch = process._child, process._fence._watch
+late.process, late.cycle = process, late
 del process, late
 gc.collect()
 """
@@ -188,7 +189,7 @@ def test_record_lives_as_long_as_who_uses_it() -> None:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "MALLOC_PERTURB_": "85"}
     command = [sys.executable, "-c", _CYCLE]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert result.stdout == "True\n"
+    assert result.stdout == "True True\n"
 
 
 # ---- others that wait -----------------------------------------------------
