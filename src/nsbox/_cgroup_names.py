@@ -37,7 +37,7 @@ class Owner(NamedTuple):
 
 def new_name() -> str:
     """Return a name that no other process uses, and this one has not used yet."""
-    return ".".join((PREFIX, *(str(part) for part in _self(os.getpid())), str(next(_numbers))))
+    return ".".join((PREFIX, *(str(part) for part in _self()), str(next(_numbers))))
 
 
 def parse(name: str) -> Owner | None:
@@ -50,7 +50,7 @@ def parse(name: str) -> Owner | None:
 
 def is_left_over(name: str) -> bool:
     """Tell whether a cgroup's owner is known to have ended."""
-    owner, me = parse(name), _self(os.getpid())
+    owner, me = parse(name), _self()
     if owner is None or owner[:2] != me[:2]:
         return False
     return not _lives(owner)
@@ -74,12 +74,15 @@ def _lives(owner: Owner) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _self(pid: int) -> Owner:
-    # pid is the key only: a fork is another process.
+def _self() -> Owner:
     started = _started("self")
     if started is None:
         raise RuntimeError("/proc is not mounted, or is that of another pid namespace")
-    return Owner(_namespace("pid"), _namespace("time"), pid, started)
+    return Owner(_namespace("pid"), _namespace("time"), os.getpid(), started)
+
+
+# A fork is another process, even if its id is the same: 1, in a pid namespace of its own.
+os.register_at_fork(after_in_child=_self.cache_clear)
 
 
 def _namespace(kind: str) -> int:

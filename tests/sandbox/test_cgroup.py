@@ -355,6 +355,26 @@ def test_a_living_caller_is_not_taken_for_dead_below_a_foreign_proc(root: None) 
     assert in_child(child)
 
 
+def test_a_fork_with_the_same_id_is_another_owner(root: None) -> None:
+    """Both are PID 1, each in a pid namespace of its own."""
+
+    def owner() -> tuple[int, _cgroup_names.Owner | None]:
+        return os.getpid(), _cgroup_names.parse(_cgroup_names.new_name())
+
+    def init() -> list[tuple[int, _cgroup_names.Owner | None]]:
+        first = owner()
+        lowlevel.unshare(CloneFlag.CLONE_NEWPID)
+        return [first, in_child(owner)]
+
+    def child() -> list[tuple[int, _cgroup_names.Owner | None]]:
+        lowlevel.unshare(CloneFlag.CLONE_NEWPID)
+        return in_child(init)
+
+    (outer, above), (inner, below) = in_child(child)
+    assert outer == inner == 1
+    assert above != below
+
+
 def test_a_living_caller_is_not_taken_for_dead_where_proc_hides_it(root: None) -> None:
     """With /proc mounted hidepid=, other users' processes are not in it."""
     name = _cgroup_names.new_name()
