@@ -22,6 +22,7 @@ from nsbox import (
     Overlay,
     PlanError,
     Proc,
+    Reason,
     Sandbox,
     SpawnError,
     Step,
@@ -154,13 +155,26 @@ def test_privileges() -> None:
 
 
 def test_limits(bare: Sandbox) -> None:
-    """Deadlines and resource limits hold as elsewhere."""
-    limited = Sandbox(namespaces="none", limits=Limits(wall_time=0.2, open_files=7))
+    """Resource limits and timeouts hold as elsewhere."""
+    limited = Sandbox(namespaces="none", limits=Limits(open_files=7))
     assert output(limited, "sh", "-c", "ulimit -n") == "7\n"
-    result = limited.run(["sleep", "60"])
-    assert result.returncode == -signal.SIGKILL
     with pytest.raises(TimeoutExpired):
         bare.run(["sleep", "60"], timeout=0.2)
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_deadline() -> None:
+    """At its deadline a payload is killed, with all that it has started."""
+    box = Sandbox(namespaces="none", limits=Limits(wall_time=0.2))
+    result = box.run(["sh", "-c", "(setsid sleep 60 &); exec sleep 60"], capture_output=True)
+    assert (result.reason, result.returncode) == (Reason.WALL_TIME, -signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("no_cgroups")
+def test_deadline_without_cgroups() -> None:
+    """A deadline that would not hold for everything is refused, and not half kept."""
+    with pytest.raises(UnsupportedError):
+        Sandbox(namespaces="none", limits=Limits(wall_time=9)).run(["true"])
 
 
 def _orphan(box: Sandbox) -> int:
