@@ -154,7 +154,7 @@ int open_sources(struct spawn *spawn);
 int take_ids(struct spawn *spawn);
 int die_with_caller(struct spawn *spawn);
 /* privileges.c */
-int forbid_user_namespaces(struct spawn *spawn, int index);
+int limit_user_namespace(struct spawn *spawn, int index);
 int forbid_new_privileges(struct spawn *spawn);
 int drop_privileges(struct spawn *spawn);
 int install_filter(struct spawn *spawn);

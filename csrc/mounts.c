@@ -663,7 +663,7 @@ static int op_ids(struct spawn *spawn, uint32_t index)
 
 static int op_no_user_namespaces(struct spawn *spawn, uint32_t index)
 {
-	return forbid_user_namespaces(spawn, (int)index);
+	return limit_user_namespace(spawn, (int)index);
 }
 
 int run_operations(struct spawn *spawn)

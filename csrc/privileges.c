@@ -46,17 +46,32 @@ static int open_proc_sys(const char *path)
 }
 
 /*
- * user_namespaces(7): the limit of the user namespace that the file is opened
- * in, which only CAP_SYS_RESOURCE over it could raise again.
+ * user_namespaces(7): limits of the user namespace that the files are opened
+ * in, which only CAP_SYS_RESOURCE over it could raise again. Inotify instances
+ * count for the caller's user too, who has 128: one payload gets a few of them.
  */
-int forbid_user_namespaces(struct spawn *spawn, int index)
+int limit_user_namespace(struct spawn *spawn, int index)
 {
-	int fd = open_proc_sys("sys/user/max_user_namespaces");
-	if (fd < 0)
-		return fail(spawn, NSBOX_STEP_PROC_SYS, index, fd);
-	long written = RETRY(sys(__NR_pwrite64, fd, "0", 1, 0));
-	sys(__NR_close, fd);
-	return written < 0 ? fail(spawn, NSBOX_STEP_MAX_USER_NAMESPACES, index, written) : 0;
+	static const struct {
+		const char *path, *value;
+		bool optional;
+	} limits[] = {
+		{ "sys/user/max_user_namespaces", "0\n", false },
+		{ "sys/user/max_inotify_instances", "16", true }, /* CONFIG_INOTIFY_USER */
+	};
+
+	for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+		int fd = open_proc_sys(limits[i].path);
+		if (fd == -ENOENT && limits[i].optional)
+			continue;
+		if (fd < 0)
+			return fail(spawn, NSBOX_STEP_PROC_SYS, index, fd);
+		long written = RETRY(sys(__NR_pwrite64, fd, limits[i].value, 2, 0));
+		sys(__NR_close, fd);
+		if (written < 0)
+			return fail(spawn, NSBOX_STEP_MAX_USER_NAMESPACES, index, written);
+	}
+	return 0;
 }
 
 /* ---- limits and keys ------------------------------------------------ */

@@ -149,7 +149,10 @@ def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
             ids = plan.ids
             return [*groups, ("setresgid", f"{ids.gid}"), ("setresuid", f"{ids.uid}")]
         case Code.NO_USER_NAMESPACES:
-            return [("write", "0 to /proc/sys/user/max_user_namespaces")]
+            return [
+                ("write", "0 to /proc/sys/user/max_user_namespaces"),
+                ("write", "16 to /proc/sys/user/max_inotify_instances"),
+            ]
         case Code.PROPAGATION:
             return [("mount_setattr", "/: private recursively")]
         case Code.SCRATCH:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from conftest import unavailable
-from nsbox import Bind, Namespace, PlanError, Proc, Sandbox, SpawnError, Step, Tmpfs
-from support import enter_private_mounts, in_child, inside, mount_tmpfs, python_box
+from nsbox import PIPE, Bind, Namespace, PlanError, Proc, Sandbox, SpawnError, Step, Tmpfs
+from support import PYTHON, enter_private_mounts, in_child, inside, mount_tmpfs, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -186,6 +186,20 @@ def test_sys_is_masked_where_it_is_bound() -> None:
     if not os.path.isdir("/sys/firmware"):
         pytest.skip("this host has no /sys/firmware")
     assert _sh("ls -A /sys/firmware", Sandbox(mounts=[Bind("/sys")])) == (0, "")
+
+
+def test_inotify_instances_are_not_used_up() -> None:
+    """They count for the caller's user too; CAP_SYS_RESOURCE, which is not there, could undo it."""
+    code = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+count = 0
+while libc.inotify_init1(0) >= 0:
+    count += 1
+print(count, ctypes.get_errno())
+"""
+    result = python_box().run([*PYTHON, code], stdout=PIPE, check=True)
+    assert result.stdout.split() == [b"16", str(errno.EMFILE).encode()]
 
 
 def test_covered_proc_of_the_host_is_noticed() -> None:

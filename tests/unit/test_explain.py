@@ -30,6 +30,7 @@ child     sethostname     sandbox
 child     setresgid       0
 child     setresuid       0
 child     write           0 to /proc/sys/user/max_user_namespaces
+child     write           16 to /proc/sys/user/max_inotify_instances
 child     fsmount         tmpfs size=16M,nr_inodes=16384,mode=0755 (nosuid,nodev)
 child     move_mount      tmpfs -> /
 child     symlinkat       /bin -> usr/bin
