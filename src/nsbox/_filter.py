@@ -194,6 +194,13 @@ def _check_comparisons(profile: Profile, rules: Sequence[Rule]) -> None:
                 )
         if rule.arguments:
             asked.update(rule.names)
+        for other in rules:
+            common = set(rule.names).intersection(other.names)
+            if common and rule.arguments and {*rule.arguments} < {*other.arguments}:
+                raise UnsupportedError(
+                    f"seccomp {profile.name}: of two rules for {min(common)!r} one compares all "
+                    "that the other does, and more; libseccomp does not join these correctly"
+                )
 
 
 def _orders(argument: Argument) -> bool:

@@ -283,6 +283,11 @@ def test_comparisons_that_libseccomp_gets_wrong_are_refused() -> None:
     ]
     with pytest.raises(UnsupportedError, match="kill"):
         compile_filter(make(*either), (), False)
+    first, second = ({"index": index, "value": 7, "op": "SCMP_CMP_EQ"} for index in (0, 1))
+    general = rule("kill", action="SCMP_ACT_KILL_PROCESS", args=[first])
+    special = rule("kill", action="SCMP_ACT_ERRNO", args=[first, second])
+    with pytest.raises(UnsupportedError, match="and more"):
+        compile_filter(make(rule("kill"), special, general), (), False)
     outside = {"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}
     with pytest.raises(PlanError, match="mask"):
         make(rule("kill", args=[outside]))
