@@ -156,13 +156,19 @@ def _flipping(shared: Path) -> Iterator[list[None]]:
         thread.join()
 
 
-@pytest.mark.one_kernel
-def test_link_flipped_during_spawns(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """While a shared directory flips between directory and link, no spawn touches the host."""
+def _to_flip(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a directory of the host's, and a shared one that has a directory and a link to it."""
     outside = _outside(expose(tmp_path))
     shared = tmp_path / "shared"
     (shared / "flip" / "sub").mkdir(parents=True)
     (shared / "link").symlink_to(outside)
+    return outside, shared
+
+
+@pytest.mark.one_kernel
+def test_link_flipped_during_spawns(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """While a shared directory flips between directory and link, no spawn touches the host."""
+    outside, shared = _to_flip(tmp_path)
     before = tree(outside)
     box = Sandbox(
         mounts=[
@@ -183,10 +189,7 @@ def test_link_flipped_during_spawns(tmp_path: Path, request: pytest.FixtureReque
 @pytest.mark.one_kernel
 def test_flipped_link_in_a_readonly_bind(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The same with mount points that are made above a read-only bind."""
-    outside = _outside(expose(tmp_path))
-    shared = tmp_path / "shared"
-    (shared / "flip" / "sub").mkdir(parents=True)
-    (shared / "link").symlink_to(outside)
+    outside, shared = _to_flip(tmp_path)
     before = tree(outside)
     box = Sandbox(
         mounts=[Bind(shared, "/data"), Tmpfs("/data/flip/sub/new"), Tmpfs("/data/flip/b")]
