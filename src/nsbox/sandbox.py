@@ -2,13 +2,12 @@
 
 import errno
 import os
-import subprocess
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType, ModuleType
-from typing import IO, Any, Final, Literal, TypedDict, Unpack
+from typing import Any, Final, Literal, Unpack
 
 from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
@@ -21,6 +20,7 @@ from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
 from ._plan import Description, Modes, Plan
+from ._run import Place, PopenOptions, SpawnOptions, check_options, run
 from ._subprocess import make_module
 from ._values import (
     PathArg,
@@ -32,10 +32,9 @@ from ._values import (
     check_path,
     check_target,
     check_text,
-    check_timeout,
 )
 from .cgroup import CgroupArg, check_parent
-from .errors import PlanError, PlanTypeError, Step, spawn_error
+from .errors import PlanError, Step, spawn_error
 from .limits import NO_LIMITS, Limits, check_limits
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
@@ -55,43 +54,6 @@ _NAMESPACE_FIELDS: Final = {
     "cgroup_ns": "cgroup",
     "time": "time",
 }
-
-_Stream = int | IO[Any] | None
-
-
-class PopenOptions(TypedDict, total=False):
-    """What subprocess.Popen takes and means the same here."""
-
-    bufsize: int
-    close_fds: bool
-    encoding: str | None
-    errors: str | None
-    executable: PathArg | None
-    extra_groups: Iterable[str | int] | None
-    group: str | int | None
-    pass_fds: Collection[int]
-    pipesize: int
-    preexec_fn: None
-    process_group: int | None
-    restore_signals: bool
-    shell: bool
-    stderr: _Stream
-    stdin: _Stream
-    stdout: _Stream
-    text: bool | None
-    umask: int
-    universal_newlines: bool | None
-    user: str | int | None
-
-
-class SpawnOptions(PopenOptions, total=False):
-    """What run() hands on to the spawn; see Sandbox.spawn."""
-
-    cwd: PathArg | None
-    env: Mapping[str, str] | None
-    start_new_session: bool
-    controlling_terminal: bool
-    pass_directories: Collection[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,23 +304,17 @@ class Sandbox:
             SpawnError, PlanError, LookupError, UnsupportedError, CgroupError: As for
                 :meth:`spawn`.
         """
-        if timeout is not None:
-            check_timeout("timeout", timeout)
-        if input is not None:
-            if options.get("stdin") is not None:
-                raise PlanError("stdin and input may not both be given")
-            options["stdin"] = subprocess.PIPE
-        if capture_output:
-            if options.get("stdout") is not None or options.get("stderr") is not None:
-                raise PlanError("stdout and stderr may not be given with capture_output")
-            options["stdout"] = options["stderr"] = subprocess.PIPE
         # This thread stays until the payload has ended, so its end may be the payload's.
-        process = self._spawn(args, die_with_thread=True, **options)
-        stdout, stderr = _communicate(process, input, timeout, drain=self._is_init())
-        result = process.result(stdout, stderr)
-        if check:
-            result.check_returncode()
-        return result
+        return run(
+            partial(self._spawn, die_with_thread=True),
+            args,
+            input=input,
+            capture_output=capture_output,
+            timeout=timeout,
+            check=check,
+            drain=self._is_init(),
+            **options,
+        )
 
     def _spawn(
         self,
@@ -370,9 +326,11 @@ class Sandbox:
         controlling_terminal: bool = False,
         pass_directories: Collection[int] = (),
         die_with_thread: bool,
+        place: Place | None = None,
         **options: Unpack[PopenOptions],
     ) -> Process:
-        _check_options(options)
+        """Check the options of a spawn, and start it; in a fresh world, or in another place."""
+        check_options(options)
         passed = tuple(options.get("pass_fds", ()))
         check_no_directories(passed, pass_directories)
         options["pass_fds"] = (*passed, *pass_directories)
@@ -392,6 +350,7 @@ class Sandbox:
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal,
             die_with_thread=die_with_thread,
+            place=place,
             **options,
         )
         return process
@@ -430,10 +389,13 @@ class Sandbox:
             **options,
         )
 
-    def _construct(self, process: Process, args: Args, **options: Any) -> None:
+    def _construct(
+        self, process: Process, args: Args, place: Place | None = None, **options: Any
+    ) -> None:
         """Initialise a process, whichever class it is of: all begin here."""
-        fence = self._cache.fence(self)
-        Process.__init__(process, self._start, args, fence=fence, **options)
+        if place is None:
+            place = Place(self._start, self._cache.fence(self))
+        Process.__init__(process, place.start, args, fence=place.fence, **options)
         new_session = options["start_new_session"]
         process.enforced = self._cache.lowered(self).enforced(new_session=new_session)
 
@@ -572,35 +534,6 @@ def _lower(box: Sandbox) -> Lowered:
 def _lower_shared(description: Description, host: Host) -> Lowered:
     """For programs that make an equal Sandbox anew for each run."""
     return Lowered(compile_plan(description, host), {})
-
-
-def _check_options(options: PopenOptions) -> None:
-    unknown = options.keys() - PopenOptions.__annotations__.keys()
-    if unknown:
-        raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
-
-
-def _communicate(
-    process: Process, input: Any, timeout: float | None, *, drain: bool
-) -> tuple[Any, Any]:
-    """
-    Communicate, and kill the payload if that does not come to its end.
-
-    With drain, all processes that could hold its pipes open die with the
-    payload, so what is left in them can be read without waiting for anybody.
-
-    No with statement before the kill: one that is left by an exception waits for
-    the payload, and a signal handler can raise before, or in, whatever would kill
-    it. A Process that nobody holds any more is killed in any case.
-    """
-    try:
-        return process.communicate(input, timeout=timeout)
-    except BaseException as error:
-        process.kill()
-        with process:
-            if drain and isinstance(error, subprocess.TimeoutExpired):
-                error.stdout, error.stderr = process.communicate()
-        raise
 
 
 def _check_hostname(value: object) -> None:

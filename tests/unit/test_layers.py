@@ -36,6 +36,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_bridge",),
     ("_fence", "_output"),
     ("process",),
+    ("_run",),
     ("_subprocess",),
     ("sandbox",),
     ("doctor",),

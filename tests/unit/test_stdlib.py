@@ -11,7 +11,7 @@ from types import FunctionType
 import pytest
 
 from nsbox import Process, Sandbox
-from nsbox.sandbox import PopenOptions
+from nsbox._run import PopenOptions
 
 METHODS = {
     name: value for name, value in vars(subprocess.Popen).items() if isinstance(value, FunctionType)

@@ -1,0 +1,131 @@
+"""
+What it means to spawn and to run, wherever that is: the options, and the way to the end.
+
+A Sandbox makes a fresh world for each process; other objects start processes in one that
+is there already. All of them take the same options and return the same results.
+"""
+
+import subprocess
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import IO, Any, NamedTuple, TypedDict, Unpack
+
+from ._fence import Fence
+from ._values import PathArg, check_timeout
+from .errors import PlanError, PlanTypeError
+from .process import Args, Process, Starter
+from .result import Result
+
+_Stream = int | IO[Any] | None
+
+
+class PopenOptions(TypedDict, total=False):
+    """What subprocess.Popen takes and means the same here."""
+
+    bufsize: int
+    close_fds: bool
+    encoding: str | None
+    errors: str | None
+    executable: PathArg | None
+    extra_groups: Iterable[str | int] | None
+    group: str | int | None
+    pass_fds: Collection[int]
+    pipesize: int
+    preexec_fn: None
+    process_group: int | None
+    restore_signals: bool
+    shell: bool
+    stderr: _Stream
+    stdin: _Stream
+    stdout: _Stream
+    text: bool | None
+    umask: int
+    universal_newlines: bool | None
+    user: str | int | None
+
+
+class SpawnOptions(PopenOptions, total=False):
+    """What run() hands on to the spawn; see Sandbox.spawn."""
+
+    cwd: PathArg | None
+    env: Mapping[str, str] | None
+    start_new_session: bool
+    controlling_terminal: bool
+    pass_directories: Collection[int]
+
+
+class Place(NamedTuple):
+    """
+    Where a process is started.
+
+    Args:
+        start: Starts it.
+        fence: What limits it, or None.
+    """
+
+    start: Starter
+    fence: Fence | None
+
+
+def run(
+    spawn: Callable[..., Process],
+    args: Args,
+    *,
+    input: Any,
+    capture_output: bool,
+    timeout: float | None,
+    check: bool,
+    drain: bool,
+    **options: Unpack[SpawnOptions],
+) -> Result:
+    """
+    Spawn, communicate, and return the result: see Sandbox.run.
+
+    Args:
+        spawn: Takes args and options.
+        drain: With the payload die all who could hold its pipes open.
+    """
+    if timeout is not None:
+        check_timeout("timeout", timeout)
+    if input is not None:
+        if options.get("stdin") is not None:
+            raise PlanError("stdin and input may not both be given")
+        options["stdin"] = subprocess.PIPE
+    if capture_output:
+        if options.get("stdout") is not None or options.get("stderr") is not None:
+            raise PlanError("stdout and stderr may not be given with capture_output")
+        options["stdout"] = options["stderr"] = subprocess.PIPE
+    process = spawn(args, **options)
+    stdout, stderr = _communicate(process, input, timeout, drain=drain)
+    result = process.result(stdout, stderr)
+    if check:
+        result.check_returncode()
+    return result
+
+
+def check_options(options: PopenOptions) -> None:
+    unknown = options.keys() - PopenOptions.__annotations__.keys()
+    if unknown:
+        raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
+
+
+def _communicate(
+    process: Process, input: Any, timeout: float | None, *, drain: bool
+) -> tuple[Any, Any]:
+    """
+    Communicate, and kill the payload if that does not come to its end.
+
+    With drain, all processes that could hold its pipes open die with the
+    payload, so what is left in them can be read without waiting for anybody.
+
+    No with statement before the kill: one that is left by an exception waits for
+    the payload, and a signal handler can raise before, or in, whatever would kill
+    it. A Process that nobody holds any more is killed in any case.
+    """
+    try:
+        return process.communicate(input, timeout=timeout)
+    except BaseException as error:
+        process.kill()
+        with process:
+            if drain and isinstance(error, subprocess.TimeoutExpired):
+                error.stdout, error.stderr = process.communicate()
+        raise
