@@ -140,6 +140,30 @@ static int set_stdio(struct spawn *spawn)
 	return 0;
 }
 
+/* What an init has received, to the numbers by which the payload knows it. */
+static int place_received(struct spawn *spawn)
+{
+	const struct nsbox_request *request = spawn->request;
+	uint32_t n = spawn->received ? request->n_pass_fds : 0;
+	int last = n ? request->pass_fds[n - 1] : 0;
+
+	/* First out of the way of each other, then into place. */
+	for (uint32_t i = 0; i < n; i++) {
+		if (spawn->received[i] > last)
+			continue;
+		long fd = sys(__NR_fcntl, spawn->received[i], F_DUPFD_CLOEXEC, last + 1);
+		if (fd < 0)
+			return fail(spawn, NSBOX_STEP_PASS_FD, request->pass_fds[i], fd);
+		spawn->received[i] = (int32_t)fd;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		long err = RETRY(sys(__NR_dup3, spawn->received[i], request->pass_fds[i], 0));
+		if (err < 0)
+			return fail(spawn, NSBOX_STEP_PASS_FD, request->pass_fds[i], err);
+	}
+	return 0;
+}
+
 /* One of 0, 1, 2 that the exec would close: nobody has asked for it. */
 static int close_standard(struct spawn *spawn, int target)
 {
@@ -186,6 +210,12 @@ static int close_others(struct spawn *spawn)
 		if (fd > first)
 			err = nsbox_close_range(first, fd - 1, 0);
 		first = fd + 1;
+	}
+	/* A socket is nothing that a path could lead to. */
+	if (spawn->channel >= 0 && err == 0) {
+		if ((uint32_t)spawn->channel > first)
+			err = nsbox_close_range(first, (uint32_t)spawn->channel - 1, 0);
+		first = (uint32_t)spawn->channel + 1;
 	}
 	if (err == 0)
 		err = nsbox_close_range(first, ~0U, 0);
@@ -270,6 +300,17 @@ static void restore_signals(struct spawn *spawn)
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &spawn->mask, 0, sizeof(signal_mask));
 }
 
+/* From the memfd, whose number is all that leads to it. */
+static int execute_init(struct spawn *spawn)
+{
+	const struct nsbox_request *request = spawn->request;
+
+	spawn->executing = true;
+	long err = sys(__NR_execveat, request->exec_fd, "", request->argv, request->envp,
+		       AT_EMPTY_PATH);
+	return fail(spawn, NSBOX_STEP_INIT, -1, err);
+}
+
 /* As execvpe(3): a candidate that is not there gives way to the next, another error is kept. */
 static int execute(struct spawn *spawn)
 {
@@ -320,7 +361,31 @@ static int set_up(struct spawn *spawn)
 		return -1;
 	if (change_directory(spawn) < 0)
 		return -1;
-	return set_limits(spawn);
+	return spawn->request->flags & NSBOX_REQUEST_INIT ? 0 : set_limits(spawn);
+}
+
+/*
+ * In a child of an init, or in the init that becomes the payload: the world is there
+ * and all layers are in force. What is left is what this process asks for.
+ */
+void follow_request(struct spawn *spawn)
+{
+	if (enter_cgroups(spawn) < 0 || set_stdio(spawn) < 0 || place_received(spawn) < 0 ||
+	    set_session(spawn) < 0 || set_requested_ids(spawn) < 0 || close_others(spawn) < 0)
+		return;
+	if (spawn->request->umask >= 0)
+		sys(__NR_umask, spawn->request->umask);
+	/* Also through a magic link: what such a one leads to, this process has been given. */
+	long err = RETRY(sys(__NR_chdir, spawn->request->cwd));
+	if (err < 0) {
+		fail(spawn, NSBOX_STEP_CHDIR, -1, err);
+		return;
+	}
+	if (set_limits(spawn) < 0)
+		return;
+	restore_signals(spawn);
+	if (install_filter(spawn) == 0)
+		execute(spawn);
 }
 
 void child_main(void *argument)
@@ -337,8 +402,10 @@ void child_main(void *argument)
 	if (bare ||
 	    (die_with_caller(spawn) == 0 && enter_cgroups(spawn) == 0 && set_up(spawn) == 0)) {
 		restore_signals(spawn);
-		if (install_filter(spawn) == 0)
-			execute(spawn);
+		bool init = spawn->request->flags & NSBOX_REQUEST_INIT;
+		bool late = spawn->request->flags & NSBOX_REQUEST_LATE_FILTER;
+		if (late || install_filter(spawn) == 0)
+			init ? execute_init(spawn) : execute(spawn);
 	}
 	exit_process(1);
 }

@@ -19,6 +19,7 @@ SOURCES = (
     "limits.c",
     "spawn.c",
     "process.c",
+    "control.c",
     "namespace.c",
     "watcher.c",
 )
@@ -42,7 +43,7 @@ ffibuilder.set_source(
     "nsbox._native",
     '#include "nsbox.h"\n',
     sources=[relative(name) for name in SOURCES],
-    depends=[relative("nsbox.h"), relative("internal.h")],
+    depends=[relative("nsbox.h"), relative("internal.h"), relative("protocol.h")],
     include_dirs=["csrc"],
     # Our functions are nobody else's: without these two, a symbol of the same name
     # in the program would replace one of them, and could skip the set-up.

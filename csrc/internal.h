@@ -9,6 +9,7 @@
 #include <asm/unistd.h>
 #include <errno.h>
 #include <linux/types.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -143,6 +144,9 @@ struct spawn {
 	bool *own;           /* for each operation: mount points may be made in its mount */
 	int root;            /* the new root */
 	int scratch;
+	/* Of a process that an init starts (init.c): */
+	int32_t *received; /* for each of pass_fds: where its file is; NULL: there already */
+	int channel;       /* a socket to keep until the exec, above all pass_fds; or -1 */
 };
 
 /* Record the first failure and return its -errno, for `return fail(...)`. */
@@ -150,6 +154,7 @@ int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
 
 /* child.c: runs in the child, never returns. */
 __attribute__((noreturn)) void child_main(void *spawn);
+void follow_request(struct spawn *spawn);
 int open_sources(struct spawn *spawn);
 int take_ids(struct spawn *spawn);
 int die_with_caller(struct spawn *spawn);
@@ -164,17 +169,30 @@ int restrict_self(struct spawn *spawn);
 /* limits.c: in the child */
 int enter_cgroups(struct spawn *spawn);
 int set_limits(struct spawn *spawn);
+/* process.c */
+struct rusage;
+struct nsbox_exit exit_of(const siginfo_t *info, const struct rusage *usage);
+int pid_of(int pidfd);
+int borrow_pidfd(struct nsbox_result *child);
+void give_back_pidfd(struct nsbox_result *child);
+void take_over(struct nsbox_result *child, struct nsbox_result *result);
+/* control.c */
+int receive_end(int channel, struct nsbox_exit *end);
 /* watcher.c */
 int watch_begin(struct nsbox_watch *watch, int pidfd);
 /* mounts.c */
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);
 
-/* spawn.c: the step that failed, with -errno in *err, or NSBOX_STEP_NONE */
+/* spawn.c */
+void await_exec(struct spawn *spawn);
+int pid_in_fdinfo(int pidfd);
+/* The step that failed, with -errno in *err, or NSBOX_STEP_NONE. */
 enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err);
 
 /* syscalls.c */
 long clone_and_call(struct clone_call *call);
+long clone_by_clone(struct clone_call *call);
 long futex_wait(uint32_t *word, uint32_t value);
 long futex_wait_for(uint32_t *word, uint32_t value, uint64_t nanoseconds);
 long futex_wake(uint32_t *word);

@@ -24,6 +24,10 @@ enum nsbox_step {
 	NSBOX_STEP_WATCH,
 	NSBOX_STEP_CLONE,
 	NSBOX_STEP_KILLED, /* somebody killed the half-built child */
+	/* the caller, to a sandbox that is there already */
+	NSBOX_STEP_SOCKETPAIR,
+	NSBOX_STEP_MESSAGE,
+	NSBOX_STEP_INIT, /* it could not be executed, has ended, or answers nonsense */
 	NSBOX_STEP_SETNS,
 	NSBOX_STEP_UNSHARE,
 	NSBOX_STEP_SETGROUPS_DENY,
@@ -206,7 +210,9 @@ enum nsbox_request_flag {
 	NSBOX_REQUEST_DIE_WITH_THREAD = 8,      /* SIGKILL when the calling thread ends */
 	NSBOX_REQUEST_BARE = 16,                /* clone and exec, nothing between */
 	NSBOX_REQUEST_INHERIT_FDS = 32, /* of pass_fds, keep those that are open and inheritable */
-	NSBOX_REQUEST_SHIELD = 64       /* the cgroup may run out of memory: see spawn.c */
+	NSBOX_REQUEST_SHIELD = 64,      /* the cgroup may run out of memory: see spawn.c */
+	NSBOX_REQUEST_INIT = 128,       /* execute exec_fd, an nsbox-init: limits are not for it */
+	NSBOX_REQUEST_LATE_FILTER = 256 /* nor is the filter */
 };
 
 struct nsbox_watcher;
@@ -254,6 +260,7 @@ struct nsbox_request {
 	uint32_t n_tasks;
 	const int32_t *tasks;      /* fds of the "tasks" files of v1 cgroups to join */
 	struct nsbox_watch *watch; /* NULL: nothing to watch */
+	int32_t exec_fd;           /* with NSBOX_REQUEST_INIT: the program; one of pass_fds */
 };
 
 /* A child's end, as waitid(2) and getrusage(2) tell it. */
@@ -277,7 +284,9 @@ struct nsbox_result {
 	int32_t error; /* errno */
 	int32_t index; /* operation, join or fd that failed, or -1 */
 	/* -- */
-	int32_t owner; /* pid of the process that spawned */
+	int32_t report; /* channel over which an init tells the end; -1: it is our own child */
+	int32_t lost;   /* the init has ended, or tells nonsense */
+	int32_t owner;  /* pid of the process that spawned */
 	uint32_t lock;
 	uint32_t waiters;
 	struct nsbox_exit end;
@@ -301,6 +310,46 @@ int nsbox_wait(struct nsbox_result *child, int timeout);
 int nsbox_signal(struct nsbox_result *child, int sig);
 int nsbox_discard(struct nsbox_result *child);
 int nsbox_release(struct nsbox_result *child);
+
+enum nsbox_start_mode {
+	NSBOX_START_NORMAL,
+	NSBOX_START_LAST,   /* the init ends with it */
+	NSBOX_START_REPLACE /* the init becomes it */
+};
+
+/* An init in a world of its own (control.c). Any number of threads may use it. */
+struct nsbox_control {
+	int32_t socket; /* -1 once it is closed */
+	/* -- */
+	int32_t owner; /* as in nsbox_result */
+	uint32_t lock;
+	uint32_t users;
+	int32_t closed;
+	struct nsbox_result *init;
+};
+
+/*
+ * What is under way to an init: a fork at that moment would have copies of both ends of
+ * a channel, and the caller would never see it close. One for each process, zero at first.
+ */
+struct nsbox_gate {
+	uint32_t lock;
+};
+
+/* Spawn an init, whose record is control->init. */
+int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_request *request,
+			  struct nsbox_dumpable *dumpable, struct nsbox_control *control);
+/* As nsbox_spawn, by the init; of the plan it takes the limits and the filter. */
+int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
+			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
+			struct nsbox_result *result);
+/* openat2(2) by the init, into *fd; 0 or -errno, -ESRCH without an init. */
+int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64_t flags,
+			 uint64_t mode, struct nsbox_gate *gate, int32_t *fd);
+int nsbox_control_close(struct nsbox_control *control);
+int nsbox_gate_close(struct nsbox_gate *gate);
+int nsbox_gate_open(struct nsbox_gate *gate);
+
 /* open(2), close-on-exec, into *fd, which is never lost on the way to Python; 0 or -errno. */
 int nsbox_open(const char *path, int flags, int32_t *fd);
 /* Close *fd, and set it to -1; without effect the second time. */

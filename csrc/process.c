@@ -76,9 +76,30 @@ static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
 	return 0;
 }
 
+/* The pid of a process that has not been reaped; else what is of no process: 0, or less. */
+int pid_of(int pidfd)
+{
+	struct pidfd_info_exit info = { .mask = INFO_PID };
+
+	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
+	return err < 0 ? pid_in_fdinfo(pidfd) : (int)info.pid;
+}
+
 static int64_t usec(const struct timeval *time)
 {
 	return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
+}
+
+struct nsbox_exit exit_of(const siginfo_t *info, const struct rusage *usage)
+{
+	return (struct nsbox_exit){
+		.code = info->si_code,
+		.status = info->si_status,
+		.user_usec = usec(&usage->ru_utime),
+		.system_usec = usec(&usage->ru_stime),
+		.voluntary_switches = usage->ru_nvcsw,
+		.involuntary_switches = usage->ru_nivcsw,
+	};
 }
 
 /* waitid(2), with the child's rusage, which only the raw call returns. 1: it has ended. */
@@ -96,12 +117,7 @@ static int reap(int pidfd, struct nsbox_exit *end)
 		return 1;
 	if (ret < 0 || !info.si_pid)
 		return (int)ret;
-	end->code = info.si_code;
-	end->status = info.si_status;
-	end->user_usec = usec(&usage.ru_utime);
-	end->system_usec = usec(&usage.ru_stime);
-	end->voluntary_switches = usage.ru_nvcsw;
-	end->involuntary_switches = usage.ru_nivcsw;
+	*end = exit_of(&info, &usage);
 	return 1;
 }
 
@@ -135,17 +151,49 @@ static bool is_foreign(struct nsbox_result *child)
 	if (child->owner == (int32_t)sys(__NR_getpid))
 		return false;
 	nsbox_close(&child->pidfd);
+	nsbox_close(&child->report);
 	if (!child->end.code)
 		child->end.code = CLD_EXITED; /* as Popen, assume success */
 	return true;
 }
 
+/* An init that has said nothing has ended, and so has everything else that it started. */
+static int end_without_report(struct nsbox_result *child)
+{
+	const uint64_t no_time[2] = { 0, 0 };
+	struct pollfd ended = { .fd = child->pidfd, .events = POLLIN };
+
+	if (sys(__NR_ppoll, &ended, 1, no_time, 0, sizeof(signal_mask)) <= 0)
+		return 0;
+	if (exit_of_reaped(child->pidfd, &child->end) < 0) {
+		child->end.code = CLD_KILLED;
+		child->end.status = SIGKILL;
+	}
+	return 1;
+}
+
+/* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */
+static int look_at_report(struct nsbox_result *child)
+{
+	int ret = child->lost ? -EPIPE : receive_end(child->report, &child->end);
+	if (ret >= 0)
+		return ret;
+	nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
+	child->lost = 1;
+	return end_without_report(child);
+}
+
 /* The caller holds the lock. 1: the end is known. */
 static int look(struct nsbox_result *child)
 {
-	int ret = child->end.code || child->pidfd < 0 ? 1 : reap(child->pidfd, &child->end);
-	if (ret == 1 && !child->waiters)
+	int ret = 1;
+
+	if (!child->end.code && child->pidfd >= 0)
+		ret = child->report < 0 ? reap(child->pidfd, &child->end) : look_at_report(child);
+	if (ret == 1 && !child->waiters) {
 		nsbox_close(&child->pidfd);
+		nsbox_close(&child->report);
+	}
 	return ret;
 }
 
@@ -154,12 +202,15 @@ static int look(struct nsbox_result *child)
  * the lock. A pidfd becomes readable before the child of a debugger can be reaped,
  * so without a timeout waitid is better.
  */
-static long sleep_until_end(int pidfd, int timeout)
+static long sleep_until_end(const struct nsbox_result *child, int timeout)
 {
-	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+	bool own = child->report < 0;
+	int pidfd = child->pidfd;
+	struct pollfd ended = { .fd = own || child->lost ? pidfd : child->report,
+				.events = POLLIN };
 	struct timespec limit = { timeout / 1000, (long)(timeout % 1000) * 1000000 };
 
-	if (timeout < 0) {
+	if (timeout < 0 && own) {
 		long ret = sys(__NR_waitid, P_PIDFD, pidfd, 0, WEXITED | WNOWAIT | __WALL, 0);
 		if (ret != -ECHILD)
 			return ret;
@@ -180,7 +231,7 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 	if (timeout && !child->end.code && child->pidfd >= 0) {
 		child->waiters++; /* as long as somebody sleeps on it, the descriptor stays open */
 		unlock(&child->lock);
-		long slept = sleep_until_end(child->pidfd, timeout);
+		long slept = sleep_until_end(child, timeout);
 		lock(&child->lock);
 		child->waiters--;
 		int ret = look(child);
@@ -220,4 +271,37 @@ int nsbox_discard(struct nsbox_result *child)
 int nsbox_release(struct nsbox_result *child)
 {
 	return nsbox_close(&child->pidfd);
+}
+
+/* ---- for control.c -------------------------------------------------- */
+
+/* The pidfd, which stays open until it is given back; -1 if the end is known. */
+int borrow_pidfd(struct nsbox_result *child)
+{
+	lock(&child->lock);
+	int pidfd = child->end.code ? -1 : child->pidfd;
+	if (pidfd >= 0)
+		child->waiters++;
+	unlock(&child->lock);
+	return pidfd;
+}
+
+void give_back_pidfd(struct nsbox_result *child)
+{
+	lock(&child->lock);
+	child->waiters--;
+	if (child->end.code && !child->waiters)
+		nsbox_close(&child->pidfd);
+	unlock(&child->lock);
+}
+
+/* The process has a new record; the old one is of nobody. */
+void take_over(struct nsbox_result *child, struct nsbox_result *result)
+{
+	lock(&child->lock);
+	result->pid = child->pid;
+	result->pidfd = child->pidfd;
+	result->end = child->end;
+	child->pidfd = -1;
+	unlock(&child->lock);
 }

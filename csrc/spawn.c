@@ -221,6 +221,14 @@ static int clone_child(struct spawn *spawn)
 	return 0;
 }
 
+/* Wait until the child has become the payload, or has ended. */
+void await_exec(struct spawn *spawn)
+{
+	while (__atomic_load_n(&spawn->alive, __ATOMIC_ACQUIRE))
+		if (futex_wait_for(&spawn->alive, 1, STOP_TICK) == -ETIMEDOUT)
+			kill_if_stopped(spawn);
+}
+
 /* Map the child's ids, and wait until it has become the payload or recorded why not. */
 static void accompany_child(struct spawn *spawn)
 {
@@ -228,9 +236,7 @@ static void accompany_child(struct spawn *spawn)
 	enum nsbox_step step = write_id_maps(spawn->plan, spawn->result.pid, &err);
 
 	let_go(spawn, step ? GO_ABORT : GO_RUN);
-	while (__atomic_load_n(&spawn->alive, __ATOMIC_ACQUIRE))
-		if (futex_wait_for(&spawn->alive, 1, STOP_TICK) == -ETIMEDOUT)
-			kill_if_stopped(spawn);
+	await_exec(spawn);
 	/* The child's own record comes first: its end is why a map could not be written. */
 	if (spawn->result.step)
 		return;
@@ -305,7 +311,7 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
  * What /proc/self/fdinfo/<pidfd> says, or 0. clone(2), unlike clone3(2), cannot
  * store a pidfd and a pid both.
  */
-static int pid_of(int pidfd)
+int pid_in_fdinfo(int pidfd)
 {
 	static const char directory[] = "/proc/self/fdinfo/", key[] = "\nPid:\t";
 	char path[64], text[512];
@@ -456,9 +462,9 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	static const signal_mask all = ~0ULL;
 	size_t size;
 
-	*result = (struct nsbox_result){ .pidfd = -1,
-					 .index = -1,
-					 .owner = (int32_t)sys(__NR_getpid) };
+	*result = (struct nsbox_result){
+		.pidfd = -1, .index = -1, .report = -1, .owner = (int32_t)sys(__NR_getpid)
+	};
 	int err = request->watch ? nsbox_watch_add(request->watch) : 0;
 	if (err < 0) {
 		result->step = NSBOX_STEP_WATCH;
@@ -477,7 +483,7 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	/* With a copy of the memory it is the copy's processes that share a fate. */
 	spawn->shielded = (request->flags & NSBOX_REQUEST_SHIELD) &&
 			  !(plan->flags & NSBOX_PLAN_PRIVATE_MEMORY);
-	spawn->root = spawn->scratch = spawn->caller_pidfd = -1;
+	spawn->root = spawn->scratch = spawn->caller_pidfd = spawn->channel = -1;
 
 	/* A handler of the program must not run in the child, nor here in between. */
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &spawn->mask, sizeof(signal_mask));

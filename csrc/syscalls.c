@@ -90,17 +90,45 @@ static long raw_clone(long nr, const long args[5], void (*function)(void *), voi
 }
 #endif
 
-/*
- * clone3(2), or clone(2) where a seccomp filter answers ENOSYS to clone3 (as
- * container runtimes do, because they cannot look into its argument).
- */
-long clone_and_call(struct clone_call *call)
+static uint64_t complete_flags(const struct clone_call *call)
 {
 	uint64_t flags = call->flags;
 	if (call->pidfd)
 		flags |= CLONE_PIDFD;
 	if (call->child_tid)
 		flags |= CLONE_CHILD_CLEARTID;
+	return flags;
+}
+
+/* clone(2): it stores no pid beside the pidfd, knows no cgroup, and keeps signal handlers. */
+long clone_by_clone(struct clone_call *call)
+{
+	uint64_t flags = complete_flags(call);
+
+	call->kept_handlers = true;
+	if (call->cgroup >= 0) {
+		/* The cgroup that the child is in when its namespace is made is the root of that.
+		 */
+		call->outside = true;
+		flags &= ~(uint64_t)CLONE_NEWCGROUP;
+	}
+	long top = (long)(call->stack + call->stack_size);
+	long pidfd = (long)call->pidfd, tid = (long)call->child_tid;
+#if defined(__x86_64__)
+	const long legacy[5] = { (long)flags, top, pidfd, tid, 0 };
+#else
+	const long legacy[5] = { (long)flags, top, pidfd, 0, tid };
+#endif
+	return raw_clone(__NR_clone, legacy, call->function, call->argument);
+}
+
+/*
+ * clone3(2), or clone(2) where a seccomp filter answers ENOSYS to clone3 (as
+ * container runtimes do, because they cannot look into its argument).
+ */
+long clone_and_call(struct clone_call *call)
+{
+	uint64_t flags = complete_flags(call);
 	uint64_t settid = call->pid ? CLONE_PARENT_SETTID : 0;
 	uint64_t into = call->cgroup >= 0 ? CLONE_INTO_CGROUP : 0;
 	struct clone_args args = {
@@ -117,22 +145,7 @@ long clone_and_call(struct clone_call *call)
 	/* clone(2) has no room for CLONE_NEWTIME: its bit is part of the exit signal. */
 	if (ret != -ENOSYS || (flags & CLONE_NEWTIME))
 		return ret;
-
-	call->kept_handlers = true;
-	if (into) {
-		/* The cgroup that the child is in when its namespace is made is the root of that.
-		 */
-		call->outside = true;
-		flags &= ~(uint64_t)CLONE_NEWCGROUP;
-	}
-	long top = (long)(call->stack + call->stack_size);
-	long pidfd = (long)call->pidfd, tid = (long)call->child_tid;
-#if defined(__x86_64__)
-	const long legacy[5] = { (long)flags, top, pidfd, tid, 0 };
-#else
-	const long legacy[5] = { (long)flags, top, pidfd, 0, tid };
-#endif
-	return raw_clone(__NR_clone, legacy, call->function, call->argument);
+	return clone_by_clone(call);
 }
 
 /* ---- processes and signals ------------------------------------------ */

@@ -21,7 +21,7 @@ import pytest
 
 import fingerprint
 import nsbox
-from nsbox import Cgroup, Limits, NsboxError, Sandbox, _cgroup_layout
+from nsbox import Cgroup, Limits, NsboxError, Sandbox, _cgroup_layout, _init
 from nsbox._cgroup_names import parse
 
 MUST_RUN = os.environ.get("NSBOX_MUST_RUN")
@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_finish() -> None:
+    _init.image()  # one descriptor for the whole process, whichever test needs it first
     # The check after each test collects garbage; what was imported by now is none.
     gc.collect()
     gc.freeze()

@@ -26,6 +26,7 @@ from .errors import (
     UnsupportedError,
 )
 from .limits import IoLimit, Limits
+from .live import Live
 from .mount import Bind, Dev, Overlay, Proc, Tmpfs
 from .namespace import Namespace
 from .process import Process
@@ -53,6 +54,7 @@ __all__ = [
     "IoLimit",
     "Layer",
     "Limits",
+    "Live",
     "Namespace",
     "NamespaceError",
     "NsboxError",

@@ -1,5 +1,5 @@
 """
-Classic BPF programs as bytes: joining them, and a short way to the frequent answers.
+Classic BPF programs as bytes: joining and asking them, a short way to the frequent answers.
 
 Pure. The instructions are those of linux/bpf_common.h, what they load is a
 ``struct seccomp_data``: the number of the call, the architecture, arguments.
@@ -18,7 +18,10 @@ LIMIT: Final = 512
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JUMP: Final = 0x05  # BPF_JMP | BPF_JA
 _IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_IF_GREATER: Final = 0x25  # BPF_JMP | BPF_JGT | BPF_K
 _IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_IF_SET: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _NUMBER: Final = 0  # offsets in struct seccomp_data
 _ARCHITECTURE: Final = 4
@@ -34,6 +37,32 @@ def chain(first: bytes, second: bytes, allowed: int) -> bytes:
             code, value = _JUMP, length - index - 1
         joined.append(INSTRUCTION.pack(code, true, false, value))
     return b"".join(joined) + second
+
+
+def answer(program: bytes, architecture: int, number: int, *args: int) -> int:
+    """Run a program over a ``struct seccomp_data``, as linux/filter.h says; return its answer."""
+    data = struct.pack("=iIQ6Q", number, architecture, 0, *args, *[0] * (6 - len(args)))
+    code = list(INSTRUCTION.iter_unpack(program))
+    accumulator, position = 0, 0
+    while True:
+        operation, true, false, value = code[position]
+        position += 1
+        if operation == _LOAD:
+            accumulator = struct.unpack_from("=I", data, value)[0]
+        elif operation == _AND:
+            accumulator &= value
+        elif operation == _JUMP:
+            position += value
+        elif operation == _RETURN:
+            return int(value)
+        else:
+            holds = {
+                _IF_EQUAL: accumulator == value,
+                _IF_GREATER: accumulator > value,
+                _IF_AT_LEAST: accumulator >= value,
+                _IF_SET: bool(accumulator & value),
+            }[operation]
+            position += true if holds else false
 
 
 class _Node(NamedTuple):

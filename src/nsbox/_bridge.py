@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from . import _bpf, _calls, _diagnose, _filter, _unshared
+from . import _bpf, _calls, _diagnose, _filter, _init, _unshared
 from ._constants import NAMESPACE_FLAGS
 from ._enforced import layers_of
 from ._layers import Enforced
@@ -43,7 +43,7 @@ class Placement(NamedTuple):
     watch: Watch | None
 
 
-_NOWHERE: Final = Placement(-1, (), False, None)
+NOWHERE: Final = Placement(-1, (), False, None)
 
 
 class Request(NamedTuple):
@@ -86,7 +86,7 @@ class Request(NamedTuple):
     controlling_terminal: bool = False
     restore_signals: bool = True
     die_with_thread: bool = False
-    placement: Placement = _NOWHERE
+    placement: Placement = NOWHERE
 
 
 class End(NamedTuple):
@@ -117,7 +117,7 @@ class Child:
     def __init__(self, *, outlives: bool = False) -> None:
         # Held here too: of a cycle that is collected, the record may be finalised before those
         # who use it in a __del__ of theirs, and lets go of the memory then.
-        self._memory = ffi.new("struct nsbox_result *", {"pidfd": -1})
+        self._memory = ffi.new("struct nsbox_result *", {"pidfd": -1, "report": -1})
         # Its destructor is C, too: whoever is forgotten is killed, even if __del__ is interrupted.
         self.record = ffi.gc(self._memory, lib.nsbox_release if outlives else lib.nsbox_discard)
 
@@ -232,16 +232,66 @@ class Lowered:
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
+        struct, keep, note = self._prepared(request)
+        lib.nsbox_spawn(self._struct, struct, note, child.record)
+        del keep
+        self._raise_failure(child, request)
+
+    def prepare(self, control: Any, request: Request, child: Child) -> None:
+        """
+        Start an nsbox-init: a payload that starts others.
+
+        Args:
+            control: The ``struct nsbox_control *`` to fill.
+            request: What it starts as. Its streams are replaced.
+            child: Receives its pid and pidfd.
+
+        Raises:
+            SpawnError: If a step failed; nothing is left then.
+        """
+        image = _init.image()
+        struct, keep, note = self._prepared(request._replace(pass_fds=(image,)))
+        struct.flags |= _INIT | self._late_filter
+        struct.exec_fd = image
+        control.init = child.record
+        lib.nsbox_control_prepare(self._struct, struct, note, control)
+        del keep
+        self._raise_failure(child, request)
+
+    def start(self, control: Any, request: Request, child: Child, mode: int, gate: Any) -> None:
+        """
+        Start a payload by an nsbox-init that :meth:`prepare` has started.
+
+        Args:
+            control: Of the init.
+            request: What to start.
+            child: Receives the pid and the pidfd.
+            mode: NSBOX_START_*.
+            gate: The ``struct nsbox_gate *`` of this process.
+
+        Raises:
+            SpawnError: If a step failed; nothing is left then.
+        """
+        if _asks_for_ids(request):
+            self._check_ids(request)
+        struct, keep = self._lower_request(request)
+        struct.flags |= self._late_filter
+        lib.nsbox_control_start(control, self._struct, struct, mode, gate, child.record)
+        del keep
+        self._raise_failure(child, request)
+
+    def _prepared(self, request: Request) -> tuple[Any, object, Any]:
+        """Return a request lowered, what it needs, and the note of the dumpable mark."""
         for position, namespace in enumerate(self._joins):
             # Asked anew each time: a closed one raises here, before its number means another file.
             self._fds[position] = namespace.fileno()
         if _asks_for_ids(request):
             self._check_ids(request)
-        struct, keep = self._lower_request(request)
         note = _dumpable.note if self._changes_ids or _asks_for_ids(request) else ffi.NULL
+        return *self._lower_request(request), note
+
+    def _raise_failure(self, child: Child, request: Request) -> None:
         record = child.record
-        lib.nsbox_spawn(self._struct, struct, note, record)
-        del keep
         if record.step:
             raise self._error(int(record.step), int(record.error), int(record.index), request)
 
@@ -319,6 +369,7 @@ class Lowered:
             flags |= flag if wanted else 0
         types = [NAMESPACE_FLAGS[kind] for kind in plan.joins]
         program, landlock = self._filter(), plan.landlock
+        self._late_filter = 0 if _init.works_under(program) else _LATE_FILTER
         rules = landlock.rules if landlock else ()
         return ffi.new(
             "struct nsbox_plan *",
@@ -467,6 +518,8 @@ _RESTORE_SIGNALS: Final = int(lib.NSBOX_REQUEST_RESTORE_SIGNALS)
 _DIE_WITH_THREAD: Final = int(lib.NSBOX_REQUEST_DIE_WITH_THREAD)
 _INHERIT_FDS: Final = int(lib.NSBOX_REQUEST_INHERIT_FDS)
 _SHIELD: Final = int(lib.NSBOX_REQUEST_SHIELD)
+_INIT: Final = int(lib.NSBOX_REQUEST_INIT)
+_LATE_FILTER: Final = int(lib.NSBOX_REQUEST_LATE_FILTER)
 
 _WITHOUT_TARGET: Final = {
     Code.LOOPBACK,

@@ -6,9 +6,9 @@ they are used from here, since making flag types takes time at import.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ._native import ffi, lib
 from ._values import PathArg, check_text
@@ -36,15 +36,22 @@ class Descriptor:
     returned is lost if that comes before it is noted somewhere.
     """
 
-    def __init__(self, path: PathArg, flags: int) -> None:
+    def __init__(
+        self, path: PathArg, flags: int, opener: Callable[[bytes, int, Any], int] = lib.nsbox_open
+    ) -> None:
         """
         Open a path, close-on-exec: open(2).
+
+        Args:
+            path: What to open.
+            flags: O_*.
+            opener: What does it: stores the descriptor, or returns -errno.
 
         Raises:
             OSError: If that fails.
         """
         self._fd = ffi.gc(ffi.new("int32_t *", -1), lib.nsbox_close)
-        ret = lib.nsbox_open(_path(path), flags, self._fd)
+        ret = opener(_path(path), flags, self._fd)
         if ret < 0:
             _fail(ret, path)
 
@@ -278,8 +285,7 @@ def clone(
         },
     )
     plan = ffi.new("struct nsbox_plan *", {"clone_flags": flags})
-    result = ffi.new("struct nsbox_result *")
-    result.pidfd = -1
+    result = ffi.new("struct nsbox_result *", {"pidfd": -1, "report": -1})
     try:
         ret = lib.nsbox_spawn(plan, request, ffi.NULL, result)
         if ret < 0:

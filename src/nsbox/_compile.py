@@ -49,6 +49,25 @@ def compile_plan(box: Description, host: Host) -> Plan:
     return _plan(box, host, _ids(box, host))
 
 
+def check_init(box: Description, what: str) -> None:
+    """
+    Refuse an nsbox-init where none can be.
+
+    Args:
+        box: The sandbox.
+        what: What needs the init, for the error.
+    """
+    if box.without_namespaces:
+        raise PlanError(f"{what}: needs namespaces='own'; without any, nothing ends with an init")
+    if box.namespaces["pid"] != "new":
+        raise PlanError(f"{what}: needs pid='new', or no process could be the first")
+    if "CAP_SYS_PTRACE" in box.capabilities:
+        raise PlanError(
+            f"{what}: with CAP_SYS_PTRACE the payload could take over nsbox-init, which is "
+            "trusted with its end; leave that capability out"
+        )
+
+
 def _unshared_plan(box: Description, host: Host) -> Plan:
     _unshared.check_unshared(box, host)
     withheld = _unshared.withheld(box.namespaces)

@@ -8,8 +8,12 @@ made, compared and tested without it. A test compares them with the headers.
 from typing import Final
 
 CLONE_NEWTIME: Final = 0x00000080
+CLONE_VM: Final = 0x00000100
+CLONE_PIDFD: Final = 0x00001000
+CLONE_VFORK: Final = 0x00004000
 CLONE_PARENT: Final = 0x00008000
 CLONE_NEWNS: Final = 0x00020000
+CLONE_CHILD_CLEARTID: Final = 0x00200000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000

@@ -9,9 +9,8 @@ import os
 import weakref
 from enum import IntEnum
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
-from . import _init
 from ._bridge import NOWHERE, Child, Lowered, Placement, Request
 from ._calls import Descriptor
 from ._native import ffi, lib
@@ -23,14 +22,47 @@ class Mode(IntEnum):
     What a process that is started means to its init.
 
     Args:
-        NORMAL: One of any number; it reports the end, and goes on.
+        NORMAL: One of any number; the init reports its end, and goes on.
         LAST: The init ends with it, and so does everything else in the world.
         REPLACE: The init becomes it: PID 1, and a child of the caller's like any other.
     """
 
-    NORMAL = 0
+    NORMAL = int(lib.NSBOX_START_NORMAL)
     LAST = int(lib.NSBOX_START_LAST)
     REPLACE = int(lib.NSBOX_START_REPLACE)
+
+
+class _Process:
+    """What all controls of this process share."""
+
+    def __init__(self) -> None:
+        self.gate = ffi.new("struct nsbox_gate *")
+        self.controls: weakref.WeakSet[Control] = weakref.WeakSet()
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._after_fork,
+            after_in_child=self._after_fork_in_child,
+        )
+
+    def _before_fork(self) -> None:
+        # Nothing is half-sent: see struct nsbox_gate.
+        lib.nsbox_gate_close(self.gate)
+
+    def _after_fork(self) -> None:
+        lib.nsbox_gate_open(self.gate)
+
+    def _after_fork_in_child(self) -> None:
+        lib.nsbox_gate_open(self.gate)
+        for control in list(self.controls):
+            control.close()
+
+
+_process: Final = _Process()
+
+# The working directory of an init is its root, and its session its own.
+_INIT: Final = Request(
+    argv=(b"nsbox-init",), executable=b"nsbox-init", env={}, cwd="/", stdio=(-1, -1, -1)
+)
 
 
 class Control:
@@ -38,7 +70,7 @@ class Control:
     An init that waits in a world of its own, all layers of the plan in force.
 
     Attributes:
-        init: The init process: its pid, pidfd and end. After a REPLACE it is nobody.
+        init: The init process: its pid, pidfd and end. Nobody, after a REPLACE.
     """
 
     def __init__(self, lowered: Lowered, placement: Placement = NOWHERE) -> None:
@@ -53,6 +85,12 @@ class Control:
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
+        self._lowered = lowered
+        self.init = Child()
+        self._memory = ffi.new("struct nsbox_control *", {"socket": -1})
+        self._struct = ffi.gc(self._memory, lib.nsbox_control_close)
+        _process.controls.add(self)
+        lowered.prepare(self._struct, _INIT._replace(placement=placement), self.init)
 
     def start(self, request: Request, child: Child, mode: Mode = Mode.NORMAL) -> None:
         """
@@ -62,26 +100,41 @@ class Control:
             request: What to start. Its placement is its own: descriptors of cgroups to
                 enter, and a watch that begins now.
             child: Receives pid and pidfd; its end comes from the init (REPLACE: the kernel).
+            mode: What its end means.
 
         Raises:
             SpawnError: If a step failed; as from ``Lowered.spawn``. Step "init" with ESRCH:
-                the init has ended, or the Control is closed or of another process.
+                the init has ended, or the Control is closed or another process's.
         """
+        self._lowered.start(self._struct, request, child, mode, _process.gate)
 
     def open(self, path: PathArg, flags: int, mode: int = 0) -> Descriptor:
         """
         Open a file of the world, with the payload's rights.
 
-        Below its root, no symbolic link followed, without waiting for the other end of a
-        FIFO (O_NONBLOCK), no controlling terminal, close-on-exec.
+        From its root, ".." refused (EXDEV), no symbolic link followed (ELOOP, or ENOTDIR
+        on the way), without waiting for the other end of a FIFO (O_NONBLOCK), no
+        controlling terminal, close-on-exec.
+
+        Args:
+            path: Absolute, inside.
+            flags: Of open(2).
+            mode: Of a file that is created; the umask is the init's.
 
         Raises:
-            OSError: What openat2(2) inside failed with; ESRCH if the init has ended.
+            OSError: What openat(2) inside failed with; ESRCH if the init has ended.
         """
+        return Descriptor(path, flags, partial(self._openat, mode))
+
+    def _openat(self, mode: int, path: bytes, flags: int, fd: Any) -> int:
+        return int(lib.nsbox_control_openat(self._struct, path, flags, mode, _process.gate, fd))
 
     @property
-    def alive(self) -> bool:
-        """The init runs, as far as one can know."""
+    def closed(self) -> bool:
+        """No process can be started any more, by a :meth:`close`, or after a fork."""
+        return bool(self._struct.closed) or self._struct.owner != os.getpid()
 
-    def close(self) -> None:
-        """Kill everything in the world, and wait for it; without effect the second time."""
+    def close(self) -> bool:
+        """Kill everything in the world, and wait for that; tell if the init was running."""
+        lib.nsbox_control_close(self._struct)
+        return self.init.discard()

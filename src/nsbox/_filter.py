@@ -180,6 +180,17 @@ def compile_filter(
     return program
 
 
+def permits(program: bytes, calls: Sequence[tuple[str, *tuple[int, ...]]]) -> bool:
+    """Tell whether a program permits system calls, each a name and its first arguments."""
+    _, lib = _open()
+    native, _ = MACHINES[os.uname().machine]
+    for name, *arguments in calls:
+        number = int(lib.seccomp_syscall_resolve_name(os.fsencode(name)))
+        if _bpf.answer(program, ARCHITECTURES[native], number, *arguments) not in PERMITTING:
+            return False
+    return True
+
+
 def _check_comparisons(profile: Profile, rules: Sequence[Rule]) -> None:
     """Refuse what libseccomp (2.5.4) joins to a program that permits more than the rules."""
     asked: set[str] = set()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,8 +13,9 @@ from typing import Any, Final, Literal, Unpack
 from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._cgroup_choice import Choice
-from ._compile import compile_plan
+from ._compile import check_init, compile_plan
 from ._constants import CAPABILITIES
+from ._control import Control
 from ._explain import Explanation, explain_plan
 from ._fence import Fence, Terms, chooser
 from ._host import Host
@@ -36,6 +38,7 @@ from ._values import (
 from .cgroup import CgroupArg, check_parent
 from .errors import PlanError, Step, spawn_error
 from .limits import NO_LIMITS, Limits, check_limits
+from .live import Live
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .process import Args, Process
@@ -315,6 +318,28 @@ class Sandbox:
             drain=self._is_init(),
             **options,
         )
+
+    def open(self) -> Live:
+        """
+        Make a world that stays, for any number of commands.
+
+        Its first process is nsbox-init, which starts them, reaps what they leave, and ends
+        with everything else when the object is closed, or the caller ends, however that
+        comes. What a process inherits from its caller (umask, niceness, hard limits,
+        ignored signals) it has from the caller at this moment. Raises an auditing event
+        ``nsbox.open`` without arguments.
+
+        Returns:
+            The live sandbox, a context manager.
+
+        Raises:
+            SpawnError, UnsupportedError: As for :meth:`spawn`.
+            PlanError: For namespaces="none" and a pid that is not "new", where no init can
+                be, and for CAP_SYS_PTRACE, by which the payload could take the init over.
+        """
+        check_init(self._describe(), "open()")
+        sys.audit("nsbox.open")
+        return Live(self._spawn, Control(self._cache.lowered(self)))
 
     def _spawn(
         self,

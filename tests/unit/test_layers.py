@@ -32,12 +32,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_operations", "_unshared", "_enforced", "_diagnose"),
     ("_compile",),
     ("_explain",),
-    ("_watch",),
+    ("_watch", "_init"),
     ("_bridge",),
-    ("_fence", "_output"),
+    ("_fence", "_output", "_control"),
     ("process",),
     ("_run",),
-    ("_subprocess",),
+    ("_subprocess", "live"),
     ("sandbox",),
     ("doctor",),
     ("__init__",),
@@ -45,7 +45,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
-MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_bridge"}
+MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_bridge", "_control"}
 WITHOUT_NATIVE = (
     "_bpf",
     "_cgroup_choice",
@@ -59,6 +59,7 @@ WITHOUT_NATIVE = (
     "_explain",
     "_filter",
     "_host",
+    "_init",
     "_interpreter",
     "_landlock",
     "_layers",

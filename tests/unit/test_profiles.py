@@ -5,13 +5,12 @@ import itertools
 import json
 import os
 import platform
-import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nsbox import PlanError, Sandbox, UnsupportedError
+from nsbox import PlanError, Sandbox, UnsupportedError, _bpf
 from nsbox._filter import (
     _call_number,
     _comes_first,
@@ -36,29 +35,7 @@ def error(number: int) -> int:
 
 
 def answer(program: bytes, number: int, *args: int, arch: int = NATIVE) -> int:
-    """Run a classic BPF program over a ``struct seccomp_data``, as linux/filter.h defines it."""
-    data = struct.pack("=iIQ6Q", number, arch, 0, *args, *[0] * (6 - len(args)))
-    code = list(struct.iter_unpack("=HBBI", program))
-    accumulator, position = 0, 0
-    while True:
-        operation, true, false, value = code[position]
-        position += 1
-        if operation == 0x20:  # BPF_LD | BPF_W | BPF_ABS
-            accumulator = struct.unpack_from("=I", data, value)[0]
-        elif operation == 0x54:  # BPF_ALU | BPF_AND | BPF_K
-            accumulator &= value
-        elif operation == 0x05:  # BPF_JMP | BPF_JA
-            position += value
-        elif operation == 0x06:  # BPF_RET | BPF_K
-            return int(value)
-        else:
-            holds = {
-                0x15: accumulator == value,
-                0x25: accumulator > value,
-                0x35: accumulator >= value,
-                0x45: bool(accumulator & value),
-            }[operation]
-            position += true if holds else false
+    return _bpf.answer(program, arch, number, *args)
 
 
 def ask(profile: str | Profile, name: str, *args: int, held: tuple[str, ...] = ()) -> int:

@@ -1,0 +1,700 @@
+/*
+ * control.c - the caller's half of what an nsbox-init does (init.c, protocol.h).
+ *
+ * A start is one message and the answers to it, over a channel of its own; what comes
+ * back is in the same record that a spawn fills, and process.c goes on with it. The init
+ * is inside of the sandbox: an answer that is not what it should be is the end of it.
+ */
+#include "internal.h"
+#include "protocol.h"
+
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+/* Two descriptors of our own at most, and what is handed on. */
+struct packet {
+	int32_t fds[MOST_DESCRIPTORS];
+	uint32_t n_fds;
+};
+
+/* ---- the record of a failure ---------------------------------------- */
+
+static int failed(struct nsbox_result *result, enum nsbox_step step, int index, long error)
+{
+	result->step = (int32_t)step;
+	result->error = (int32_t)-error;
+	result->index = index;
+	return (int)error;
+}
+
+/* ---- the control ---------------------------------------------------- */
+
+/* Its socket, which stays open until let_go(); -1 if it is closed, or another process's. */
+static int hold(struct nsbox_control *control)
+{
+	if (control->owner != (int32_t)sys(__NR_getpid)) {
+		nsbox_close(&control->socket);
+		return -1;
+	}
+	lock(&control->lock);
+	int fd = control->closed ? -1 : control->socket;
+	if (fd >= 0)
+		control->users++;
+	unlock(&control->lock);
+	return fd;
+}
+
+static void let_go(struct nsbox_control *control)
+{
+	lock(&control->lock);
+	if (--control->users == 0 && control->closed)
+		nsbox_close(&control->socket);
+	unlock(&control->lock);
+}
+
+/* Without effect the second time. After a fork the copy of the socket is all that is ours. */
+int nsbox_control_close(struct nsbox_control *control)
+{
+	if (control->owner != (int32_t)sys(__NR_getpid))
+		return nsbox_close(&control->socket);
+	lock(&control->lock);
+	control->closed = 1;
+	if (!control->users)
+		nsbox_close(&control->socket);
+	unlock(&control->lock);
+	return 0;
+}
+
+int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_request *request,
+			  struct nsbox_dumpable *dumpable, struct nsbox_control *control)
+{
+	struct nsbox_request own = *request;
+	int pair[2];
+
+	control->owner = (int32_t)sys(__NR_getpid);
+	long err = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+	if (err < 0)
+		return failed(control->init, NSBOX_STEP_SOCKETPAIR, -1, err);
+	control->socket = lift(pair[0]);
+	pair[1] = lift(pair[1]);
+	int caller = lift(nsbox_pidfd_open(control->owner, 0));
+	if (control->socket < 0 || pair[1] < 0) {
+		err = failed(control->init, NSBOX_STEP_SOCKETPAIR, -1, -EMFILE);
+	} else if (caller < 0) {
+		err = failed(control->init, NSBOX_STEP_PIDFD_OPEN, -1, caller);
+	} else {
+		own.stdio[INIT_CONTROL] = pair[1];
+		own.stdio[INIT_CALLER] = own.stdio[2] = caller;
+		err = nsbox_spawn(plan, &own, dumpable, control->init);
+	}
+	if (caller >= 0)
+		sys(__NR_close, caller);
+	if (pair[1] >= 0)
+		sys(__NR_close, pair[1]);
+	if (err < 0)
+		nsbox_close(&control->socket);
+	return (int)err;
+}
+
+/* ---- the gate ------------------------------------------------------- */
+
+int nsbox_gate_close(struct nsbox_gate *gate)
+{
+	lock(&gate->lock);
+	return 0;
+}
+
+int nsbox_gate_open(struct nsbox_gate *gate)
+{
+	unlock(&gate->lock);
+	return 0;
+}
+
+/* ---- requests ------------------------------------------------------- */
+
+/* Send a message. Returns -EAGAIN if its socket is full. */
+static long send_packet(int socket, struct iovec *parts, size_t n, const struct packet *packet)
+{
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof packet->fds)];
+	} control;
+	size_t size = packet->n_fds * sizeof *packet->fds;
+	struct msghdr message = {
+		.msg_iov = parts,
+		.msg_iovlen = n,
+		.msg_control = &control,
+		.msg_controllen = CMSG_SPACE(size),
+	};
+
+	memset(&control, 0, CMSG_SPACE(size));
+	control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(size),
+					 .cmsg_level = SOL_SOCKET,
+					 .cmsg_type = SCM_RIGHTS };
+	memcpy(CMSG_DATA(&control.head), packet->fds, size);
+	return RETRY(sys(__NR_sendmsg, socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+/* A channel, whose other end goes to the init with the message. Returns the step that failed. */
+static enum nsbox_step send_once(int socket, struct iovec *parts, size_t n, struct packet *packet,
+				 int *channel, long *err)
+{
+	static const int on = 1;
+	int pair[2];
+
+	*err = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+	if (*err < 0)
+		return NSBOX_STEP_SOCKETPAIR;
+	*channel = lift(pair[0]);
+	packet->fds[0] = pair[1];
+	/* Before the message is there: whoever answers is named by the kernel. */
+	sys(__NR_setsockopt, *channel, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
+	*err = send_packet(socket, parts, n, packet);
+	sys(__NR_close, pair[1]);
+	if (*channel >= 0 && *err >= 0)
+		return NSBOX_STEP_NONE;
+	enum nsbox_step step = *channel < 0 ? NSBOX_STEP_SOCKETPAIR : NSBOX_STEP_MESSAGE;
+	*err = *channel < 0 ? *channel : *err;
+	nsbox_close(channel);
+	return step;
+}
+
+/* The same, until there is room in the socket; the gate is never closed while we wait. */
+static enum nsbox_step send_request(int socket, struct nsbox_gate *gate, struct iovec *parts,
+				    size_t n, struct packet *packet, int *channel, long *err)
+{
+	struct pollfd room = { .fd = socket, .events = POLLOUT };
+
+	for (;;) {
+		nsbox_gate_close(gate);
+		enum nsbox_step step = send_once(socket, parts, n, packet, channel, err);
+		nsbox_gate_open(gate);
+		if (step != NSBOX_STEP_MESSAGE)
+			return step;
+		if (*err == -EPIPE || *err == -ECONNRESET) {
+			*err = -ESRCH;
+			return NSBOX_STEP_INIT;
+		}
+		if (*err != -EAGAIN)
+			return step;
+		RETRY(sys(__NR_ppoll, &room, 1, 0, 0, sizeof(signal_mask)));
+	}
+}
+
+/* ---- answers -------------------------------------------------------- */
+
+/* One answer: with pid, who sent it; with fd, a descriptor, which is the receiver's. */
+struct answer {
+	struct reply reply;
+	int32_t pid;
+	int32_t fd;
+};
+
+static void take_control(struct answer *answer, const struct cmsghdr *head, size_t size)
+{
+	const char *at = (const char *)head;
+	struct ucred sender;
+	int32_t fd;
+
+	for (; size >= sizeof *head; at += CMSG_ALIGN(head->cmsg_len)) {
+		head = (const struct cmsghdr *)at;
+		if (head->cmsg_len < sizeof *head || head->cmsg_len > size)
+			return;
+		size -= CMSG_ALIGN(head->cmsg_len) < size ? CMSG_ALIGN(head->cmsg_len) : size;
+		if (head->cmsg_level != SOL_SOCKET)
+			continue;
+		if (head->cmsg_type == SCM_CREDENTIALS) {
+			memcpy(&sender, CMSG_DATA(head), sizeof sender);
+			answer->pid = sender.pid;
+		} else if (head->cmsg_type == SCM_RIGHTS) {
+			/* There may be room for a second, which nobody has asked for. */
+			for (size_t i = CMSG_LEN(0); i + sizeof fd <= head->cmsg_len;
+			     i += sizeof fd) {
+				nsbox_close(&answer->fd);
+				memcpy(&answer->fd, at + i, sizeof fd);
+			}
+		}
+	}
+}
+
+/*
+ * Receive an answer of that kind. 1; 0 at the end of the channel; -errno, -EPROTO for what
+ * is no answer.
+ */
+static int receive(int channel, struct answer *answer)
+{
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec part = { &answer->reply, sizeof answer->reply };
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control,
+	};
+
+	answer->pid = 0;
+	answer->fd = -1;
+	long size = sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	if (size == -ECONNRESET)
+		size = 0;
+	if (size <= 0)
+		return (int)size;
+	take_control(answer, &control.head, message.msg_controllen);
+	if (size == sizeof answer->reply && !(message.msg_flags & MSG_TRUNC) &&
+	    answer->reply.version == PROTOCOL_VERSION)
+		return 1;
+	nsbox_close(&answer->fd);
+	return -EPROTO;
+}
+
+/* The same, and wait for it; 0 also if the init has ended without one. */
+static int await(int channel, int init, struct answer *answer)
+{
+	struct pollfd events[2] = { { .fd = channel, .events = POLLIN },
+				    { .fd = init, .events = POLLIN } };
+
+	for (;;) {
+		/* In this order: an init that has ended says nothing after this look. */
+		bool ended = events[1].revents;
+		int ret = receive(channel, answer);
+		if (ret != -EAGAIN)
+			return ret;
+		if (ended)
+			return 0;
+		RETRY(sys(__NR_ppoll, events, 2, 0, 0, sizeof(signal_mask)));
+	}
+}
+
+/*
+ * How a process ended, if the init has said so: 1, or 0 if not yet; -EPIPE if it never
+ * will. process.c calls it with the lock held.
+ */
+int receive_end(int channel, struct nsbox_exit *end)
+{
+	struct answer answer;
+
+	int ret = receive(channel, &answer);
+	if (ret == -EAGAIN || ret == -EINTR)
+		return 0;
+	if (ret != 1)
+		return -EPIPE;
+	nsbox_close(&answer.fd);
+	const struct nsbox_exit *said = &answer.reply.end;
+	bool exited = said->code == CLD_EXITED && said->status >= 0 && said->status < 256;
+	bool killed = (said->code == CLD_KILLED || said->code == CLD_DUMPED) && said->status > 0 &&
+		      said->status <= SIGNAL_COUNT;
+	if (answer.reply.kind != REPLY_ENDED || !(exited || killed))
+		return -EPIPE;
+	*end = *said;
+	return 1;
+}
+
+/* ---- the body of a start -------------------------------------------- */
+
+/* What is written first is counted: with no memory to write to, that is all that is done. */
+struct writer {
+	char *memory;
+	uint64_t size;
+};
+
+static uint64_t put(struct writer *to, const void *data, uint64_t size)
+{
+	uint64_t at = to->size;
+	if (to->memory)
+		memcpy(to->memory + at, data, size);
+	to->size += size;
+	return at;
+}
+
+/* Strings go behind everything; their addresses to the place that was kept for them. */
+static uint32_t put_strings(struct writer *to, uint64_t *addresses, const char *const *strings)
+{
+	static const uint64_t none;
+	uint32_t n = 0;
+
+	for (; strings[n]; n++) {
+		uint64_t at = put(to, strings[n], string_length(strings[n]) + 1);
+		if (to->memory)
+			memcpy(to->memory + *addresses, &at, sizeof at);
+		*addresses += sizeof at;
+	}
+	if (to->memory)
+		memcpy(to->memory + *addresses, &none, sizeof none);
+	*addresses += sizeof none;
+	return n;
+}
+
+static uint32_t count(const char *const *strings)
+{
+	uint32_t n = 0;
+	while (strings[n])
+		n++;
+	return n;
+}
+
+/* Write all of the body, see protocol.h; targets has head->n_fds numbers. */
+static void put_body(struct writer *to, struct start_request *head, const struct nsbox_plan *plan,
+		     const struct nsbox_request *request, const int32_t *targets)
+{
+	static const int32_t end;
+	uint64_t addresses = 0;
+
+	to->size = (head->n_executables + head->n_argv + head->n_envp + 3) * sizeof addresses;
+	put(to, plan->rlimits, head->n_rlimits * sizeof *plan->rlimits);
+	put(to, plan->filter, head->filter_length * sizeof(uint64_t));
+	if (head->n_groups > 0)
+		put(to, request->groups, (uint64_t)head->n_groups * sizeof *request->groups);
+	put(to, targets, head->n_fds * sizeof *targets);
+	head->cwd = put(to, request->cwd, string_length(request->cwd) + 1);
+	put_strings(to, &addresses, request->executables);
+	put_strings(to, &addresses, request->argv);
+	put_strings(to, &addresses, request->envp);
+	put(to, &end, 1);
+	head->body_size = to->size;
+}
+
+/* The body in a memfd; its descriptor, or -errno. */
+static int put_in_memfd(struct start_request *head, const struct nsbox_plan *plan,
+			const struct nsbox_request *request, const int32_t *targets)
+{
+	uint64_t size = head->body_size;
+	int fd = lift((int)sys(__NR_memfd_create, "nsbox-start", MFD_CLOEXEC));
+
+	if (fd < 0)
+		return fd;
+	long ret = sys(__NR_ftruncate, fd, size);
+	if (ret == 0)
+		ret = sys(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (ret < 0 && ret > -4096) {
+		sys(__NR_close, fd);
+		return (int)ret;
+	}
+	struct writer writer = { .memory = (char *)ret };
+	put_body(&writer, head, plan, request, targets);
+	sys(__NR_munmap, writer.memory, size);
+	return fd;
+}
+
+/* ---- what goes with it ---------------------------------------------- */
+
+/* A start under way. */
+struct start {
+	struct start_request head;
+	struct packet packet;
+	int32_t targets[MOST_DESCRIPTORS];
+	int32_t procs; /* opened here: cgroup.procs, and the body; or -1 */
+	int32_t memfd;
+	char body[MOST_INLINE] __attribute__((aligned(8)));
+};
+
+static bool is_inheritable(int fd)
+{
+	long flags = sys(__NR_fcntl, fd, F_GETFD);
+	return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
+static bool add(struct start *start, int fd)
+{
+	if (start->packet.n_fds == MOST_DESCRIPTORS)
+		return false;
+	start->packet.fds[start->packet.n_fds++] = fd;
+	return true;
+}
+
+/* Hand on fd as target, or return why not. */
+static int hand_on(struct start *start, int fd, int target)
+{
+	long err = sys(__NR_fcntl, fd, F_GETFD);
+	if (err < 0)
+		return (int)err;
+	if (!add(start, fd))
+		return -E2BIG;
+	start->targets[start->head.n_fds++] = target;
+	return 0;
+}
+
+/* As check_descriptors() in spawn.c, before anything is opened here. */
+static int add_descriptors(struct start *start, const struct nsbox_request *request,
+			   struct nsbox_result *result)
+{
+	for (int target = 0; target < 3; target++) {
+		int fd = request->stdio[target] < 0 ? target : request->stdio[target];
+		if (request->stdio[target] < 0 && !is_inheritable(fd))
+			continue;
+		int err = hand_on(start, fd, target);
+		if (err < 0)
+			return failed(result, NSBOX_STEP_DUP, fd, err);
+	}
+	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
+		int fd = request->pass_fds[i];
+		if (request->flags & NSBOX_REQUEST_INHERIT_FDS && !is_inheritable(fd))
+			continue;
+		int err = hand_on(start, fd, fd);
+		if (err < 0)
+			return failed(result, NSBOX_STEP_PASS_FD, fd, err);
+	}
+	return 0;
+}
+
+static int add_cgroups(struct start *start, const struct nsbox_request *request,
+		       struct nsbox_result *result)
+{
+	bool fits = true;
+
+	if (request->cgroup >= 0) {
+		long fd = RETRY(
+			sys(__NR_openat, request->cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC));
+		if (fd < 0)
+			return failed(result, NSBOX_STEP_CGROUP_JOIN, -1, fd);
+		start->procs = lift((int)fd);
+		fits = add(start, start->procs);
+	}
+	for (uint32_t i = 0; i < request->n_tasks; i++)
+		fits = fits && add(start, request->tasks[i]);
+	start->head.n_tasks = request->n_tasks + (request->cgroup >= 0);
+	return fits ? 0 : failed(result, NSBOX_STEP_MESSAGE, -1, -E2BIG);
+}
+
+static void set_head(struct start_request *head, const struct nsbox_plan *plan,
+		     const struct nsbox_request *request, int mode)
+{
+	bool late = request->flags & NSBOX_REQUEST_LATE_FILTER;
+
+	*head = (struct start_request){
+		.version = PROTOCOL_VERSION,
+		.kind = REQUEST_START,
+		.mode = (uint32_t)mode,
+		.flags = request->flags &
+			 (NSBOX_REQUEST_SETSID | NSBOX_REQUEST_CONTROLLING_TERMINAL |
+			  NSBOX_REQUEST_RESTORE_SIGNALS),
+		.uid = request->uid,
+		.gid = request->gid,
+		.umask = request->umask,
+		.process_group = request->process_group,
+		.nice = plan->nice,
+		.n_groups = request->n_groups,
+		.n_executables = count(request->executables),
+		.n_argv = count(request->argv),
+		.n_envp = count(request->envp),
+		.n_rlimits = plan->n_rlimits,
+		.filter_length = late ? plan->filter_length : 0,
+	};
+	sys(__NR_rt_sigprocmask, SIG_BLOCK, NULL, &head->mask, sizeof(signal_mask));
+}
+
+/* The body, in line or in a memfd. */
+static int add_body(struct start *start, const struct nsbox_plan *plan,
+		    const struct nsbox_request *request, struct nsbox_result *result)
+{
+	struct writer writer = { .memory = NULL };
+
+	put_body(&writer, &start->head, plan, request, start->targets);
+	if (writer.size > MOST_BODY)
+		return failed(result, NSBOX_STEP_EXECVE, -1, -E2BIG);
+	if (writer.size <= MOST_INLINE) {
+		writer.memory = start->body;
+		put_body(&writer, &start->head, plan, request, start->targets);
+		return 0;
+	}
+	start->memfd = put_in_memfd(&start->head, plan, request, start->targets);
+	if (start->memfd < 0)
+		return failed(result, NSBOX_STEP_MESSAGE, -1, start->memfd);
+	start->head.in_memfd = 1;
+	return add(start, start->memfd) ? 0 : failed(result, NSBOX_STEP_MESSAGE, -1, -E2BIG);
+}
+
+/* Everything that goes to the init, but for the channel. */
+static int fill(struct start *start, const struct nsbox_plan *plan,
+		const struct nsbox_request *request, int mode, struct nsbox_result *result)
+{
+	start->procs = start->memfd = -1;
+	start->packet.n_fds = 1;
+	set_head(&start->head, plan, request, mode);
+	if (add_descriptors(start, request, result) < 0 || add_cgroups(start, request, result) < 0)
+		return -1;
+	return add_body(start, plan, request, result);
+}
+
+/* ---- starting ------------------------------------------------------- */
+
+enum { MOST_ERROR = 4095 };
+
+/*
+ * The process is what the init says: a pidfd and a pid are of one process, and it is
+ * none that could be ours, whom a signal would then meet.
+ */
+static bool is_of(int pidfd, int pid)
+{
+	if (pidfd < 0 || pid <= 0)
+		return false;
+	/* What has been reaped has no pid any more, and is no danger. */
+	return pid_of(pidfd) == pid || nsbox_pidfd_send_signal(pidfd, 0, 0) == -ESRCH;
+}
+
+/* What the init says of a start, after the process itself has told its pid. As await(). */
+static int await_word(int channel, int init, struct answer *answer, struct nsbox_result *result)
+{
+	int ret = await(channel, init, answer);
+
+	if (ret != 1 || answer->reply.kind != REPLY_HERE)
+		return ret;
+	nsbox_close(&answer->fd);
+	result->pid = answer->pid;
+	return await(channel, init, answer);
+}
+
+/* It is not what was hoped for: no word at all, a failure, or nonsense. */
+static int refused(int ret, struct answer *answer, struct nsbox_result *result)
+{
+	const struct reply *reply = &answer->reply;
+
+	nsbox_close(&answer->fd);
+	if (ret != 1)
+		return failed(result, NSBOX_STEP_INIT, -1, ret == 0 ? -ESRCH : ret);
+	if (reply->kind != REPLY_STARTED || reply->step <= 0 || reply->step >= NSBOX_STEP_COUNT ||
+	    reply->error <= 0 || reply->error > MOST_ERROR)
+		return failed(result, NSBOX_STEP_INIT, -1, -EPROTO);
+	return failed(result, (enum nsbox_step)reply->step, reply->index, -reply->error);
+}
+
+static int await_start(int32_t *channel, int init, struct nsbox_result *result)
+{
+	struct answer answer;
+
+	int ret = await_word(*channel, init, &answer, result);
+	if (ret != 1 || answer.reply.kind != REPLY_STARTED || answer.reply.step ||
+	    !is_of(answer.fd, result->pid))
+		return refused(ret, &answer, result);
+	int pidfd = lift(answer.fd);
+	if (pidfd < 0)
+		return failed(result, NSBOX_STEP_INIT, -1, pidfd);
+	result->pidfd = pidfd;
+	result->report = *channel;
+	*channel = -1;
+	return 0;
+}
+
+/* The init becomes the process: the exec closes its end of the channel, and says no more. */
+static int await_replacement(int channel, struct nsbox_control *control, int init,
+			     struct nsbox_result *result)
+{
+	struct answer answer;
+
+	int ret = await_word(channel, init, &answer, result);
+	if (ret != 0 || !result->pid)
+		return refused(ret, &answer, result);
+	take_over(control->init, result);
+	return 0;
+}
+
+/* Send it, and see what becomes of it. */
+static int start_by(struct nsbox_control *control, int socket, int init, struct start *start,
+		    struct nsbox_gate *gate, struct nsbox_result *result)
+{
+	struct iovec parts[2] = { { &start->head, sizeof start->head },
+				  { start->body, start->head.body_size } };
+	size_t n = start->head.in_memfd ? 1 : 2;
+	int32_t channel = -1;
+	long err = 0;
+
+	enum nsbox_step step = send_request(socket, gate, parts, n, &start->packet, &channel, &err);
+	if (step)
+		return failed(result, step, -1, err);
+	int ret = start->head.mode == NSBOX_START_REPLACE
+			  ? await_replacement(channel, control, init, result)
+			  : await_start(&channel, init, result);
+	/* After a failure that is the word for the init to kill what there may be. */
+	nsbox_close(&channel);
+	return ret;
+}
+
+int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
+			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
+			struct nsbox_result *result)
+{
+	struct start start;
+
+	*result = (struct nsbox_result){
+		.pidfd = -1, .index = -1, .report = -1, .owner = (int32_t)sys(__NR_getpid)
+	};
+	int socket = hold(control);
+	if (socket < 0)
+		return failed(result, NSBOX_STEP_INIT, -1, -ESRCH);
+	int init = borrow_pidfd(control->init);
+	int err = init < 0 ? failed(result, NSBOX_STEP_INIT, -1, -ESRCH) : 0;
+	if (err == 0 && request->watch) {
+		err = nsbox_watch_add(request->watch);
+		if (err < 0)
+			failed(result, NSBOX_STEP_WATCH, -1, err);
+	}
+	if (err == 0) {
+		err = fill(&start, plan, request, mode, result);
+		if (err == 0)
+			err = start_by(control, socket, init, &start, gate, result);
+		nsbox_close(&start.procs);
+		nsbox_close(&start.memfd);
+	}
+	if (init >= 0)
+		give_back_pidfd(control->init);
+	let_go(control);
+	if (err == 0 && request->watch) {
+		err = watch_begin(request->watch, result->pidfd);
+		if (err < 0) {
+			nsbox_discard(result);
+			failed(result, NSBOX_STEP_WATCH, -1, err);
+		}
+	}
+	return err;
+}
+
+/* The init's answer to an open: 0 with a descriptor, or why there is none. */
+static int opened(struct answer *answer)
+{
+	const struct reply *reply = &answer->reply;
+	bool sensible = reply->kind == REPLY_OPENED && (reply->error == 0) == (answer->fd >= 0) &&
+			reply->error >= 0 && reply->error <= MOST_ERROR;
+
+	if (sensible && reply->error == 0)
+		return 0;
+	nsbox_close(&answer->fd);
+	return sensible ? -reply->error : -EPROTO;
+}
+
+int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64_t flags,
+			 uint64_t mode, struct nsbox_gate *gate, int32_t *fd)
+{
+	struct open_request head = { PROTOCOL_VERSION, REQUEST_OPEN, flags, mode };
+	struct iovec parts[2] = { { &head, sizeof head },
+				  { (void *)(uintptr_t)path, string_length(path) + 1 } };
+	struct packet packet = { .n_fds = 1 };
+	struct answer answer = { .fd = -1 };
+	int32_t channel = -1;
+	long err = 0;
+
+	int socket = hold(control);
+	if (socket < 0)
+		return -ESRCH;
+	int init = borrow_pidfd(control->init);
+	if (init < 0)
+		err = -ESRCH;
+	else if (!send_request(socket, gate, parts, 2, &packet, &channel, &err)) {
+		err = await(channel, init, &answer);
+		err = err == 0 ? -ESRCH : err;
+	}
+	if (init >= 0)
+		give_back_pidfd(control->init);
+	let_go(control);
+	nsbox_close(&channel);
+	if (err == 1)
+		err = opened(&answer);
+	*fd = err < 0 ? -1 : lift(answer.fd);
+	return err < 0 ? (int)err : *fd < 0 ? *fd : 0;
+}

@@ -1,0 +1,557 @@
+/*
+ * init.c - nsbox-init: the first process of a sandbox that stays.
+ *
+ * It is executed when the world is finished and every layer of the plan is in force,
+ * and starts processes in it as its caller asks (protocol.h). Nothing else is in it: it
+ * reaps what it inherits, and ends, and with it everything in its pid namespace, when
+ * its caller ends, closes the control socket, or says something that makes no sense.
+ *
+ * What runs in here is hostile and has the same user id. It cannot trace this process,
+ * whose memory and descriptors nobody may look at, nor stop or kill it: the first of a
+ * pid namespace takes no signal from inside that it has no handler for. A child shares
+ * this memory until its exec, so the rules of child.c hold; it could be stopped on its
+ * way, so nobody waits for it for ever (spawn.c).
+ *
+ * No libc: memory is what is below and does not grow.
+ */
+#include "internal.h"
+#include "protocol.h"
+
+#include <fcntl.h>
+#include <linux/mman.h>
+#include <linux/prctl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+
+enum { MOST_PROCESSES = 1024, STACK_SIZE = 32 * 1024 };
+
+/* How many are reaped before the next look at the caller: there may be no end of them. */
+enum { REAP_AT_ONCE = 64 };
+
+/* What is watched beside the channels. */
+enum { POLL_CONTROL, POLL_CALLER, POLL_SIGNALS, POLL_CHANNELS };
+
+/* The processes that the caller has asked for: polls[POLL_CHANNELS + i] is pids[i]'s channel. */
+static struct pollfd polls[POLL_CHANNELS + MOST_PROCESSES];
+static int32_t pids[MOST_PROCESSES];
+static uint32_t n_processes;
+static int32_t last; /* the process that everything ends with, or 0 */
+
+static char stack[STACK_SIZE] __attribute__((aligned(16)));
+
+/* One message and its descriptors. */
+static char message[sizeof(struct start_request) + MOST_INLINE] __attribute__((aligned(8)));
+static int32_t fds[MOST_DESCRIPTORS];
+static int32_t received[MOST_DESCRIPTORS]; /* a copy, which the child may change */
+static uint32_t n_fds;
+
+/* What it asks for, in the words of spawn.c. */
+static struct nsbox_plan plan;
+static struct nsbox_request request;
+static struct spawn spawn;
+
+/* ---- what the compiler calls ---------------------------------------- */
+
+void *memset(void *to, int value, size_t size)
+{
+	char *byte = to;
+	while (size--)
+		*byte++ = (char)value;
+	return to;
+}
+
+void *memcpy(void *restrict to, const void *restrict from, size_t size)
+{
+	char *target = to;
+	const char *source = from;
+	while (size--)
+		*target++ = *source++;
+	return to;
+}
+
+/* ---- answers -------------------------------------------------------- */
+
+/* Whoever does not read its answers loses them; with fd >= 0 a copy of that goes too. */
+static void answer(int channel, const struct reply *reply, int fd)
+{
+	struct iovec part = { (void *)(uintptr_t)reply, sizeof *reply };
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof fd)];
+	} control;
+	struct msghdr packet = { .msg_iov = &part, .msg_iovlen = 1 };
+
+	if (fd >= 0) {
+		control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof fd),
+						 .cmsg_level = SOL_SOCKET,
+						 .cmsg_type = SCM_RIGHTS };
+		memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
+		packet.msg_control = &control;
+		packet.msg_controllen = sizeof control;
+	}
+	sys(__NR_sendmsg, channel, &packet, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void answer_start(int channel)
+{
+	const struct reply reply = {
+		.version = PROTOCOL_VERSION,
+		.kind = REPLY_STARTED,
+		.step = spawn.result.step,
+		.error = spawn.result.error,
+		.index = spawn.result.index,
+	};
+	answer(channel, &reply, spawn.result.step ? -1 : spawn.result.pidfd);
+}
+
+/* ---- ends ----------------------------------------------------------- */
+
+static void answer_end(uint32_t i, const siginfo_t *info, const struct rusage *usage)
+{
+	const struct reply reply = {
+		.version = PROTOCOL_VERSION,
+		.kind = REPLY_ENDED,
+		.end = exit_of(info, usage),
+	};
+	int channel = polls[POLL_CHANNELS + i].fd;
+	if (channel >= 0) {
+		answer(channel, &reply, -1);
+		sys(__NR_close, channel);
+	}
+	if (pids[i] == last)
+		exit_process(0);
+	n_processes--;
+	pids[i] = pids[n_processes];
+	polls[POLL_CHANNELS + i] = polls[POLL_CHANNELS + n_processes];
+}
+
+/* Reap what has ended, orphans too. Returns whether there may be more. */
+static bool reap_some(void)
+{
+	siginfo_t info;
+	struct rusage usage;
+
+	for (int count = 0; count < REAP_AT_ONCE; count++) {
+		info.si_pid = 0;
+		long err = sys(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | __WALL, &usage);
+		if (err < 0 || !info.si_pid)
+			return false;
+		for (uint32_t i = 0; i < n_processes; i++) {
+			if (pids[i] == info.si_pid) {
+				answer_end(i, &info, &usage);
+				break;
+			}
+		}
+	}
+	return true;
+}
+
+/* Signals from outside, which have no sender in here, are meant for the one process. */
+static void take_signals(void)
+{
+	struct signalfd_siginfo info;
+
+	while (sys(__NR_read, polls[POLL_SIGNALS].fd, &info, sizeof info) == sizeof info)
+		if (info.ssi_signo != SIGCHLD && info.ssi_pid == 0 && last)
+			sys(__NR_kill, last, info.ssi_signo);
+}
+
+/* The caller has closed a channel: it has given the process up. */
+static void kill_abandoned(void)
+{
+	for (uint32_t i = 0; i < n_processes; i++) {
+		struct pollfd *channel = &polls[POLL_CHANNELS + i];
+		if (!channel->revents)
+			continue;
+		sys(__NR_kill, pids[i], SIGKILL);
+		sys(__NR_close, channel->fd);
+		*channel = (struct pollfd){ .fd = -1 };
+	}
+}
+
+/* ---- requests ------------------------------------------------------- */
+
+static void close_received(void)
+{
+	while (n_fds)
+		sys(__NR_close, fds[--n_fds]);
+}
+
+/*
+ * Take n addresses, behind each other and with a 0 after the last, from a body, whose last
+ * byte is a 0 too. NULL if they are not as they should be.
+ */
+static const char *const *take_strings(char *body, uint64_t size, uint64_t **next, uint32_t n)
+{
+	uint64_t *addresses = *next;
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (!addresses[i] || addresses[i] >= size)
+			return NULL;
+		addresses[i] += (uint64_t)(uintptr_t)body;
+	}
+	*next = addresses + n + 1;
+	return addresses[n] ? NULL : (const char *const *)addresses;
+}
+
+/* Whether the counts of a request fit its body and its descriptors. */
+static bool is_whole(const struct start_request *head)
+{
+	uint64_t strings = (uint64_t)head->n_executables + head->n_argv + head->n_envp + 3;
+	uint64_t groups = head->n_groups < 0 ? 0 : (uint64_t)head->n_groups;
+	uint64_t arrays = strings * sizeof(uint64_t) +
+			  (uint64_t)head->n_rlimits * sizeof(struct nsbox_rlimit) +
+			  (uint64_t)head->filter_length * sizeof(uint64_t) +
+			  (groups + head->n_fds) * sizeof(uint32_t);
+	uint64_t descriptors = 1 + (uint64_t)head->in_memfd + head->n_tasks + head->n_fds;
+
+	return head->in_memfd <= 1 && head->body_size <= MOST_BODY && arrays < head->body_size &&
+	       head->cwd >= arrays && head->cwd < head->body_size && descriptors == n_fds &&
+	       head->mode <= NSBOX_START_REPLACE;
+}
+
+/* The descriptors for the process, after the channel: those for 0, 1, 2, and the others. */
+static bool take_descriptors(const int32_t *targets, uint32_t n)
+{
+	const int32_t *files = fds + 1;
+	uint32_t standard = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (targets[i] < 0 || (i && targets[i] <= targets[i - 1]))
+			return false;
+	for (; standard < n && targets[standard] < 3; standard++)
+		request.stdio[targets[standard]] = files[standard];
+	request.pass_fds = targets + standard;
+	request.n_pass_fds = n - standard;
+	memcpy(received, files + standard, request.n_pass_fds * sizeof *fds);
+	spawn.received = received;
+	return true;
+}
+
+/* From a message to what spawn.c and child.c know. */
+static bool take_start(const struct start_request *head, char *body)
+{
+	uint64_t *next = (uint64_t *)body;
+	uint64_t size = head->body_size;
+
+	plan = (struct nsbox_plan){
+		.nice = head->nice,
+		.n_rlimits = head->n_rlimits,
+		.filter_length = head->filter_length,
+	};
+	request = (struct nsbox_request){
+		.executables = take_strings(body, size, &next, head->n_executables),
+		.stdio = { -1, -1, -1 },
+		.umask = head->umask,
+		.process_group = head->process_group,
+		.uid = head->uid,
+		.gid = head->gid,
+		.n_groups = head->n_groups,
+		.flags = head->flags,
+		.cgroup = -1,
+		.n_tasks = head->n_tasks,
+		.tasks = fds + 1 + head->n_fds,
+		.cwd = body + head->cwd,
+	};
+	spawn = (struct spawn){
+		.plan = &plan,
+		.request = &request,
+		.result = { .pidfd = -1, .index = -1, .report = -1 },
+		.mask = head->mask,
+		.caller_pidfd = INIT_CALLER,
+		.root = -1,
+		.scratch = -1,
+		.channel = -1,
+	};
+	request.argv = request.executables ? take_strings(body, size, &next, head->n_argv) : NULL;
+	request.envp = request.argv ? take_strings(body, size, &next, head->n_envp) : NULL;
+	if (!request.envp)
+		return false;
+	plan.rlimits = (const struct nsbox_rlimit *)next;
+	plan.filter = plan.rlimits + plan.n_rlimits;
+	request.groups = (const uint32_t *)((const uint64_t *)plan.filter + plan.filter_length);
+	const uint32_t *end = request.groups + (head->n_groups < 0 ? 0 : head->n_groups);
+	return take_descriptors((const int32_t *)end, head->n_fds);
+}
+
+/* ---- starting ------------------------------------------------------- */
+
+/* The first word of a child: by SCM_CREDENTIALS it tells the caller the child's pid. */
+static void announce(int channel)
+{
+	static const struct reply reply = { .version = PROTOCOL_VERSION, .kind = REPLY_HERE };
+	answer(channel, &reply, -1);
+}
+
+__attribute__((noreturn)) static void process_main(void *unused)
+{
+	(void)unused;
+	announce(fds[0]);
+	follow_request(&spawn);
+	exit_process(1);
+}
+
+/* By clone(2), for filters hide clone3(2). */
+static void clone_process(void)
+{
+	struct clone_call *call = &spawn.call;
+
+	*call = (struct clone_call){
+		.flags = CLONE_VM,
+		.pidfd = &spawn.result.pidfd,
+		.cgroup = -1,
+		.child_tid = &spawn.alive,
+		.stack = stack,
+		.stack_size = sizeof stack,
+		.function = process_main,
+	};
+	spawn.alive = 1;
+	long pid = clone_by_clone(call);
+	if (pid < 0) {
+		spawn.result.pidfd = -1;
+		fail(&spawn, NSBOX_STEP_CLONE, -1, pid);
+		return;
+	}
+	spawn.result.pid = (int32_t)pid;
+	await_exec(&spawn);
+	if (!spawn.result.step && !spawn.executing)
+		fail(&spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
+	if (spawn.result.step)
+		wait_for(P_PID, spawn.result.pid, WEXITED);
+}
+
+static void start_process(uint32_t mode)
+{
+	int channel = fds[0];
+
+	if (n_processes == MOST_PROCESSES)
+		fail(&spawn, NSBOX_STEP_CLONE, -1, -EAGAIN);
+	else
+		clone_process();
+	answer_start(channel);
+	if (spawn.result.pidfd >= 0)
+		sys(__NR_close, spawn.result.pidfd);
+	if (spawn.result.step)
+		return;
+	polls[POLL_CHANNELS + n_processes] = (struct pollfd){ .fd = channel };
+	pids[n_processes++] = spawn.result.pid;
+	if (mode == NSBOX_START_LAST)
+		last = spawn.result.pid;
+	fds[0] = fds[--n_fds]; /* the channel stays */
+}
+
+/* Become the process. The caller sees the channel close by the exec, or reads why not. */
+__attribute__((noreturn)) static void become_process(void)
+{
+	uint32_t n = request.n_pass_fds;
+	int above = n ? request.pass_fds[n - 1] + 1 : 3;
+	long channel = sys(__NR_fcntl, fds[0], F_DUPFD_CLOEXEC, above);
+
+	announce(fds[0]);
+	/* Session and process group are its own already. */
+	request.flags &= ~(uint32_t)NSBOX_REQUEST_SETSID;
+	spawn.channel = (int)channel;
+	if (channel < 0)
+		fail(&spawn, NSBOX_STEP_PASS_FD, -1, channel);
+	else
+		follow_request(&spawn);
+	answer_start(channel < 0 ? fds[0] : spawn.channel);
+	exit_process(1);
+}
+
+/* Whether the message made sense. */
+static bool start(uint64_t size)
+{
+	const struct start_request *head = (const struct start_request *)message;
+	char *body = message + sizeof *head;
+
+	if (size < sizeof *head || !is_whole(head))
+		return false;
+	if (head->in_memfd) {
+		int fd = fds[n_fds - 1];
+		if (sys(__NR_lseek, fd, 0, SEEK_END) < (long)head->body_size)
+			return false;
+		long address = sys(__NR_mmap, 0, head->body_size, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE, fd, 0);
+		if (address < 0 && address > -4096)
+			return true; /* no memory: the caller sees the channel close */
+		body = (char *)address;
+	} else if (size - sizeof *head != head->body_size) {
+		return false;
+	}
+	bool sensible = !body[head->body_size - 1] && take_start(head, body);
+	if (sensible && head->mode == NSBOX_START_REPLACE)
+		become_process();
+	if (sensible)
+		start_process(head->mode);
+	if (head->in_memfd)
+		sys(__NR_munmap, body, head->body_size);
+	return sensible;
+}
+
+/* ---- files ---------------------------------------------------------- */
+
+/*
+ * Open a path that begins at the root, without ".." and links: each part by itself, since
+ * the filter may refuse openat2(2), whose arguments it cannot see. The path is changed.
+ */
+static int open_path_inside(char *path, uint64_t flags, uint64_t mode)
+{
+	enum { STEP = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC };
+	int directory = (int)sys(__NR_openat, AT_FDCWD, "/", STEP);
+	char *part = path, *end;
+
+	for (; directory >= 0; part = end + 1) {
+		while (*part == '/')
+			part++;
+		for (end = part; *end && *end != '/'; end++)
+			;
+		bool final = !*end;
+		*end = '\0';
+		long fd = -EXDEV;
+		if (part[0] != '.' || part[1] != '.' || part[2])
+			fd = RETRY(sys(__NR_openat, directory, *part ? part : ".",
+				       final ? flags | O_NOFOLLOW : STEP, mode));
+		sys(__NR_close, directory);
+		directory = (int)fd;
+		if (final)
+			break;
+	}
+	return directory;
+}
+
+static bool open_file(uint64_t size)
+{
+	const struct open_request *head = (const struct open_request *)message;
+	char *path = message + sizeof *head;
+
+	if (size <= sizeof *head || message[size - 1] || n_fds != 1)
+		return false;
+	int fd =
+		open_path_inside(path, head->flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, head->mode);
+	const struct reply reply = {
+		.version = PROTOCOL_VERSION,
+		.kind = REPLY_OPENED,
+		.error = fd < 0 ? -fd : 0,
+	};
+	answer(fds[0], &reply, fd);
+	if (fd >= 0)
+		sys(__NR_close, fd);
+	return true;
+}
+
+/* ---- messages ------------------------------------------------------- */
+
+/* The descriptors that came with a message. Descriptors of ours may be used up: then not all. */
+static void take_fds(const struct cmsghdr *head, size_t size)
+{
+	n_fds = 0;
+	if (size < sizeof *head || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
+		return;
+	n_fds = (uint32_t)((head->cmsg_len - CMSG_LEN(0)) / sizeof *fds);
+	memcpy(fds, CMSG_DATA(head), n_fds * sizeof *fds);
+}
+
+/* One message from the caller; false ends everything. */
+static bool take_request(void)
+{
+	static union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof fds)];
+	} control;
+	struct iovec part = { message, sizeof message };
+	struct msghdr packet = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control,
+	};
+
+	long size = sys(__NR_recvmsg, INIT_CONTROL, &packet, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	if (size == -EAGAIN || size == -EINTR)
+		return true;
+	if (size < (long)(2 * sizeof(uint32_t)) || packet.msg_flags & MSG_TRUNC)
+		return false;
+	take_fds(&control.head, packet.msg_controllen);
+	const uint32_t *head = (const uint32_t *)message;
+	bool sensible = head[0] == PROTOCOL_VERSION;
+	/* Not all of its descriptors fitted in: the caller sees the channel close. */
+	if (sensible && !(packet.msg_flags & MSG_CTRUNC)) {
+		if (head[1] == REQUEST_START)
+			sensible = start((uint64_t)size);
+		else
+			sensible = head[1] == REQUEST_OPEN && open_file((uint64_t)size);
+	}
+	close_received();
+	return sensible;
+}
+
+/* ---- the whole ------------------------------------------------------ */
+
+/* Signals that somebody outside may mean for the process that everything ends with. */
+static signal_mask forwarded(void)
+{
+	static const int signals[] = { SIGCHLD, SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
+				       SIGUSR1, SIGUSR2, SIGCONT, SIGWINCH };
+	signal_mask mask = 0;
+
+	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+		mask |= 1ULL << (signals[i] - 1);
+	return mask;
+}
+
+static void set_up(void)
+{
+	signal_mask mask = forwarded();
+
+	nsbox_prctl(PR_SET_DUMPABLE, 0);
+	sys(__NR_prctl, PR_SET_NAME, "nsbox-init", 0, 0, 0);
+	nsbox_close_range(3, ~0U, 0);
+	/* What we hold is nothing for the processes that we start. */
+	for (int fd = 0; fd < 3; fd++)
+		sys(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
+	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
+	long signals = sys(__NR_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals < 0)
+		exit_process(1);
+	polls[POLL_CONTROL] = (struct pollfd){ .fd = INIT_CONTROL, .events = POLLIN };
+	polls[POLL_CALLER] = (struct pollfd){ .fd = INIT_CALLER, .events = POLLIN };
+	polls[POLL_SIGNALS] = (struct pollfd){ .fd = (int)signals, .events = POLLIN };
+}
+
+__attribute__((noreturn, used)) void init_main(void)
+{
+	const uint64_t no_time[2] = { 0, 0 };
+	bool more = false;
+
+	set_up();
+	for (;;) {
+		long ready = sys(__NR_ppoll, polls, POLL_CHANNELS + n_processes,
+				 more ? no_time : NULL, 0, sizeof(signal_mask));
+		if (ready < 0 && ready != -EINTR)
+			exit_process(1);
+		if (polls[POLL_CALLER].revents)
+			exit_process(0);
+		kill_abandoned();
+		if (polls[POLL_SIGNALS].revents || more) {
+			take_signals();
+			more = reap_some();
+		}
+		if (polls[POLL_CONTROL].revents && !take_request())
+			exit_process(0);
+	}
+}
+
+/* The entry: the kernel's stack, and nothing to return to. */
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall init_main\n\thlt\n");
+#elif defined(__aarch64__)
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tbl init_main\n\tbrk #0\n");
+#endif

@@ -1,0 +1,126 @@
+"""
+The program nsbox-init, and what a system-call filter must permit for it to work.
+
+It is built with the package (csrc/init.c) and run from a sealed memfd: no path leads to
+it, nobody can write to it, and those who run it cannot read it.
+"""
+
+import fcntl
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from . import _filter
+from ._constants import CLONE_CHILD_CLEARTID, CLONE_PIDFD, CLONE_VFORK, CLONE_VM
+from .errors import UnsupportedError
+
+PROGRAM: Final = Path(__file__).parent / "nsbox-init"
+
+_MFD_EXEC: Final = 0x10  # Linux 6.3; without it, vm.memfd_noexec may forbid to execute
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
+
+
+@lru_cache(maxsize=1)
+def image() -> int:
+    """
+    Return the descriptor of a sealed memfd with the program: one for the whole process.
+
+    Raises:
+        UnsupportedError: If the package has no program, or this host lets no memfd be executed.
+        OSError: If the memfd could not be made.
+    """
+    try:
+        program = PROGRAM.read_bytes()
+    except FileNotFoundError:
+        raise UnsupportedError(
+            f"{PROGRAM} is missing: this nsbox was installed without it; build it with pip, "
+            "or install a wheel"
+        ) from None
+    fd = _create()
+    try:
+        os.write(fd, program)
+        # Whoever may not read what he executes cannot be traced by his like: ptrace(2).
+        os.fchmod(fd, 0o111)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def _create() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("nsbox-init", flags | _MFD_EXEC)
+    except PermissionError:
+        raise UnsupportedError(
+            "the sysctl vm.memfd_noexec is 2: no memfd may be executed, and nsbox-init is one"
+        ) from None
+    except OSError:
+        return os.memfd_create("nsbox-init", flags)  # a kernel before 6.3
+
+
+# What it calls, and its child until its own exec: csrc/init.c, follow_request() in csrc/child.c.
+_CALLS: Final[tuple[tuple[str, *tuple[int, ...]], ...]] = (
+    ("clone", CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID),
+    ("clone", CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CHILD_CLEARTID),
+    ("prctl", _PR_SET_PDEATHSIG),
+    ("prctl", _PR_SET_DUMPABLE),
+    ("prctl", _PR_SET_NAME),
+    *(
+        (name,)
+        for name in (
+            "capget",
+            "capset",
+            "chdir",
+            "close",
+            "close_range",
+            "dup3",
+            "execve",
+            "execveat",
+            "exit_group",
+            "fcntl",
+            "futex",
+            "getpriority",
+            "ioctl",
+            "kill",
+            "lseek",
+            "mmap",
+            "munmap",
+            "openat",
+            "pidfd_send_signal",
+            "ppoll",
+            "prlimit64",
+            "read",
+            "recvmsg",
+            "rt_sigaction",
+            "rt_sigprocmask",
+            "sendmsg",
+            "setgroups",
+            "setpgid",
+            "setpriority",
+            "setresgid",
+            "setresuid",
+            "setsid",
+            "signalfd4",
+            "umask",
+            "waitid",
+            "write",
+        )
+    ),
+)
+
+
+@lru_cache(maxsize=16)
+def works_under(program: bytes) -> bool:
+    """
+    Tell whether an init can work under a filter, and hand it down to what it starts.
+
+    Otherwise its children install it themselves, each right before its exec.
+    """
+    return not program or _filter.permits(program, _CALLS)

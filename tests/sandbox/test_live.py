@@ -1,0 +1,322 @@
+"""A sandbox that stays: what is kept, what ends when, and what happens after the end."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import nsbox
+from nsbox import PIPE, Live, PlanError, Sandbox, SpawnError, Step
+
+
+@pytest.fixture
+def live(box: Sandbox) -> Iterator[Live]:
+    with box.open() as opened:
+        yield opened
+
+
+def shell(live: Live, command: str) -> str:
+    result = live.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
+    return str(result.stdout).strip()
+
+
+# ---- commands --------------------------------------------------------------
+
+
+def test_state_is_kept(live: Live) -> None:
+    """What one command writes to the private /tmp, the next one reads."""
+    shell(live, "echo kept > /tmp/file")
+    assert shell(live, "cat /tmp/file") == "kept"
+
+
+def test_worlds_are_apart(box: Sandbox, live: Live) -> None:
+    """Another live sandbox of the same description has its own files."""
+    shell(live, "echo kept > /tmp/file")
+    with box.open() as other:
+        assert shell(other, "ls /tmp") == ""
+
+
+def test_init_is_the_first_process(live: Live) -> None:
+    """The first process is the init, and the command is its child."""
+    assert shell(live, "cat /proc/1/comm; echo $PPID") == "nsbox-init\n1"
+
+
+def test_status_and_output(live: Live) -> None:
+    """Status, streams and input are those of the command."""
+    result = live.run(
+        ["/bin/sh", "-c", "cat; echo err >&2; exit 7"], input=b"in", capture_output=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (7, b"in", b"err\n")
+    assert result.reason is nsbox.Reason.EXIT
+
+
+def test_signal_of_command(live: Live) -> None:
+    """A command is no first process: a signal without a handler ends it, and it alone."""
+    with live.spawn(["/bin/cat"], stdin=PIPE) as process:
+        process.terminate()
+        assert process.wait() == -signal.SIGTERM
+    assert shell(live, "echo alive") == "alive"
+
+
+def test_same_layers(box: Sandbox, live: Live) -> None:
+    """Ids, capabilities, filter and no_new_privs of a command are those of a payload."""
+    command = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig)' /proc/self/status; ulimit -a"
+    args = ["/bin/sh", "-c", command]
+    fresh = box.run(args, capture_output=True, text=True, check=True)
+    kept = live.run(args, capture_output=True, text=True, check=True)
+    assert kept.stdout == fresh.stdout
+    assert kept.enforced == fresh.enforced
+
+
+def test_limits_of_resources() -> None:
+    """Resource limits and niceness hold for the command."""
+    with Sandbox(limits=nsbox.Limits(open_files=17, nice=5)).open() as live:
+        assert shell(live, "ulimit -n; nice") == "17\n5"
+
+
+def test_no_descriptor_of_others(live: Live) -> None:
+    """A command has its streams and nothing of the init's."""
+    with live.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE):
+        names = shell(live, "ls -l /proc/self/fd")
+    assert len([line for line in names.splitlines() if "->" in line]) == 4  # with its directory
+    assert "socket" not in names
+
+
+def test_passed_descriptors(live: Live, tmp_path: Path) -> None:
+    """Descriptors are handed on under their numbers, also where others stand in the way."""
+    write = "import os; [os.write(fd, b'%d ' % fd) for fd in (7, 40, 41)]"
+    code = (
+        "import os, nsbox\n"
+        "with nsbox.Sandbox().open() as live:\n"
+        "    read_end, write_end = os.pipe()\n"
+        "    fds = [os.dup2(write_end, number) for number in (40, 7, 41)]\n"
+        f"    live.run(['/usr/bin/python3', '-c', {write!r}], pass_fds=fds, check=True)\n"
+        "    print(os.read(read_end, 99).decode())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["7", "40", "41"], "")
+
+
+def test_closed_streams(live: Live) -> None:
+    """A stream that the caller does not have is closed for the command too."""
+    code = (
+        "import os, nsbox\n"
+        "with nsbox.Sandbox().open() as live:\n"
+        "    for fd in range(3): os.close(fd)\n"
+        "    result = live.run(['/bin/sh', '-c', 'ls /proc/self/fd > /tmp/fds'])\n"
+        "    out = live.run(['/bin/cat', '/tmp/fds'], stdout=-1)\n"
+        "    os._exit(9 if out.stdout.split() == [b'0', b'1'] else 1)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+
+
+def test_big_arguments(live: Live) -> None:
+    """A mebibyte of arguments and environment arrives."""
+    args, env = ["x" * 100_000] * 5, {f"V{number}": "y" * 100_000 for number in range(5)}
+    command = "echo ${#1} $# ${#V4} $(env | wc -c)"
+    result = live.run(
+        ["/bin/sh", "-c", command, "name", *args], env=env, capture_output=True, text=True
+    )
+    sizes = result.stdout.split()
+    assert sizes[:3] == ["100000", "5", "100000"]
+    assert int(sizes[3]) > 500_000
+
+
+@pytest.mark.parametrize("count", [40, 200])
+def test_too_big_arguments(box: Sandbox, live: Live, count: int) -> None:
+    """More arguments than the kernel takes fail as in a sandbox that is made anew."""
+    args = ["/bin/true", *["x" * 100_000] * count]
+    with pytest.raises(SpawnError) as fresh:
+        box.run(args)
+    with pytest.raises(SpawnError) as kept:
+        live.run(args)
+    assert (kept.value.step, kept.value.errno) == (fresh.value.step, fresh.value.errno)
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        (["/no/such"], {}),
+        (["no-such"], {}),
+        (["/etc/passwd"], {}),
+        (["/bin/true"], {"cwd": "/no/such"}),
+        (["/bin/true"], {"cwd": "/etc/passwd"}),
+        (["/bin/true"], {"extra_groups": [4711]}),
+        (["/bin/true"], {"user": 4711}),
+        (["/bin/true"], {"process_group": 4711, "start_new_session": False}),
+    ],
+)
+def test_failures_are_the_same(
+    box: Sandbox, live: Live, args: list[str], options: dict[str, object]
+) -> None:
+    """What cannot be started fails with the error of a sandbox that is made anew."""
+    errors = []
+    for place in (box, live):
+        with pytest.raises(SpawnError) as caught:
+            place.run(args, **options)  # type: ignore[arg-type]
+        errors.append(caught.value)
+    assert repr(errors[0]) == repr(errors[1])
+    assert shell(live, "echo alive") == "alive"
+
+
+def test_many_threads(live: Live) -> None:
+    """Several threads run commands at once, and each gets its own result."""
+
+    def run(number: int) -> int:
+        return live.run(["/bin/sh", "-c", f"exit {number % 256}"]).returncode
+
+    with ThreadPoolExecutor(8) as executor:
+        assert list(executor.map(run, range(200))) == [number % 256 for number in range(200)]
+
+
+def test_thread_that_ends(box: Sandbox) -> None:
+    """The end of the thread that opened the sandbox, or started a command, means nothing."""
+    made: list[Live] = []
+    started: list[nsbox.Process] = []
+    for work in (
+        lambda: made.append(box.open()),
+        lambda: started.append(made[0].spawn(["/bin/cat"], stdin=PIPE)),
+    ):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    with made[0] as live, started[0] as process:
+        assert shell(live, "echo alive") == "alive"
+        assert process.poll() is None
+
+
+def test_timeout_kills_the_command(live: Live) -> None:
+    """At a timeout the command is killed, and the world stays."""
+    with pytest.raises(nsbox.TimeoutExpired):
+        live.run(["/bin/sleep", "60"], timeout=0.1)
+    assert shell(live, "ls /proc | grep -c '^[0-9]'") == "4"  # init, sh, ls and grep
+
+
+def test_late_filter() -> None:
+    """A profile that an init could not live under holds for the commands."""
+    with Sandbox(seccomp="strict").open() as live:
+        result = live.run(["/bin/sh", "-c", "/bin/true"], capture_output=True)
+        assert result.returncode != 0  # no further processes
+        assert live.run(["/bin/grep", "-c", "Seccomp:.2", "/proc/self/status"]).returncode == 0
+
+
+# ---- the end ---------------------------------------------------------------
+
+
+def test_close_ends_everything(box: Sandbox) -> None:
+    """Closing kills all commands, and what they have started; their owners see it."""
+    live = box.open()
+    process = live.spawn(["/bin/sh", "-c", "sleep 60 & sleep 60"])
+    live.close()
+    assert process.wait() == -signal.SIGKILL
+    assert live.closed
+    live.close()
+
+
+def test_after_close(box: Sandbox) -> None:
+    """A closed sandbox starts nothing."""
+    live = box.open()
+    live.close()
+    with pytest.raises(PlanError, match="closed"):
+        live.run(["/bin/true"])
+    with pytest.raises(PlanError, match="closed"):
+        live.spawn(["/bin/true"])
+
+
+def test_init_killed(box: Sandbox) -> None:
+    """If somebody kills the init, commands end, and new ones fail; nothing hangs."""
+    with box.open() as live:
+        process = live.spawn(["/bin/cat"], stdin=PIPE)
+        os.kill(live._control.init.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert process.stdin is not None
+        process.stdin.close()
+        with pytest.raises(SpawnError) as caught:
+            live.run(["/bin/true"])
+        assert caught.value.step is Step.INIT
+
+
+def test_forgotten(box: Sandbox) -> None:
+    """A live sandbox that nobody holds warns, and ends."""
+    opened = [box.open()]
+    opened[0].run(["/bin/true"])
+    with pytest.warns(ResourceWarning, match="still open"):
+        opened.clear()
+
+
+def test_pickle(live: Live) -> None:
+    """It cannot be pickled, and says what can."""
+    with pytest.raises(TypeError, match="pickle its Sandbox"):
+        pickle.dumps(live)
+
+
+def test_fork(live: Live) -> None:
+    """In a fork it is closed, and what the fork does to it does nothing."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            live.run(["/bin/true"])
+        except PlanError:
+            live.kill()
+            status = 9 if live.closed else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert shell(live, "echo alive") == "alive"
+
+
+def test_fork_that_stays(box: Sandbox) -> None:
+    """A fork that lives on keeps no command from being seen to end."""
+    with box.open() as live:
+        with live.spawn(["/bin/cat"], stdin=PIPE) as process:
+            read_end, write_end = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(write_end)
+                os.read(read_end, 1)
+                os._exit(0)
+            os.close(read_end)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        assert shell(live, "echo alive") == "alive"
+        live.close()
+    os.close(write_end)
+    os.waitpid(pid, 0)
+
+
+def test_interpreter_exit(box: Sandbox) -> None:
+    """At the end of the interpreter the sandbox ends, with a warning."""
+    code = (
+        "import nsbox\n"
+        "live = nsbox.Sandbox().open()\n"
+        "live.spawn(['/bin/sleep', '60']).prevent = None\n"
+        "print(live._control.init.pid)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "ResourceWarning: live sandbox" in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"namespaces": "none"}, "namespaces"),
+        ({"pid": "host"}, "pid"),
+        ({"capabilities": ["CAP_SYS_PTRACE"]}, "CAP_SYS_PTRACE"),
+    ],
+)
+def test_no_init_possible(options: dict[str, object], match: str) -> None:
+    """Where no init can be, opening is refused."""
+    with pytest.raises(PlanError, match=match):
+        Sandbox(**options).open()  # type: ignore[arg-type]
