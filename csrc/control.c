@@ -70,35 +70,103 @@ int nsbox_control_close(struct nsbox_control *control)
 	return 0;
 }
 
-int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_request *request,
-			  struct nsbox_dumpable *dumpable, struct nsbox_control *control)
+/* A sorted set of descriptors, as pass_fds is one. */
+struct descriptors {
+	int32_t fds[MOST_DESCRIPTORS];
+	uint32_t n;
+};
+
+static int insert(struct descriptors *set, int fd)
 {
+	uint32_t i = set->n;
+
+	if (i == MOST_DESCRIPTORS)
+		return -E2BIG;
+	for (; i > 0 && set->fds[i - 1] > fd; i--)
+		set->fds[i] = set->fds[i - 1];
+	set->fds[i] = fd;
+	set->n++;
+	return 0;
+}
+
+/*
+ * What the payload is to be handed is known to the Landlock rules, which the init puts in
+ * force for both. Streams as copies, for their numbers are needed.
+ */
+static int make_known(struct descriptors *set, const struct nsbox_request *request, int32_t *copies)
+{
+	int err = 0;
+
+	for (int target = 0; target < 3 && err == 0; target++) {
+		int fd = request->stdio[target] < 0 ? target : request->stdio[target];
+		copies[target] = (int32_t)sys(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+		/* One that is not open is an error of the start, or none. */
+		if (copies[target] >= 0)
+			err = insert(set, copies[target]);
+		else if (copies[target] != -EBADF)
+			err = copies[target];
+	}
+	for (uint32_t i = 0; i < request->n_pass_fds && err == 0; i++)
+		if (sys(__NR_fcntl, request->pass_fds[i], F_GETFD) >= 0)
+			err = insert(set, request->pass_fds[i]);
+	return err;
+}
+
+/* The request of an init: its world is the payload's, the rest is its own. */
+static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
+		      struct descriptors *passed, int control, struct nsbox_dumpable *dumpable,
+		      struct nsbox_result *result)
+{
+	static const char *const argv[] = { "nsbox-init", NULL };
+	static const uint32_t kept = NSBOX_REQUEST_SETSID | NSBOX_REQUEST_RESTORE_SIGNALS |
+				     NSBOX_REQUEST_SHIELD | NSBOX_REQUEST_LATE_FILTER;
 	struct nsbox_request own = *request;
+
+	int caller = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));
+	if (caller < 0)
+		return failed(result, NSBOX_STEP_PIDFD_OPEN, -1, caller);
+	insert(passed, request->exec_fd);
+	own.argv = argv;
+	own.envp = argv + 1;
+	own.cwd = "/";
+	own.stdio[INIT_CONTROL] = control;
+	own.stdio[INIT_CALLER] = own.stdio[2] = caller;
+	own.process_group = -1;
+	own.flags = (request->flags & kept) | NSBOX_REQUEST_INIT;
+	own.pass_fds = passed->fds;
+	own.n_pass_fds = passed->n;
+	int err = nsbox_spawn(plan, &own, dumpable, result);
+	sys(__NR_close, caller);
+	return err;
+}
+
+int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_request *request,
+			  int known, struct nsbox_dumpable *dumpable, struct nsbox_control *control)
+{
+	struct descriptors passed = { .n = 0 };
+	int32_t copies[3] = { -1, -1, -1 };
 	int pair[2];
 
 	control->owner = (int32_t)sys(__NR_getpid);
-	long err = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
-	if (err < 0)
-		return failed(control->init, NSBOX_STEP_SOCKETPAIR, -1, err);
-	control->socket = lift(pair[0]);
-	pair[1] = lift(pair[1]);
-	int caller = lift(nsbox_pidfd_open(control->owner, 0));
-	if (control->socket < 0 || pair[1] < 0) {
-		err = failed(control->init, NSBOX_STEP_SOCKETPAIR, -1, -EMFILE);
-	} else if (caller < 0) {
-		err = failed(control->init, NSBOX_STEP_PIDFD_OPEN, -1, caller);
+	int err = known ? make_known(&passed, request, copies) : 0;
+	if (err < 0) {
+		err = failed(control->init, NSBOX_STEP_MESSAGE, -1, err);
 	} else {
-		own.stdio[INIT_CONTROL] = pair[1];
-		own.stdio[INIT_CALLER] = own.stdio[2] = caller;
-		err = nsbox_spawn(plan, &own, dumpable, control->init);
+		err = (int)sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+		control->socket = err < 0 ? -1 : lift(pair[0]);
+		int other = err < 0 ? -1 : lift(pair[1]);
+		if (control->socket < 0 || other < 0)
+			err = failed(control->init, NSBOX_STEP_SOCKETPAIR, -1,
+				     err < 0 ? err : -EMFILE);
+		else
+			err = spawn_init(plan, request, &passed, other, dumpable, control->init);
+		nsbox_close(&other);
 	}
-	if (caller >= 0)
-		sys(__NR_close, caller);
-	if (pair[1] >= 0)
-		sys(__NR_close, pair[1]);
+	for (int i = 0; i < 3; i++)
+		nsbox_close(&copies[i]);
 	if (err < 0)
 		nsbox_close(&control->socket);
-	return (int)err;
+	return err;
 }
 
 /* ---- the gate ------------------------------------------------------- */
@@ -474,7 +542,7 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		.mode = (uint32_t)mode,
 		.flags = request->flags &
 			 (NSBOX_REQUEST_SETSID | NSBOX_REQUEST_CONTROLLING_TERMINAL |
-			  NSBOX_REQUEST_RESTORE_SIGNALS),
+			  NSBOX_REQUEST_RESTORE_SIGNALS | NSBOX_REQUEST_SHIELD),
 		.uid = request->uid,
 		.gid = request->gid,
 		.umask = request->umask,
@@ -591,8 +659,21 @@ static int await_replacement(int channel, struct nsbox_control *control, int ini
 	int ret = await_word(channel, init, &answer, result);
 	if (ret != 0 || !result->pid)
 		return refused(ret, &answer, result);
-	take_over(control->init, result);
+	result->pid = control->init->pid;
+	result->pidfd = take_pidfd(control->init, &result->end);
 	return 0;
+}
+
+/* The init and its control are the process's from now on, for they end with it. */
+static void bind_to_init(struct nsbox_result *result, struct nsbox_control *control)
+{
+	struct nsbox_exit unused;
+
+	result->init = take_pidfd(control->init, &unused);
+	lock(&control->lock);
+	result->control = control->socket;
+	control->socket = -1;
+	unlock(&control->lock);
 }
 
 /* Send it, and see what becomes of it. */
@@ -611,6 +692,8 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 	int ret = start->head.mode == NSBOX_START_REPLACE
 			  ? await_replacement(channel, control, init, result)
 			  : await_start(&channel, init, result);
+	if (ret == 0 && start->head.mode == NSBOX_START_LAST)
+		bind_to_init(result, control);
 	/* After a failure that is the word for the init to kill what there may be. */
 	nsbox_close(&channel);
 	return ret;
@@ -622,9 +705,7 @@ int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *
 {
 	struct start start;
 
-	*result = (struct nsbox_result){
-		.pidfd = -1, .index = -1, .report = -1, .owner = (int32_t)sys(__NR_getpid)
-	};
+	*result = no_result();
 	int socket = hold(control);
 	if (socket < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, -ESRCH);
@@ -697,4 +778,30 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 		err = opened(&answer);
 	*fd = err < 0 ? -1 : lift(answer.fd);
 	return err < 0 ? (int)err : *fd < 0 ? *fd : 0;
+}
+
+int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
+			  struct nsbox_dumpable *dumpable, struct nsbox_gate *gate,
+			  struct nsbox_result *result)
+{
+	struct nsbox_result init = no_result();
+	struct nsbox_control control = { .socket = -1, .init = &init };
+	struct nsbox_request own = *request;
+
+	/* Cgroups are the init's, and so of all; the limits of time are the payload's. */
+	own.watch = NULL;
+	int err = nsbox_control_prepare(plan, &own, 1, dumpable, &control);
+	if (err < 0) {
+		*result = init;
+		return err;
+	}
+	own = *request;
+	own.cgroup = -1;
+	own.n_tasks = 0;
+	own.flags &= ~(uint32_t)NSBOX_REQUEST_SHIELD;
+	err = nsbox_control_start(&control, plan, &own, NSBOX_START_LAST, gate, result);
+	/* Nothing of these is left if the payload has taken them. */
+	nsbox_control_close(&control);
+	nsbox_discard(&init);
+	return err;
 }

@@ -263,7 +263,7 @@ static bool take_start(const struct start_request *head, char *body)
 	spawn = (struct spawn){
 		.plan = &plan,
 		.request = &request,
-		.result = { .pidfd = -1, .index = -1, .report = -1 },
+		.result = no_result(),
 		.mask = head->mask,
 		.caller_pidfd = INIT_CALLER,
 		.root = -1,
@@ -299,12 +299,12 @@ __attribute__((noreturn)) static void process_main(void *unused)
 }
 
 /* By clone(2), for filters hide clone3(2). */
-static void clone_process(void)
+static void clone_process(uint64_t flags)
 {
 	struct clone_call *call = &spawn.call;
 
 	*call = (struct clone_call){
-		.flags = CLONE_VM,
+		.flags = CLONE_VM | flags,
 		.pidfd = &spawn.result.pidfd,
 		.cgroup = -1,
 		.child_tid = &spawn.alive,
@@ -316,14 +316,55 @@ static void clone_process(void)
 	long pid = clone_by_clone(call);
 	if (pid < 0) {
 		spawn.result.pidfd = -1;
+		spawn.alive = 0;
 		fail(&spawn, NSBOX_STEP_CLONE, -1, pid);
-		return;
+	} else {
+		spawn.result.pid = (int32_t)pid;
 	}
-	spawn.result.pid = (int32_t)pid;
-	await_exec(&spawn);
+}
+
+__attribute__((noreturn)) static void launcher_main(void *unused)
+{
+	(void)unused;
+	clone_process(CLONE_VFORK);
+	for (;;)
+		sys(__NR_exit, 0); /* of this thread */
+}
+
+/*
+ * Into a cgroup whose memory may run out: with CLONE_VFORK, as spawn.c does, and for the
+ * same reason. It suspends a thread of ours, which nobody in here can stop.
+ */
+static void clone_shielded(void)
+{
+	static char launcher_stack[8192] __attribute__((aligned(16)));
+	struct clone_call call = {
+		.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD,
+		.cgroup = -1,
+		.child_tid = &spawn.launcher,
+		.stack = launcher_stack,
+		.stack_size = sizeof launcher_stack,
+		.function = launcher_main,
+	};
+
+	spawn.launcher = LAUNCHER_RUNS;
+	long err = clone_by_clone(&call);
+	if (err < 0)
+		fail(&spawn, NSBOX_STEP_CLONE, -1, err);
+	else
+		await_exec(&spawn, &spawn.launcher);
+}
+
+static void launch(void)
+{
+	if (request.flags & NSBOX_REQUEST_SHIELD)
+		clone_shielded();
+	else
+		clone_process(0);
+	await_exec(&spawn, &spawn.alive);
 	if (!spawn.result.step && !spawn.executing)
 		fail(&spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
-	if (spawn.result.step)
+	if (spawn.result.step && spawn.result.pid)
 		wait_for(P_PID, spawn.result.pid, WEXITED);
 }
 
@@ -334,7 +375,7 @@ static void start_process(uint32_t mode)
 	if (n_processes == MOST_PROCESSES)
 		fail(&spawn, NSBOX_STEP_CLONE, -1, -EAGAIN);
 	else
-		clone_process();
+		launch();
 	answer_start(channel);
 	if (spawn.result.pidfd >= 0)
 		sys(__NR_close, spawn.result.pidfd);

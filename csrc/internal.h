@@ -175,7 +175,8 @@ struct nsbox_exit exit_of(const siginfo_t *info, const struct rusage *usage);
 int pid_of(int pidfd);
 int borrow_pidfd(struct nsbox_result *child);
 void give_back_pidfd(struct nsbox_result *child);
-void take_over(struct nsbox_result *child, struct nsbox_result *result);
+int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
+struct nsbox_result no_result(void);
 /* control.c */
 int receive_end(int channel, struct nsbox_exit *end);
 /* watcher.c */
@@ -185,7 +186,7 @@ int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);
 
 /* spawn.c */
-void await_exec(struct spawn *spawn);
+void await_exec(struct spawn *spawn, uint32_t *alive);
 int pid_in_fdinfo(int pidfd);
 /* The step that failed, with -errno in *err, or NSBOX_STEP_NONE. */
 enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err);

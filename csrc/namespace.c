@@ -146,7 +146,7 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	long address =
 		sys(__NR_mmap, 0, STACK, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
 
-	*result = (struct nsbox_result){ .pidfd = -1, .index = -1, .report = -1 };
+	*result = no_result();
 	if (address < 0 && address > -4096) {
 		result->step = NSBOX_STEP_MMAP;
 		result->error = ENOMEM;

@@ -211,7 +211,7 @@ enum nsbox_request_flag {
 	NSBOX_REQUEST_BARE = 16,                /* clone and exec, nothing between */
 	NSBOX_REQUEST_INHERIT_FDS = 32, /* of pass_fds, keep those that are open and inheritable */
 	NSBOX_REQUEST_SHIELD = 64,      /* the cgroup may run out of memory: see spawn.c */
-	NSBOX_REQUEST_INIT = 128,       /* execute exec_fd, an nsbox-init: limits are not for it */
+	NSBOX_REQUEST_INIT = 128,       /* execute exec_fd: resource limits are not for it */
 	NSBOX_REQUEST_LATE_FILTER = 256 /* nor is the filter */
 };
 
@@ -260,7 +260,7 @@ struct nsbox_request {
 	uint32_t n_tasks;
 	const int32_t *tasks;      /* fds of the "tasks" files of v1 cgroups to join */
 	struct nsbox_watch *watch; /* NULL: nothing to watch */
-	int32_t exec_fd;           /* with NSBOX_REQUEST_INIT: the program; one of pass_fds */
+	int32_t exec_fd;           /* an nsbox-init; with NSBOX_REQUEST_INIT one of pass_fds */
 };
 
 /* A child's end, as waitid(2) and getrusage(2) tell it. */
@@ -286,7 +286,10 @@ struct nsbox_result {
 	/* -- */
 	int32_t report; /* channel over which an init tells the end; -1: it is our own child */
 	int32_t lost;   /* the init has ended, or tells nonsense */
-	int32_t owner;  /* pid of the process that spawned */
+	/* An init that ends with it, and is our own child: its pidfd and control socket; or -1. */
+	int32_t init;
+	int32_t control;
+	int32_t owner; /* pid of the process that spawned */
 	uint32_t lock;
 	uint32_t waiters;
 	struct nsbox_exit end;
@@ -336,9 +339,18 @@ struct nsbox_gate {
 	uint32_t lock;
 };
 
-/* Spawn an init, whose record is control->init. */
+/*
+ * Spawn an init, whose record is control->init: the request with exec_fd, an nsbox-init,
+ * for a program, and the control for its streams. With `known` the Landlock rules are also
+ * for the streams and pass_fds of the request, which the init does not keep.
+ */
 int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_request *request,
-			  struct nsbox_dumpable *dumpable, struct nsbox_control *control);
+			  int known, struct nsbox_dumpable *dumpable,
+			  struct nsbox_control *control);
+/* As nsbox_spawn, with an init that ends with the payload; the request has its exec_fd. */
+int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
+			  struct nsbox_dumpable *dumpable, struct nsbox_gate *gate,
+			  struct nsbox_result *result);
 /* As nsbox_spawn, by the init; of the plan it takes the limits and the filter. */
 int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
 			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,

@@ -142,6 +142,26 @@ int nsbox_close(int32_t *fd)
 
 /* ---- the record ----------------------------------------------------- */
 
+struct nsbox_result no_result(void)
+{
+	return (struct nsbox_result){
+		.pidfd = -1,
+		.index = -1,
+		.report = -1,
+		.init = -1,
+		.control = -1,
+		.owner = (int32_t)sys(__NR_getpid),
+	};
+}
+
+static void close_all(struct nsbox_result *child)
+{
+	nsbox_close(&child->pidfd);
+	nsbox_close(&child->report);
+	nsbox_close(&child->init);
+	nsbox_close(&child->control);
+}
+
 /*
  * After a fork this is the parent's child. The lock is whatever it was at that
  * moment, and the copy of the descriptor is all that is ours.
@@ -150,26 +170,27 @@ static bool is_foreign(struct nsbox_result *child)
 {
 	if (child->owner == (int32_t)sys(__NR_getpid))
 		return false;
-	nsbox_close(&child->pidfd);
-	nsbox_close(&child->report);
+	close_all(child);
 	if (!child->end.code)
 		child->end.code = CLD_EXITED; /* as Popen, assume success */
 	return true;
 }
 
 /* An init that has said nothing has ended, and so has everything else that it started. */
-static int end_without_report(struct nsbox_result *child)
+static void assume_killed(struct nsbox_result *child)
 {
-	const uint64_t no_time[2] = { 0, 0 };
-	struct pollfd ended = { .fd = child->pidfd, .events = POLLIN };
-
-	if (sys(__NR_ppoll, &ended, 1, no_time, 0, sizeof(signal_mask)) <= 0)
-		return 0;
 	if (exit_of_reaped(child->pidfd, &child->end) < 0) {
 		child->end.code = CLD_KILLED;
 		child->end.status = SIGKILL;
 	}
-	return 1;
+}
+
+static bool is_readable(int fd)
+{
+	const uint64_t no_time[2] = { 0, 0 };
+	struct pollfd readable = { .fd = fd, .events = POLLIN };
+
+	return sys(__NR_ppoll, &readable, 1, no_time, 0, sizeof(signal_mask)) > 0;
 }
 
 /* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */
@@ -180,7 +201,21 @@ static int look_at_report(struct nsbox_result *child)
 		return ret;
 	nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
 	child->lost = 1;
-	return end_without_report(child);
+	if (!is_readable(child->pidfd))
+		return 0;
+	assume_killed(child);
+	return 1;
+}
+
+/* By an init that is our own child, and whose end is that of everything: it comes last. */
+static int look_at_init(struct nsbox_result *child)
+{
+	struct nsbox_exit end;
+
+	int ret = reap(child->init, &end);
+	if (ret == 1 && receive_end(child->report, &child->end) != 1)
+		assume_killed(child);
+	return ret;
 }
 
 /* The caller holds the lock. 1: the end is known. */
@@ -188,12 +223,14 @@ static int look(struct nsbox_result *child)
 {
 	int ret = 1;
 
-	if (!child->end.code && child->pidfd >= 0)
-		ret = child->report < 0 ? reap(child->pidfd, &child->end) : look_at_report(child);
-	if (ret == 1 && !child->waiters) {
-		nsbox_close(&child->pidfd);
-		nsbox_close(&child->report);
+	if (!child->end.code && child->pidfd >= 0) {
+		if (child->report < 0)
+			ret = reap(child->pidfd, &child->end);
+		else
+			ret = child->init < 0 ? look_at_report(child) : look_at_init(child);
 	}
+	if (ret == 1 && !child->waiters)
+		close_all(child);
 	return ret;
 }
 
@@ -204,8 +241,8 @@ static int look(struct nsbox_result *child)
  */
 static long sleep_until_end(const struct nsbox_result *child, int timeout)
 {
-	bool own = child->report < 0;
-	int pidfd = child->pidfd;
+	bool own = child->report < 0 || child->init >= 0;
+	int pidfd = child->init < 0 ? child->pidfd : child->init;
 	struct pollfd ended = { .fd = own || child->lost ? pidfd : child->report,
 				.events = POLLIN };
 	struct timespec limit = { timeout / 1000, (long)(timeout % 1000) * 1000000 };
@@ -262,14 +299,21 @@ int nsbox_discard(struct nsbox_result *child)
 	if (is_foreign(child) || child->end.code || child->pidfd < 0)
 		return 0;
 	nsbox_signal(child, SIGKILL);
+	/* Whatever that was for the process: with its init, nothing is left. */
+	if (child->init >= 0)
+		nsbox_pidfd_send_signal(child->init, SIGKILL, 0);
 	while (nsbox_wait(child, -1) == -EINTR)
 		;
 	return 1;
 }
 
-/* Let go of the descriptor, and leave the child alone. */
+/*
+ * Let go of the descriptors, and leave the child alone. What its init takes for the sign
+ * of our end stays open until that comes.
+ */
 int nsbox_release(struct nsbox_result *child)
 {
+	nsbox_close(&child->init);
 	return nsbox_close(&child->pidfd);
 }
 
@@ -295,13 +339,13 @@ void give_back_pidfd(struct nsbox_result *child)
 	unlock(&child->lock);
 }
 
-/* The process has a new record; the old one is of nobody. */
-void take_over(struct nsbox_result *child, struct nsbox_result *result)
+/* The pidfd, and what may be known of the end: the process is no longer this record's. */
+int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end)
 {
 	lock(&child->lock);
-	result->pid = child->pid;
-	result->pidfd = child->pidfd;
-	result->end = child->end;
+	int pidfd = child->pidfd;
 	child->pidfd = -1;
+	*end = child->end;
 	unlock(&child->lock);
+	return pidfd;
 }

@@ -221,11 +221,11 @@ static int clone_child(struct spawn *spawn)
 	return 0;
 }
 
-/* Wait until the child has become the payload, or has ended. */
-void await_exec(struct spawn *spawn)
+/* Wait until the child has become the payload, or has ended: the kernel clears *alive then. */
+void await_exec(struct spawn *spawn, uint32_t *alive)
 {
-	while (__atomic_load_n(&spawn->alive, __ATOMIC_ACQUIRE))
-		if (futex_wait_for(&spawn->alive, 1, STOP_TICK) == -ETIMEDOUT)
+	while (__atomic_load_n(alive, __ATOMIC_ACQUIRE))
+		if (futex_wait_for(alive, 1, STOP_TICK) == -ETIMEDOUT)
 			kill_if_stopped(spawn);
 }
 
@@ -236,7 +236,7 @@ static void accompany_child(struct spawn *spawn)
 	enum nsbox_step step = write_id_maps(spawn->plan, spawn->result.pid, &err);
 
 	let_go(spawn, step ? GO_ABORT : GO_RUN);
-	await_exec(spawn);
+	await_exec(spawn, &spawn->alive);
 	/* The child's own record comes first: its end is why a map could not be written. */
 	if (spawn->result.step)
 		return;
@@ -462,9 +462,7 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	static const signal_mask all = ~0ULL;
 	size_t size;
 
-	*result = (struct nsbox_result){
-		.pidfd = -1, .index = -1, .report = -1, .owner = (int32_t)sys(__NR_getpid)
-	};
+	*result = no_result();
 	int err = request->watch ? nsbox_watch_add(request->watch) : 0;
 	if (err < 0) {
 		result->step = NSBOX_STEP_WATCH;

@@ -117,7 +117,7 @@ class Child:
     def __init__(self, *, outlives: bool = False) -> None:
         # Held here too: of a cycle that is collected, the record may be finalised before those
         # who use it in a __del__ of theirs, and lets go of the memory then.
-        self._memory = ffi.new("struct nsbox_result *", {"pidfd": -1, "report": -1})
+        self._memory = ffi.new("struct nsbox_result *", _calls.NO_RESULT)
         # Its destructor is C, too: whoever is forgotten is killed, even if __del__ is interrupted.
         self.record = ffi.gc(self._memory, lib.nsbox_release if outlives else lib.nsbox_discard)
 
@@ -187,6 +187,25 @@ class _Dumpable:
 _dumpable = _Dumpable()
 
 
+class _Gate:
+    """What keeps a fork from copying a message that is half sent: struct nsbox_gate."""
+
+    def __init__(self) -> None:
+        self.note = ffi.new("struct nsbox_gate *")
+        os.register_at_fork(
+            before=self._close, after_in_parent=self._open, after_in_child=self._open
+        )
+
+    def _close(self) -> None:
+        lib.nsbox_gate_close(self.note)
+
+    def _open(self) -> None:
+        lib.nsbox_gate_open(self.note)
+
+
+gate: Final = _Gate()
+
+
 class Lowered:
     """A plan as C structs, with the descriptors that it needs."""
 
@@ -233,7 +252,12 @@ class Lowered:
             SpawnError: If a step failed; nothing is left then.
         """
         struct, keep, note = self._prepared(request)
-        lib.nsbox_spawn(self._struct, struct, note, child.record)
+        if self.plan.init:
+            struct.flags |= self._late_filter
+            struct.exec_fd = _init.image()
+            lib.nsbox_spawn_with_init(self._struct, struct, note, gate.note, child.record)
+        else:
+            lib.nsbox_spawn(self._struct, struct, note, child.record)
         del keep
         self._raise_failure(child, request)
 
@@ -249,16 +273,15 @@ class Lowered:
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
-        image = _init.image()
-        struct, keep, note = self._prepared(request._replace(pass_fds=(image,)))
-        struct.flags |= _INIT | self._late_filter
-        struct.exec_fd = image
+        struct, keep, note = self._prepared(request)
+        struct.flags |= self._late_filter
+        struct.exec_fd = _init.image()
         control.init = child.record
-        lib.nsbox_control_prepare(self._struct, struct, note, control)
+        lib.nsbox_control_prepare(self._struct, struct, False, note, control)
         del keep
         self._raise_failure(child, request)
 
-    def start(self, control: Any, request: Request, child: Child, mode: int, gate: Any) -> None:
+    def start(self, control: Any, request: Request, child: Child, mode: int) -> None:
         """
         Start a payload by an nsbox-init that :meth:`prepare` has started.
 
@@ -267,7 +290,6 @@ class Lowered:
             request: What to start.
             child: Receives the pid and the pidfd.
             mode: NSBOX_START_*.
-            gate: The ``struct nsbox_gate *`` of this process.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
@@ -276,7 +298,7 @@ class Lowered:
             self._check_ids(request)
         struct, keep = self._lower_request(request)
         struct.flags |= self._late_filter
-        lib.nsbox_control_start(control, self._struct, struct, mode, gate, child.record)
+        lib.nsbox_control_start(control, self._struct, struct, mode, gate.note, child.record)
         del keep
         self._raise_failure(child, request)
 

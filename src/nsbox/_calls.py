@@ -8,7 +8,7 @@ they are used from here, since making flag types takes time at import.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from ._native import ffi, lib
 from ._values import PathArg, check_text
@@ -285,7 +285,7 @@ def clone(
         },
     )
     plan = ffi.new("struct nsbox_plan *", {"clone_flags": flags})
-    result = ffi.new("struct nsbox_result *", {"pidfd": -1, "report": -1})
+    result = ffi.new("struct nsbox_result *", NO_RESULT)
     try:
         ret = lib.nsbox_spawn(plan, request, ffi.NULL, result)
         if ret < 0:
@@ -295,6 +295,10 @@ def clone(
         # A signal handler may raise when the child is there, and nobody knows of it.
         lib.nsbox_discard(result)
         raise
+
+
+# What nobody's child is: no descriptor in it is one.
+NO_RESULT: Final = {"pidfd": -1, "report": -1, "init": -1, "control": -1}
 
 
 def string_array(items: Sequence[bytes]) -> tuple[object, list[object]]:

@@ -44,6 +44,8 @@ def compile_plan(box: Description, host: Host) -> Plan:
     Raises:
         PlanError: If the parts contradict each other.
     """
+    if box.init:
+        check_init(box, "init=True")
     if box.without_namespaces:
         return _unshared_plan(box, host)
     return _plan(box, host, _ids(box, host))
@@ -117,6 +119,7 @@ def _plan(box: Description, host: Host, ids: Ids) -> Plan:
         rlimits=_rlimits(box.limits),
         nice=0 if box.limits is None else box.limits.nice or 0,
         fenced=() if box.limits is None else wanted_fields(box.limits),
+        init=box.init,
     )
 
 

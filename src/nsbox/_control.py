@@ -11,7 +11,7 @@ from enum import IntEnum
 from functools import partial
 from typing import Any, Final
 
-from ._bridge import NOWHERE, Child, Lowered, Placement, Request
+from ._bridge import NOWHERE, Child, Lowered, Placement, Request, gate
 from ._calls import Descriptor
 from ._native import ffi, lib
 from ._values import PathArg
@@ -32,34 +32,17 @@ class Mode(IntEnum):
     REPLACE = int(lib.NSBOX_START_REPLACE)
 
 
-class _Process:
-    """What all controls of this process share."""
-
-    def __init__(self) -> None:
-        self.gate = ffi.new("struct nsbox_gate *")
-        self.controls: weakref.WeakSet[Control] = weakref.WeakSet()
-        os.register_at_fork(
-            before=self._before_fork,
-            after_in_parent=self._after_fork,
-            after_in_child=self._after_fork_in_child,
-        )
-
-    def _before_fork(self) -> None:
-        # Nothing is half-sent: see struct nsbox_gate.
-        lib.nsbox_gate_close(self.gate)
-
-    def _after_fork(self) -> None:
-        lib.nsbox_gate_open(self.gate)
-
-    def _after_fork_in_child(self) -> None:
-        lib.nsbox_gate_open(self.gate)
-        for control in list(self.controls):
-            control.close()
+_controls: Final[weakref.WeakSet["Control"]] = weakref.WeakSet()
 
 
-_process: Final = _Process()
+def _after_fork() -> None:
+    for control in list(_controls):
+        control.close()
 
-# The working directory of an init is its root, and its session its own.
+
+os.register_at_fork(after_in_child=_after_fork)
+
+# The session of an init is its own; what it executes, and with which streams, is not said here.
 _INIT: Final = Request(
     argv=(b"nsbox-init",), executable=b"nsbox-init", env={}, cwd="/", stdio=(-1, -1, -1)
 )
@@ -89,7 +72,7 @@ class Control:
         self.init = Child()
         self._memory = ffi.new("struct nsbox_control *", {"socket": -1})
         self._struct = ffi.gc(self._memory, lib.nsbox_control_close)
-        _process.controls.add(self)
+        _controls.add(self)
         lowered.prepare(self._struct, _INIT._replace(placement=placement), self.init)
 
     def start(self, request: Request, child: Child, mode: Mode = Mode.NORMAL) -> None:
@@ -106,7 +89,7 @@ class Control:
             SpawnError: If a step failed; as from ``Lowered.spawn``. Step "init" with ESRCH:
                 the init has ended, or the Control is closed or another process's.
         """
-        self._lowered.start(self._struct, request, child, mode, _process.gate)
+        self._lowered.start(self._struct, request, child, mode)
 
     def open(self, path: PathArg, flags: int, mode: int = 0) -> Descriptor:
         """
@@ -127,7 +110,7 @@ class Control:
         return Descriptor(path, flags, partial(self._openat, mode))
 
     def _openat(self, mode: int, path: bytes, flags: int, fd: Any) -> int:
-        return int(lib.nsbox_control_openat(self._struct, path, flags, mode, _process.gate, fd))
+        return int(lib.nsbox_control_openat(self._struct, path, flags, mode, gate.note, fd))
 
     @property
     def closed(self) -> bool:

@@ -124,7 +124,8 @@ class Plan(NamedTuple):
     Everything about a spawn that does not differ from spawn to spawn.
 
     ``withheld``: without namespaces, the kinds for which the filter stands in;
-    else None. ``keep_bounds``: bounding set and securebits stay as they are.
+    else None. ``keep_bounds``: bounding set and securebits stay as they are. ``init``:
+    the first process is nsbox-init, and the payload its child.
     """
 
     clone_flags: int
@@ -144,6 +145,7 @@ class Plan(NamedTuple):
     fenced: tuple[str, ...] = ()
     withheld: tuple[str, ...] | None = None
     keep_bounds: bool = False
+    init: bool = False
 
     @property
     def unshared(self) -> bool:
@@ -182,3 +184,4 @@ class Description(NamedTuple):
     landlock: bool | None = None
     limits: Limits | None = None
     without_namespaces: bool = False
+    init: bool = False

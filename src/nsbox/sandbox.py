@@ -111,6 +111,13 @@ class Sandbox:
             above are "new", the filter refuses what the namespace would keep
             apart, sockets above all. What needs a mount, a map or a namespace is
             a PlanError. See docs/security.md for what is weaker.
+        init: The first process is nsbox-init, and the payload its child. It reaps what
+            others leave, hands on signals that the host sends it (SIGTERM, SIGINT,
+            SIGHUP, ...), and ends everything when the payload ends. Signals without a
+            handler then end the payload, as they do outside. Default False: the payload is
+            the first process, for which pid_namespaces(7) has rules of its own; that is one
+            process and one exec less, and its status comes from the kernel itself. Needs
+            pid="new" and namespaces="own"; one process more counts for limits.
         capabilities: Names of capabilities that the payload keeps, over its
             own namespaces only (unless user="host"). Default: none. A payload
             with CAP_SYS_ADMIN can make its read-only mounts writable.
@@ -158,6 +165,7 @@ class Sandbox:
     cgroup_ns: NamespaceArg = "new"
     time: NamespaceArg | None = None
     namespaces: Literal["own", "none"] = "own"
+    init: bool = False
     capabilities: Sequence[str] = ()
     seccomp: PathArg | Mapping[str, Any] | Profile | None = "default"
     user_namespaces: bool = False
@@ -178,6 +186,7 @@ class Sandbox:
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
             "seccomp": check_seccomp(self.seccomp),
             "user_namespaces": check_bool("user_namespaces", self.user_namespaces),
+            "init": check_bool("init", self.init),
             "limits": check_limits("limits", self.limits),
             "cgroup": check_parent(self.cgroup),
         }
@@ -492,6 +501,7 @@ class Sandbox:
             landlock=self.landlock,
             limits=self.limits,
             without_namespaces=self.namespaces == "none",
+            init=self.init,
         )
 
 

@@ -41,6 +41,7 @@ FIELDS = (
     "user_namespaces",
     "landlock",
     "namespaces",
+    "init",
     "limits",
     "cgroup",
 )
@@ -72,6 +73,7 @@ CHANGES: list[dict[str, Any]] = [
     {"user_namespaces": True},
     {"landlock": False},
     {"namespaces": "none"},
+    {"init": True},
     {"limits": Limits(pids=3)},
     {"cgroup": "/sys/fs/cgroup/jobs"},
 ]
@@ -336,6 +338,8 @@ INVALID: list[tuple[str, Any, type[Exception]]] = [
     ("namespaces", "new", PlanError),
     ("namespaces", None, PlanError),
     ("namespaces", False, PlanError),
+    ("init", 1, PlanError),
+    ("init", None, PlanError),
     *[
         (name, value, error)
         for name in ("uid", "gid", "host_uid", "host_gid")
