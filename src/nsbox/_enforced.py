@@ -34,7 +34,8 @@ def _namespaces(plan: Plan) -> list[Layer]:
     layers = []
     for kind, flag in NAMESPACE_FLAGS.items():
         if plan.clone_flags & flag:
-            active, why = True, "new"
+            first = ", and nsbox-init is its first process" if plan.init and kind == "pid" else ""
+            active, why = True, f"new{first}"
         elif kind in plan.joins:
             active, why = True, "joined, and shared with what else is in it"
         else:

@@ -31,7 +31,7 @@ class Action(NamedTuple):
     One step of a set-up.
 
     Args:
-        who: "caller", "launcher" or "child".
+        who: "caller", "launcher" or "child"; with an init also "init" and "payload".
         call: The system call, or the file that is written.
         arguments: What it is about, as text.
         op: Position among the plan's operations (``SpawnError.index``), or -1.
@@ -94,7 +94,7 @@ def explain_plan(plan: Plan, cwd: str) -> Explanation:
         actions += sources
     for index, op in enumerate(plan.ops):
         actions += [Action("child", *text, op=index) for text in _operation(op, plan)]
-    actions += [Action("child", *text) for text in _finish(plan, cwd)]
+    actions += _finish(plan, cwd)
     return Explanation(actions, layers_of(plan))
 
 
@@ -188,12 +188,38 @@ def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
             return [("pivot_root", ". ."), ("umount2", "the host's mounts (MNT_DETACH)")]
 
 
-def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
-    names = [name for number, name in enumerate(CAPABILITIES) if plan.capabilities >> number & 1]
-    kept = ", ".join(names) or "none"
+def _finish(plan: Plan, cwd: str) -> list[Action]:
+    """Return what comes when the world is finished; with an init, in two processes."""
+    if not plan.init:
+        steps = [*_handed(), *_restrictions(plan), *_own(plan, cwd), *_filter(plan)]
+        return [Action("child", *step) for step in [*steps, ("execve", "the payload")]]
+    init = [
+        ("dup3", "the control socket and a pidfd of the caller into place"),
+        ("setsid", "no controlling terminal"),
+        *_restrictions(plan),
+        ("fchdir", "/"),
+        *_filter(plan),
+        ("execveat", "nsbox-init, from a sealed memfd; it must not be traced (PR_SET_DUMPABLE)"),
+    ]
+    payload = [*_handed(), ("close_range", "3-, but for those passed"), *_own(plan, cwd)]
+    return [
+        *(Action("child", *step) for step in init),
+        Action("init", "clone", "CLONE_VM | CLONE_PIDFD"),
+        *(Action("payload", *step) for step in [*payload, ("execve", "the payload")]),
+    ]
+
+
+def _handed() -> list[tuple[str, str]]:
     return [
         ("dup3", "stdin, stdout, stderr into place"),
         ("setsid", "no controlling terminal"),
+    ]
+
+
+def _restrictions(plan: Plan) -> list[tuple[str, str]]:
+    names = [name for number, name in enumerate(CAPABILITIES) if plan.capabilities >> number & 1]
+    kept = ", ".join(names) or "none"
+    return [
         ("prctl", "PR_SET_NO_NEW_PRIVS"),
         *_restriction(plan),
         ("close_range", "3-, but for those passed"),
@@ -203,12 +229,23 @@ def _finish(plan: Plan, cwd: str) -> list[tuple[str, str]]:
         ("prctl", f"PR_CAP_AMBIENT: {kept}"),
         *([] if plan.keep_bounds else [("prctl", "PR_SET_SECUREBITS: noroot, and locked")]),
         ("capset", f"effective, permitted, inheritable: {kept}"),
-        ("fchdir", cwd),
+    ]
+
+
+def _own(plan: Plan, cwd: str) -> list[tuple[str, str]]:
+    """Return what is the payload's alone, and no init's."""
+    return [
+        ("chdir" if plan.init else "fchdir", cwd),
         *([("setpriority", f"at least {plan.nice}")] if plan.nice else []),
         *(("prlimit64", f"{_RLIMIT_NAMES[number]} {value}") for number, value in plan.rlimits),
-        *([("seccomp", f"the filter {name_of(plan.seccomp)!r}")] if plan.seccomp else []),
-        ("execve", "the payload"),
     ]
+
+
+def _filter(plan: Plan) -> list[tuple[str, str]]:
+    if plan.seccomp is None:
+        return []
+    late = "; if the init could not work under it, before the payload's execve" if plan.init else ""
+    return [("seccomp", f"the filter {name_of(plan.seccomp)!r}{late}")]
 
 
 def _restriction(plan: Plan) -> list[tuple[str, str]]:
