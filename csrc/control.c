@@ -316,6 +316,11 @@ static int receive(int channel, struct answer *answer)
 	if (size <= 0)
 		return (int)size;
 	take_control(answer, &control.head, message.msg_controllen);
+	/* We have no room for the descriptor. */
+	if (message.msg_flags & MSG_CTRUNC) {
+		nsbox_close(&answer->fd);
+		return -EMFILE;
+	}
 	if (size == sizeof answer->reply && !(message.msg_flags & MSG_TRUNC) &&
 	    answer->reply.version == PROTOCOL_VERSION)
 		return 1;

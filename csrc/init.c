@@ -500,6 +500,20 @@ static void take_fds(const struct cmsghdr *head, size_t size)
 	memcpy(fds, CMSG_DATA(head), n_fds * sizeof *fds);
 }
 
+/* Not all descriptors fitted in; without the channel, the caller sees that close. */
+static void answer_no_room(void)
+{
+	static const struct reply reply = {
+		.version = PROTOCOL_VERSION,
+		.kind = REPLY_STARTED,
+		.step = NSBOX_STEP_MESSAGE,
+		.error = EMFILE,
+		.index = -1,
+	};
+	if (n_fds)
+		answer(fds[0], &reply, -1);
+}
+
 /* One message from the caller; false ends everything. */
 static bool take_request(void)
 {
@@ -523,8 +537,9 @@ static bool take_request(void)
 	take_fds(&control.head, packet.msg_controllen);
 	const uint32_t *head = (const uint32_t *)message;
 	bool sensible = head[0] == PROTOCOL_VERSION;
-	/* Not all of its descriptors fitted in: the caller sees the channel close. */
-	if (sensible && !(packet.msg_flags & MSG_CTRUNC)) {
+	if (packet.msg_flags & MSG_CTRUNC) {
+		answer_no_room();
+	} else if (sensible) {
 		if (head[1] == REQUEST_START)
 			sensible = start((uint64_t)size);
 		else
