@@ -17,6 +17,7 @@ SOURCES = (
     "privileges.c",
     "landlock.c",
     "limits.c",
+    "files.c",
     "spawn.c",
     "process.c",
     "control.c",

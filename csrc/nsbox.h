@@ -367,6 +367,14 @@ int nsbox_open(const char *path, int flags, int32_t *fd);
 /* Close *fd, and set it to -1; without effect the second time. */
 int nsbox_close(int32_t *fd);
 
+/*
+ * Several small files in one call (files.c). Write: count paths and texts by turns, *done
+ * of them when one fails. Read: each text ends with a NUL, and is empty if its file cannot
+ * be read; returns the size of them all.
+ */
+int nsbox_write_files(const char *items, uint32_t count, uint32_t *done);
+int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t size);
+
 /* The watcher of this process, or NULL without memory; one is enough, and is never freed. */
 struct nsbox_watcher *nsbox_watcher_create(void);
 /* In a fork, which has no copy of the thread: close what belongs to it. */

@@ -6,7 +6,7 @@ they are used from here, since making flag types takes time at import.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NoReturn
 
@@ -68,6 +68,40 @@ class Descriptor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def write_files(items: Sequence[tuple[str, str]]) -> None:
+    """
+    Write texts into files of the kernel's, in order: pairs of a path and a text.
+
+    Raises:
+        OSError: For the first that cannot be written, with its path.
+    """
+    done = ffi.new("uint32_t *")
+    ret = lib.nsbox_write_files(_joined(part for item in items for part in item), len(items), done)
+    if ret < 0:
+        _fail(ret, items[done[0]][0])
+
+
+_SIZE: Final = 32768
+_new_buffer: Final = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def read_files(paths: Sequence[str]) -> list[str]:
+    """
+    Return what is in files of the kernel's; "" for one that cannot be read.
+
+    Args:
+        paths: A few of them; more than 32 KiB together are cut.
+    """
+    buffer = _new_buffer("char[]", _SIZE)
+    size = lib.nsbox_read_files(_joined(paths), len(paths), buffer, _SIZE)
+    return bytes(ffi.buffer(buffer, size)).decode("ascii").split("\0")[:-1]
+
+
+def _joined(items: Iterable[str]) -> bytes:
+    """Return strings as csrc/files.c takes them."""
+    return os.fsencode("".join(f"{item}\0" for item in items))
 
 
 def unshare(flags: int) -> None:

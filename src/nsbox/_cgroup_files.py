@@ -5,14 +5,14 @@ Two dialects, version 1 and version 2. Nothing here makes or removes a cgroup.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ._cgroup_layout import UNIFIED
 from .limits import IoLimit, Limits
 
 PERIOD: Final = 100_000
-"""Microseconds over which a cpu limit is counted: the kernel's default."""
+"""Microseconds over which a cpu limit is counted: what a new cgroup has, on v1 too."""
 
 CONTROLLER_OF: Final = {
     "memory": "memory",
@@ -97,10 +97,7 @@ _V1: Final[Mapping[str, _Lower]] = {
     "memory": lambda limits, _: [Setting("memory.limit_in_bytes", str(limits.memory))],
     "swap": _v1_swap,
     "pids": lambda limits, _: [Setting("pids.max", str(limits.pids))],
-    "cpu": lambda limits, _: [
-        Setting("cpu.cfs_period_us", str(PERIOD)),
-        Setting("cpu.cfs_quota_us", str(_quota(limits))),
-    ],
+    "cpu": lambda limits, _: [Setting("cpu.cfs_quota_us", str(_quota(limits)))],
     "cpuset": _v1_cpuset,
 }
 
@@ -193,22 +190,34 @@ FIGURES: Final[Mapping[str, tuple[Source, ...]]] = {
 """Each figure, and where it may be found, the best first."""
 
 
-class Reader:
-    """Reads figures of one cgroup; each file once, so that figures of one file agree."""
+Read = Callable[[Sequence[str]], Sequence[str]]
+"""Returns what is in some files, "" for one that cannot be read."""
 
-    def __init__(self, directories: Mapping[tuple[str, int], str]) -> None:
-        self.directories = directories
-        self._texts: dict[str, str | None] = {}
+
+class Reader:
+    """
+    Some figures of one cgroup at one moment.
+
+    Each file is read once, so that figures of one file agree.
+
+    Args:
+        directories: Of the cgroup, by controller and version of its hierarchy.
+        names: The figures, keys of FIGURES.
+        read: Reads all their files.
+    """
+
+    def __init__(
+        self, directories: Mapping[tuple[str, int], str], names: Iterable[str], read: Read
+    ) -> None:
+        self._found = {name: _present(directories, FIGURES[name]) for name in names}
+        paths = list({path: None for found in self._found.values() for path, _ in found})
+        self._texts = dict(zip(paths, read(paths), strict=True))
         self.sources: dict[str, str] = {}
 
     def figure(self, name: str) -> float | None:
         """Return a figure, and note its source; None if nothing here measures it."""
-        for source in FIGURES[name]:
-            directory = self.directories.get((source.controller, source.version))
-            if directory is None:
-                continue
-            text = self._text(f"{directory}/{source.file}")
-            number = None if text is None else _number(text, source.key)
+        for path, source in self._found[name]:
+            number = _number(self._texts[path], source.key)
             if number is not None:
                 self.sources[name] = str(source)
                 return number * source.unit
@@ -219,15 +228,21 @@ class Reader:
         number = self.figure(name)
         return None if number is None else int(number)
 
-    def _text(self, path: str) -> str | None:
-        if path not in self._texts:
-            self._texts[path] = read(path)
-        return self._texts[path]
+
+def _present(
+    directories: Mapping[tuple[str, int], str], sources: Iterable[Source]
+) -> list[tuple[str, Source]]:
+    """Return the sources that a cgroup has, each after its path."""
+    found = []
+    for source in sources:
+        directory = directories.get((source.controller, source.version))
+        if directory is not None:
+            found.append((f"{directory}/{source.file}", source))
+    return found
 
 
 def read(path: str) -> str | None:
     """Return a file's text without the space around it; None if it cannot be read."""
-    # Unbuffered and undecoded: this is most of what the end of a run costs.
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(16384).decode("ascii").strip()
@@ -236,12 +251,11 @@ def read(path: str) -> str | None:
 
 
 def _number(text: str, key: str | None) -> int | None:
+    """Return the number that a file holds, or the one that its line with a key ends with."""
     if key is None:
-        return int(text) if text.isdecimal() else None
-    for line in text.splitlines():
-        word, _, rest = line.partition(" ")
-        if word == key:
-            # A pressure file ends its lines with "total=N".
-            value = rest.rpartition("total=")[2]
-            return int(value) if value.isdecimal() else None
-    return None
+        value = text.strip()
+    else:
+        # At a line's beginning; a pressure file ends its lines with "total=N".
+        _, _, rest = f"\n{text}".partition(f"\n{key} ")
+        value = rest.partition("\n")[0].rpartition("total=")[2]
+    return int(value) if value.isdecimal() else None

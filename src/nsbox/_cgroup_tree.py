@@ -33,19 +33,19 @@ _HINTS: Final = {
 
 
 @contextmanager
-def reported(path: str) -> Iterator[None]:
-    """Turn an OSError into a CgroupError about a path."""
+def reported() -> Iterator[None]:
+    """Turn an OSError that names its file into a CgroupError."""
     try:
         yield
     except OSError as error:
         number = error.errno or errno.EIO
-        raise CgroupError(number, path, _HINTS.get(number)) from None
+        raise CgroupError(number, os.fsdecode(error.filename), _HINTS.get(number)) from None
 
 
 def write(path: str, text: str) -> None:
     """Write a file of a cgroup."""
-    with reported(path), Descriptor(path, os.O_WRONLY) as fd:
-        os.write(fd, text.encode())
+    with reported():
+        _calls.write_files([(path, text)])
 
 
 # ---- ending ---------------------------------------------------------------

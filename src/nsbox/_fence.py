@@ -5,11 +5,12 @@ A fence is opened right before the spawn and ended after the payload has been
 reaped. What it makes, it removes.
 """
 
+import errno
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from ._bridge import End, Placement
@@ -67,14 +68,14 @@ class Verdict(NamedTuple):
 class Fence:
     """The limits of one run."""
 
-    def __init__(self, terms: Terms, choose_place: Callable[[], Choice]) -> None:
+    def __init__(self, terms: Terms, site: "Site") -> None:
         """
         Args:
             terms: What to keep.
-            choose_place: Returns where to make the cgroup, if one is needed.
+            site: Where the cgroup is made, if one is needed.
         """
         self._terms = terms
-        self._choose_place = choose_place
+        self._site = site
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._verdict: Verdict | None = None
@@ -106,15 +107,12 @@ class Fence:
             raise
 
     def _open(self) -> Placement:
-        choice = self._choose_place() if self._terms.want_cgroup else None
         born, shield = -1, False
         tasks: list[int] = []
-        if choice is not None:
+        if self._terms.want_cgroup:
+            choice, self.cgroup = self._site.make()
             self.degraded = choice.degraded
-        if choice is not None and choice.parts:
-            self.cgroup = make(
-                self._terms.limits, choice, enable=isinstance(self._terms.parent, Cgroup)
-            )
+        if self.cgroup is not None:
             for part, directory in zip(choice.parts, self.cgroup.directories, strict=True):
                 shield = shield or "memory" in part.controllers
                 if part.version == 2:
@@ -147,7 +145,7 @@ class Fence:
 
     def _open_usage(self) -> int:
         assert self.cgroup is not None
-        directories = self.cgroup.reader().directories
+        directories = self.cgroup.by_controller()
         for source in FIGURES["cpu_time"]:
             directory = directories.get((source.controller, source.version))
             if directory is not None:
@@ -192,15 +190,14 @@ class Fence:
             return self._verdict
 
     def _conclude(self, end: End, wall_time: float) -> Verdict:
-        """What is still in the cgroup is killed first: figures are final when it is empty."""
+        """Figures are final when the cgroup is empty: what may still be in it is killed first."""
         usage = plain_usage(end, wall_time)
         if self._watch is not None:
             self._watch.remove()
         if self.cgroup is not None and not self.cgroup.closed:
-            try:
-                self.cgroup.empty(_PATIENCE)
-            except CgroupError:
-                pass  # discard() will say so
+            if not self._terms.sole:
+                with suppress(CgroupError):  # discard() will say so
+                    self.cgroup.empty(_PATIENCE)
             usage = _measured(usage, self.cgroup)
         return Verdict(usage, self._reason(end, usage))
 
@@ -267,9 +264,23 @@ def _processors(limits: Limits) -> int:
     return os.cpu_count() or 1
 
 
+_PRESSURES: Final = {name: f"pressure_{name}" for name in ("cpu", "memory", "io")}
+
+_MEASURED: Final = (
+    "cpu_time",
+    "user_time",
+    "system_time",
+    "memory_peak",
+    "pids_peak",
+    "oom_kills",
+    "pids_refused",
+    *_PRESSURES.values(),
+)
+
+
 def _measured(usage: Usage, cgroup: Cgroup) -> Usage:
     """Return usage with the figures of a cgroup, as far as this host has them."""
-    reader = cgroup.reader()
+    reader = cgroup.reader(_MEASURED)
     cpu_time = reader.figure("cpu_time")
     if cpu_time is not None:
         # All processes, and not only those that were waited for.
@@ -279,7 +290,7 @@ def _measured(usage: Usage, cgroup: Cgroup) -> Usage:
             user_time=usage.user_time if user is None else user,
             system_time=usage.system_time if system is None else system,
         )
-    pressure = {name: reader.figure(f"pressure_{name}") for name in ("cpu", "memory", "io")}
+    pressure = {name: reader.figure(figure) for name, figure in _PRESSURES.items()}
     return usage._replace(
         memory_peak=reader.count("memory_peak"),
         pids_peak=reader.count("pids_peak"),
@@ -290,25 +301,33 @@ def _measured(usage: Usage, cgroup: Cgroup) -> Usage:
     )
 
 
-def chooser(terms: Terms) -> Callable[[], Choice]:
+class Site:
     """
-    Return what decides where a sandbox's cgroups are made, once for many runs.
+    Where the cgroups of one sandbox are made: decided once for many runs.
 
-    The place is looked for again when it is gone, or the calling process is another one.
+    It is looked for again when it is gone, or the calling process is another one.
     """
-    made: list[tuple[tuple[int, int], Choice]] = []
 
-    def choose_place() -> Choice:
-        caller = os.getpid(), os.geteuid()
-        known = made[0] if made else None
-        if (
-            known is not None
-            and known[0] == caller
-            and all(os.path.isdir(part.parent) for part in known[1].parts)
-        ):
-            return known[1]
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._known: tuple[tuple[int, int], Choice] | None = None
+
+    def make(self) -> tuple[Choice, Cgroup | None]:
+        """Make a cgroup, or none if all that needed one is left out."""
+        caller, known = (os.getpid(), os.geteuid()), self._known
+        if known is not None and known[0] == caller:
+            try:
+                return self._make(known[1])
+            except CgroupError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
+        terms = self._terms
         choice = choose(terms.limits, terms.parent, measure=terms.parent is not None)
-        made[:] = [(caller, choice)]
-        return choice
+        self._known = caller, choice
+        return self._make(choice)
 
-    return choose_place
+    def _make(self, choice: Choice) -> tuple[Choice, Cgroup | None]:
+        if not choice.parts:
+            return choice, None
+        limits, parent = self._terms.limits, self._terms.parent
+        return choice, make(limits, choice, enable=isinstance(parent, Cgroup))

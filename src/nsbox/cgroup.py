@@ -10,7 +10,7 @@ import errno
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -174,18 +174,22 @@ class Cgroup:
             found.update(int(pid) for pid in read_words(f"{directory}/cgroup.procs"))
         return sorted(found - {0})  # 0: not in our pid namespace
 
-    def reader(self) -> Reader:
-        """Return what reads its figures at this moment."""
-        directories = {}
-        for part, directory in zip(self._parts, self.directories, strict=True):
-            for controller in part.controllers:
-                directories[controller, part.version] = directory
-        return Reader(directories)
+    def reader(self, names: Iterable[str]) -> Reader:
+        """Return some of its figures at this moment: see :class:`nsbox._cgroup_files.Reader`."""
+        return Reader(self.by_controller(), names, _calls.read_files)
+
+    def by_controller(self) -> dict[tuple[str, int], str]:
+        """Return its directories by controller and version of the hierarchy."""
+        return {
+            (controller, part.version): directory
+            for part, directory in zip(self._parts, self.directories, strict=True)
+            for controller in part.controllers
+        }
 
     def stats(self) -> Stats:
         """Return what its processes use."""
         self._check_open()
-        reader = self.reader()
+        reader = self.reader(name for name in Stats._fields if name != "sources")
         return Stats(
             memory=reader.count("memory"),
             memory_peak=reader.count("memory_peak"),
@@ -203,7 +207,7 @@ class Cgroup:
     def events(self) -> Events:
         """Return how often a limit was met."""
         self._check_open()
-        reader = self.reader()
+        reader = self.reader(Events._fields)
         return Events(reader.count("oom_kills"), reader.count("pids_refused"))
 
     # ---- acting ----
@@ -264,11 +268,21 @@ class Cgroup:
 
     def remove(self, patience: float) -> None:
         """As :meth:`close`, with another bound in seconds."""
-        self.empty(patience)
-        deadline = time.monotonic() + patience
-        for directory in reversed(self.directories):
-            remove_tree(directory, deadline)
+        if not self._removed_at_once():
+            self.empty(patience)
+            deadline = time.monotonic() + patience
+            for directory in reversed(self.directories):
+                remove_tree(directory, deadline)
         self._forget()
+
+    def _removed_at_once(self) -> bool:
+        """Remove it if nothing is in it, by far the most common case: the kernel knows best."""
+        try:
+            for directory in reversed(self.directories):
+                os.rmdir(directory)
+        except OSError:
+            return False
+        return True
 
     def abandon(self) -> None:
         """Leave it to be removed when a later one is made."""
@@ -431,22 +445,23 @@ def make(
     cgroup._owner, cgroup._closed = os.getpid(), True
     if _abandoned:
         _remove_abandoned()
+    directories = cgroup.directories
+    settings = []
     try:
-        for part, directory in zip(choice.parts, cgroup.directories, strict=True):
+        for part, directory in zip(choice.parts, directories, strict=True):
             sweep_once(part.parent)
             if enable and part.version == 2:
                 _enable(part)
-            with reported(directory):
+            settings += [(f"{directory}/{file}", value) for file, value in part.settings]
+        with reported():
+            for directory in directories:
                 os.mkdir(directory)
-            for file, value in part.settings:
-                write(f"{directory}/{file}", value)
-        first = cgroup.directories[0]
-        with reported(first):
-            cgroup._directory = Descriptor(first, os.O_RDONLY | os.O_DIRECTORY)
+            _calls.write_files(settings)
+            cgroup._directory = Descriptor(directories[0], os.O_RDONLY | os.O_DIRECTORY)
         cgroup._closed = False
     except BaseException:
         # All of them: a signal handler can raise after mkdir(), before that is noted anywhere.
-        for directory in reversed(cgroup.directories):
+        for directory in reversed(directories):
             with suppress(OSError):
                 os.rmdir(directory)
         raise

@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from types import MappingProxyType, ModuleType
@@ -12,12 +12,11 @@ from typing import Any, Final, Literal, Unpack
 
 from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
-from ._cgroup_choice import Choice
 from ._compile import check_init, compile_plan
 from ._constants import CAPABILITIES
 from ._control import Control
 from ._explain import Explanation, explain_plan
-from ._fence import Fence, Terms, chooser
+from ._fence import Fence, Site, Terms
 from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
@@ -528,7 +527,7 @@ class _Cache:
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
         self._modules: dict[str, ModuleType] = {}
-        self._terms: tuple[Terms, Callable[[], Choice]] | None = None
+        self._terms: tuple[Terms, Site] | None = None
 
     def fence(self, box: Sandbox) -> Fence | None:
         """Return the fence for one run, or None if there is nothing to keep."""
@@ -537,7 +536,7 @@ class _Cache:
         if self._terms is None:
             parent = check_parent(box.cgroup)
             terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init())
-            self._terms = terms, chooser(terms)
+            self._terms = terms, Site(terms)
         return Fence(*self._terms)
 
     def lowered(self, box: Sandbox) -> Lowered:
