@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import warnings
+import weakref
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -19,7 +20,7 @@ from ._cgroup_choice import Choice, wanted_fields
 from ._cgroup_files import FIGURES
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
 from .cgroup import Cgroup, choose, make
-from .errors import CgroupError, SpawnError
+from .errors import CgroupError, NsboxError, SpawnError
 from .limits import Limits, nanoseconds
 from .result import Reason, Usage
 
@@ -156,6 +157,10 @@ class Fence:
         """The payload runs: let go of what was only needed to start it."""
         while self._to_start:
             self._to_start.pop().close()
+
+    def prepare_next(self) -> None:
+        """The caller has time: its payload runs."""
+        self._site.prepare()
 
     def advise(self, error: SpawnError) -> None:
         """Say so in an error if it was a limit that the spawn failed at."""
@@ -305,29 +310,72 @@ class Site:
     """
     Where the cgroups of one sandbox are made: decided once for many runs.
 
-    It is looked for again when it is gone, or the calling process is another one.
+    It is looked for again when it is gone, or the calling process is another one. For a
+    sandbox that is used again and again, the cgroup of the next run is made while this
+    one is waited for.
     """
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._known: tuple[tuple[int, int], Choice] | None = None
+        self._used_again = False
+        self._spares: list[tuple[Choice, Cgroup]] = []
+        weakref.finalize(self, _remove_spares, self._spares)
 
     def make(self) -> tuple[Choice, Cgroup | None]:
         """Make a cgroup, or none if all that needed one is left out."""
-        caller, known = (os.getpid(), os.geteuid()), self._known
-        if known is not None and known[0] == caller:
-            try:
-                return self._make(known[1])
-            except CgroupError as error:
-                if error.errno not in (errno.ENOENT, errno.ENODEV):
-                    raise
+        known = self._known
+        if known is None or known[0] != _caller():
+            return self._make_elsewhere()
+        self._used_again = True
+        return self._take_spare(known[1]) or self._make_there(known[1])
+
+    def prepare(self) -> None:
+        """Make the cgroup of the next run, if that is likely to come; errors will be its own."""
+        known = self._known
+        if self._used_again and known is not None and known[1].parts and not self._spares:
+            with suppress(NsboxError, OSError):
+                self._spares.append((known[1], self._fresh(known[1])))
+
+    def _make_elsewhere(self) -> tuple[Choice, Cgroup | None]:
         terms = self._terms
         choice = choose(terms.limits, terms.parent, measure=terms.parent is not None)
-        self._known = caller, choice
-        return self._make(choice)
+        self._known = _caller(), choice
+        return choice, self._fresh(choice) if choice.parts else None
 
-    def _make(self, choice: Choice) -> tuple[Choice, Cgroup | None]:
+    def _make_there(self, choice: Choice) -> tuple[Choice, Cgroup | None]:
         if not choice.parts:
             return choice, None
-        limits, parent = self._terms.limits, self._terms.parent
-        return choice, make(limits, choice, enable=isinstance(parent, Cgroup))
+        try:
+            return choice, self._fresh(choice)
+        except CgroupError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+        return self._make_elsewhere()
+
+    def _fresh(self, choice: Choice) -> Cgroup:
+        return make(self._terms.limits, choice, enable=isinstance(self._terms.parent, Cgroup))
+
+    def _take_spare(self, choice: Choice) -> tuple[Choice, Cgroup] | None:
+        try:
+            made_for, cgroup = self._spares.pop()  # one step: of two threads one gets it
+        except IndexError:
+            return None
+        if made_for is choice and all(map(os.path.isdir, cgroup.directories)):
+            return choice, cgroup
+        _remove_spares([(made_for, cgroup)])
+        return None
+
+
+def _caller() -> tuple[int, int]:
+    return os.getpid(), os.geteuid()
+
+
+def _remove_spares(spares: list[tuple[Choice, Cgroup]]) -> None:
+    """Remove what has not been used; a copy in a fork is only forgotten."""
+    while spares:
+        _, cgroup = spares.pop()
+        try:
+            cgroup.close()
+        except CgroupError:
+            cgroup.abandon()

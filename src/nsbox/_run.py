@@ -122,6 +122,7 @@ def _communicate(
     it. A Process that nobody holds any more is killed in any case.
     """
     try:
+        process.prepare_next()
         return process.communicate(input, timeout=timeout)
     except BaseException as error:
         process.kill()

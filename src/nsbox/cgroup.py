@@ -97,6 +97,7 @@ class Cgroup:
 
     _parts: tuple[Part, ...]
     _name: str
+    _directories: tuple[str, ...]
     _owner: int
     _directory: Descriptor
     _closed: bool
@@ -149,7 +150,7 @@ class Cgroup:
     @property
     def directories(self) -> tuple[str, ...]:
         """Its directories, one for each hierarchy, that of version 2 first."""
-        return tuple(f"{part.parent}/{self._name}" for part in self._parts)
+        return self._directories
 
     @property
     def closed(self) -> bool:
@@ -442,10 +443,11 @@ def make(
     cgroup = Cgroup.__new__(Cgroup)
     cgroup.limits, cgroup.degraded = limits, choice.degraded
     cgroup._parts, cgroup._name = choice.parts, _cgroup_names.new_name()
+    directories = tuple(f"{part.parent}/{cgroup._name}" for part in choice.parts)
+    cgroup._directories = directories
     cgroup._owner, cgroup._closed = os.getpid(), True
     if _abandoned:
         _remove_abandoned()
-    directories = cgroup.directories
     settings = []
     try:
         for part, directory in zip(choice.parts, directories, strict=True):

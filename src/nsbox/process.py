@@ -276,6 +276,11 @@ class Process(subprocess.Popen[Any]):
             raise ValueError("Cannot send input after starting communication")
         return self._capture.run(timeout)
 
+    def prepare_next(self) -> None:
+        """Make ready what the next one like it will need; for who waits for its end anyway."""
+        if self._fence is not None:
+            self._fence.prepare_next()
+
     def end_for_output(self) -> None:
         """Kill the sandbox because it has written more than may be captured."""
         assert self._fence is not None
