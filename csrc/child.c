@@ -65,12 +65,7 @@ static int set_ids(struct spawn *spawn)
 	return err < 0 ? fail(spawn, NSBOX_STEP_SETRESUID, -1, err) : 0;
 }
 
-/*
- * Wait until the other half has written the id maps, then take on the ids
- * inside. Before that this process has no id that its user namespace knows,
- * and may not create a file in a file system of that namespace.
- */
-int take_ids(struct spawn *spawn)
+void await_maps(struct spawn *spawn)
 {
 	uint32_t go;
 
@@ -78,6 +73,16 @@ int take_ids(struct spawn *spawn)
 		futex_wait(&spawn->go, GO_WAIT);
 	if (go == GO_ABORT)
 		exit_process(1);
+}
+
+/*
+ * Wait until the other half has written the id maps, then take on the ids
+ * inside. Before that this process has no id that its user namespace knows,
+ * and may not create a file in a file system of that namespace.
+ */
+int take_ids(struct spawn *spawn)
+{
+	await_maps(spawn);
 	/* In a user namespace of our own the old uid is not its root: nothing to keep. */
 	if (spawn->plan->uid_map)
 		return set_ids(spawn) < 0 ? -1 : die_with_caller(spawn);
@@ -326,17 +331,31 @@ static int execute(struct spawn *spawn)
 	return fail(spawn, NSBOX_STEP_EXECVE, -1, kept ? kept : last);
 }
 
+bool has_source(const struct nsbox_op *op)
+{
+	return op->code == NSBOX_OP_BIND || op->code == NSBOX_OP_DEVICE ||
+	       op->code == NSBOX_OP_MASK || op->code == NSBOX_OP_PATH;
+}
+
 int open_sources(struct spawn *spawn)
 {
-	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
-		int code = spawn->plan->ops[index].code;
-		if (code != NSBOX_OP_BIND && code != NSBOX_OP_DEVICE && code != NSBOX_OP_MASK &&
-		    code != NSBOX_OP_PATH)
-			continue;
-		if (open_source(spawn, index) < 0)
+	for (uint32_t index = 0; index < spawn->plan->n_ops; index++)
+		if (has_source(&spawn->plan->ops[index]) && open_source(spawn, index) < 0)
 			return -1;
-	}
 	return 0;
+}
+
+/* The new root, and all that is in it. */
+static int build_root(struct spawn *spawn)
+{
+	if (spawn->stage == STAGE_REST)
+		return finish_root(spawn);
+	/* All before the first mount: some of the mounts change the working directory. */
+	bool by_caller =
+		spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES && spawn->stage == STAGE_WHOLE;
+	if (!by_caller && open_sources(spawn) < 0)
+		return -1;
+	return run_operations(spawn);
 }
 
 static int set_up(struct spawn *spawn)
@@ -345,14 +364,11 @@ static int set_up(struct spawn *spawn)
 	int umask = (int)sys(__NR_umask, 0);
 	if (spawn->request->umask >= 0)
 		umask = spawn->request->umask;
-	/* All before the first mount: some of the mounts change the working directory. */
-	if (!(spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES) && open_sources(spawn) < 0)
-		return -1;
 	/*
 	 * Ids before descriptors: whoever changes them looks at the caller's pidfd again.
 	 * Landlock between: its rules are on descriptors of mounts and of what is handed on.
 	 */
-	if (run_operations(spawn) < 0 || set_stdio(spawn) < 0 || set_session(spawn) < 0 ||
+	if (build_root(spawn) < 0 || set_stdio(spawn) < 0 || set_session(spawn) < 0 ||
 	    set_requested_ids(spawn) < 0 || forbid_new_privileges(spawn) < 0 ||
 	    restrict_self(spawn) < 0 || close_others(spawn) < 0)
 		return -1;

@@ -12,13 +12,19 @@ from cffi import FFI
 CSRC = Path(__file__).resolve().parent
 SOURCES = (
     "syscalls.c",
+    "targets.c",
+    "overlays.c",
     "mounts.c",
+    "ahead.c",
     "child.c",
     "privileges.c",
     "landlock.c",
     "limits.c",
     "files.c",
     "spawn.c",
+    "copy.c",
+    "make.c",
+    "spare.c",
     "process.c",
     "control.c",
     "namespace.c",
@@ -44,7 +50,9 @@ ffibuilder.set_source(
     "nsbox._native",
     '#include "nsbox.h"\n',
     sources=[relative(name) for name in SOURCES],
-    depends=[relative("nsbox.h"), relative("internal.h"), relative("protocol.h")],
+    depends=[
+        relative(name) for name in ("nsbox.h", "internal.h", "mounts.h", "protocol.h", "spare.h")
+    ],
     include_dirs=["csrc"],
     # Our functions are nobody else's: without these two, a symbol of the same name
     # in the program would replace one of them, and could skip the set-up.

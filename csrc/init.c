@@ -408,7 +408,7 @@ __attribute__((noreturn)) static void become_process(void)
 }
 
 /* Whether the message made sense. */
-static bool start(uint64_t size)
+static bool serve_start(uint64_t size)
 {
 	const struct start_request *head = (const struct start_request *)message;
 	char *body = message + sizeof *head;
@@ -468,7 +468,7 @@ static int open_path_inside(char *path, uint64_t flags, uint64_t mode)
 	return directory;
 }
 
-static bool open_file(uint64_t size)
+static bool serve_open(uint64_t size)
 {
 	const struct open_request *head = (const struct open_request *)message;
 	char *path = message + sizeof *head;
@@ -541,9 +541,9 @@ static bool take_request(void)
 		answer_no_room();
 	} else if (sensible) {
 		if (head[1] == REQUEST_START)
-			sensible = start((uint64_t)size);
+			sensible = serve_start((uint64_t)size);
 		else
-			sensible = head[1] == REQUEST_OPEN && open_file((uint64_t)size);
+			sensible = head[1] == REQUEST_OPEN && serve_open((uint64_t)size);
 	}
 	close_received();
 	return sensible;

@@ -9,6 +9,7 @@
 #include <asm/unistd.h>
 #include <errno.h>
 #include <linux/types.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -117,6 +118,37 @@ struct clone_call {
 /* States of spawn.launcher; the kernel sets LAUNCHER_ENDED (CLONE_CHILD_CLEARTID). */
 enum { LAUNCHER_ENDED, LAUNCHER_RUNS, LAUNCHER_HAS_CLONED };
 
+/*
+ * How much of the work a child does: all of it, in a copy of the host's mount namespace
+ * or of a base; or part of it ahead (ahead.c), the base of a store or a spare set of
+ * namespaces; or the rest, with a spare.
+ */
+enum stage { STAGE_WHOLE, STAGE_COPY, STAGE_BASE, STAGE_AHEAD, STAGE_REST };
+
+/* The descriptors of a spare; those of a base are two of them. */
+enum {
+	SPARE_USER,    /* namespaces; -1: the plan wants no new one of that kind */
+	SPARE_UTS,     /* ... */
+	SPARE_IPC,     /* ... */
+	SPARE_NET,     /* ... */
+	SPARE_SOURCES, /* mount namespace with the sources and a procfs, a copy of the base */
+	SPARE_ROOT,    /* mount namespace with the finished root */
+	SPARE_PROC,    /* mount point of the procfs in it, or -1 */
+	SPARE_RULESET, /* Landlock rules on its mounts, or -1 */
+	SPARE_COUNT
+};
+
+struct spare {
+	int fds[SPARE_COUNT];
+};
+
+/* What was at the path of a source when a base was made. */
+struct identity {
+	uint64_t inode;
+	uint64_t mount;
+	uint32_t major, minor;
+};
+
 /* States of spawn.go, on which the child waits for its id maps. */
 enum { GO_WAIT, GO_RUN, GO_ABORT };
 
@@ -135,6 +167,7 @@ struct spawn {
 	uint32_t stops;        /* how many times in a row the child has been found stopped */
 	bool executing;        /* the set-up is done: what ends the child now ends the payload */
 	uint64_t parent_flags; /* CLONE_PARENT in a launcher */
+	uint64_t clone_flags;  /* CLONE_NEW* of the child */
 	bool shielded;         /* the launcher clones with CLONE_VFORK */
 	uint32_t launcher;
 	struct clone_call call;
@@ -144,6 +177,15 @@ struct spawn {
 	bool *own;           /* for each operation: mount points may be made in its mount */
 	int root;            /* the new root */
 	int scratch;
+	enum stage stage;
+	uint32_t n_joins; /* the launcher's, as in struct nsbox_plan */
+	const int32_t *joins;
+	const int32_t *join_types;
+	int32_t spare_joins[SPARE_COUNT];
+	int32_t spare_types[SPARE_COUNT];
+	struct spare spare;                /* made by this child, or used by it */
+	int transfer;                      /* socket over which the caller gets what was made */
+	const struct identity *identities; /* STAGE_BASE: what each source has to be */
 	/* Of a process that an init starts (init.c): */
 	int32_t *received; /* for each of pass_fds: where its file is; NULL: there already */
 	int channel;       /* a socket to keep until the exec, above all pass_fds; or -1 */
@@ -156,6 +198,8 @@ int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
 __attribute__((noreturn)) void child_main(void *spawn);
 void follow_request(struct spawn *spawn);
 int open_sources(struct spawn *spawn);
+bool has_source(const struct nsbox_op *op);
+void await_maps(struct spawn *spawn);
 int take_ids(struct spawn *spawn);
 int die_with_caller(struct spawn *spawn);
 /* privileges.c */
@@ -165,7 +209,13 @@ int drop_privileges(struct spawn *spawn);
 int install_filter(struct spawn *spawn);
 /* landlock.c */
 int open_path(struct spawn *spawn, uint32_t index);
+int make_ruleset(struct spawn *spawn);
 int restrict_self(struct spawn *spawn);
+/* ahead.c */
+__attribute__((noreturn)) void base_main(void *spawn);
+__attribute__((noreturn)) void ahead_main(void *spawn);
+int finish_root(struct spawn *spawn);
+uint64_t namespace_flag(int kind);
 /* limits.c: in the child */
 int enter_cgroups(struct spawn *spawn);
 int set_limits(struct spawn *spawn);
@@ -185,10 +235,19 @@ int watch_begin(struct nsbox_watch *watch, int pidfd);
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);
 
+/* spare.c */
+bool maker_has(struct nsbox_maker *maker, int fd);
+enum stage store_take(struct nsbox_store *store, struct spare *spare, bool by_launcher);
+void store_return(struct nsbox_store *store, struct spare *spare);
+
 /* spawn.c */
 void await_exec(struct spawn *spawn, uint32_t *alive);
 int pid_in_fdinfo(int pidfd);
-/* The step that failed, with -errno in *err, or NSBOX_STEP_NONE. */
+struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size);
+int open_caller_pidfd(struct spawn *spawn);
+void start(struct spawn *spawn, struct nsbox_dumpable *dumpable);
+void discard_child(struct spawn *spawn);
+/* The step that failed, with -errno in *err, or NSBOX_STEP_NONE */
 enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err);
 
 /* syscalls.c */
@@ -197,6 +256,7 @@ long clone_by_clone(struct clone_call *call);
 long futex_wait(uint32_t *word, uint32_t value);
 long futex_wait_for(uint32_t *word, uint32_t value, uint64_t nanoseconds);
 long futex_wake(uint32_t *word);
+int create_thread(pthread_t *thread, void *(*function)(void *), void *argument);
 void lock(uint32_t *word);
 void unlock(uint32_t *word);
 long wait_for(int idtype, int id, int options);

@@ -112,27 +112,42 @@ static int allow_queues(struct spawn *spawn, int ruleset)
 	return err < 0 ? fail(spawn, NSBOX_STEP_LANDLOCK_RULE, -1, err) : 0;
 }
 
-static int add_rules(struct spawn *spawn, int ruleset)
+/* The rules on mounts that this child has made: one that was made ahead has its rule already. */
+static int allow_mounts(struct spawn *spawn, int ruleset)
 {
 	const struct nsbox_plan *plan = spawn->plan;
-	const struct nsbox_request *request = spawn->request;
 
 	for (uint32_t i = 0; i < plan->n_rules; i++) {
 		int op = plan->rules[i].op;
+		if (spawn->mounts[op] < 0)
+			continue;
 		long err = allow(ruleset, spawn->mounts[op], plan->rules[i].rights, FILE_RIGHTS);
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_LANDLOCK_RULE, op, err);
 	}
+	return 0;
+}
+
+static int allow_descriptors(struct spawn *spawn, int ruleset)
+{
+	const struct nsbox_request *request = spawn->request;
+
 	for (int fd = 0; fd < 3; fd++)
 		if (allow_descriptor(spawn, ruleset, fd) < 0)
 			return -1;
 	for (uint32_t i = 0; i < request->n_pass_fds; i++)
 		if (allow_descriptor(spawn, ruleset, request->pass_fds[i]) < 0)
 			return -1;
-	return allow_queues(spawn, ruleset);
+	return 0;
 }
 
-int restrict_self(struct spawn *spawn)
+static bool wants_landlock(const struct nsbox_plan *plan)
+{
+	return plan->landlock_rights || plan->landlock_scoped;
+}
+
+/* A ruleset with all the rules that do not depend on what is handed on; -1: failed, or none. */
+int make_ruleset(struct spawn *spawn)
 {
 	const struct nsbox_plan *plan = spawn->plan;
 	struct ruleset_attr attr = {
@@ -144,12 +159,29 @@ int restrict_self(struct spawn *spawn)
 		      : plan->landlock_net  ? offsetof(struct ruleset_attr, scoped)
 					    : sizeof attr.handled_access_fs;
 
-	if (!plan->landlock_rights && !plan->landlock_scoped)
-		return 0;
+	if (!wants_landlock(plan))
+		return -1;
 	int ruleset = (int)sys(__NR_landlock_create_ruleset, &attr, size, 0);
 	if (ruleset < 0)
 		return fail(spawn, NSBOX_STEP_LANDLOCK_RULESET, -1, ruleset);
-	if (plan->landlock_rights && add_rules(spawn, ruleset) < 0)
+	if (plan->landlock_rights &&
+	    (allow_mounts(spawn, ruleset) < 0 || allow_queues(spawn, ruleset) < 0))
+		return -1;
+	return ruleset;
+}
+
+int restrict_self(struct spawn *spawn)
+{
+	const struct nsbox_plan *plan = spawn->plan;
+	bool ahead = spawn->stage == STAGE_REST;
+
+	if (!wants_landlock(plan))
+		return 0;
+	int ruleset = ahead ? spawn->spare.fds[SPARE_RULESET] : make_ruleset(spawn);
+	if (ruleset < 0)
+		return -1;
+	if (plan->landlock_rights &&
+	    ((ahead && allow_mounts(spawn, ruleset) < 0) || allow_descriptors(spawn, ruleset) < 0))
 		return -1;
 	long err = sys(__NR_landlock_restrict_self, ruleset, 0);
 	sys(__NR_close, ruleset);

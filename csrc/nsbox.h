@@ -122,8 +122,9 @@ enum nsbox_opcode {
 
 enum nsbox_op_flag {
 	NSBOX_OP_IN_SCRATCH = 1, /* target is relative to scratch, not to the new root */
-	NSBOX_OP_OWN = 2,   /* a file system of the sandbox's own: mount points may be made in it */
-	NSBOX_OP_PLACED = 4 /* target is relative to the mount of parent, where it exists */
+	NSBOX_OP_OWN = 2, /* a file system of the sandbox's own: mount points may be made in it */
+	NSBOX_OP_PLACED = 4, /* target is relative to the mount of parent, where it exists */
+	NSBOX_OP_LATE = 8    /* needs the payload's pid namespace, so it cannot be done ahead */
 };
 
 /* A parameter for fsconfig(2); a flag has no value. */
@@ -217,6 +218,10 @@ enum nsbox_request_flag {
 
 struct nsbox_watcher;
 
+/* What is made ahead of the spawns of one sandbox, by a thread of C (spare.c). */
+struct nsbox_store;
+struct nsbox_maker;
+
 enum nsbox_hit { NSBOX_HIT_NONE, NSBOX_HIT_WALL_TIME, NSBOX_HIT_CPU_TIME };
 
 /*
@@ -261,6 +266,8 @@ struct nsbox_request {
 	const int32_t *tasks;      /* fds of the "tasks" files of v1 cgroups to join */
 	struct nsbox_watch *watch; /* NULL: nothing to watch */
 	int32_t exec_fd;           /* an nsbox-init; with NSBOX_REQUEST_INIT one of pass_fds */
+	struct nsbox_store *store; /* NULL: nothing is made ahead for it */
+	struct nsbox_maker *maker; /* NULL: nothing at all is made ahead in this process */
 };
 
 /* A child's end, as waitid(2) and getrusage(2) tell it. */
@@ -383,6 +390,24 @@ int nsbox_watch_add(struct nsbox_watch *watch);
 int nsbox_watch_remove(struct nsbox_watch *watch);
 /* Send SIGKILL to everything in a cgroup, frozen or not. */
 int nsbox_cgroup_kill(int directory);
+
+/* The thread that makes things ahead: one is enough, and is never freed. NULL without memory. */
+struct nsbox_maker *nsbox_maker_create(void);
+/* Before a fork, and at the end: finish what is at hand, and end the thread until resumed. */
+int nsbox_maker_stop(struct nsbox_maker *maker);
+int nsbox_maker_resume(struct nsbox_maker *maker);
+/* In a fork: close the copies of all that was made ahead. */
+int nsbox_maker_forget(struct nsbox_maker *maker);
+/* Wait until the thread has nothing to do. */
+int nsbox_maker_settle(struct nsbox_maker *maker);
+/* Let go of all that was made ahead; it will be made anew. Returns when nothing is left. */
+int nsbox_maker_drain(struct nsbox_maker *maker);
+/* Empty at first; it keeps a copy of the plan. dumpable: as for nsbox_spawn. */
+struct nsbox_store *nsbox_store_create(struct nsbox_maker *maker, const struct nsbox_plan *plan,
+				       struct nsbox_dumpable *dumpable);
+/* Make ahead now what the next spawn can use; returns how many can. Only for who measures. */
+int nsbox_store_fill(struct nsbox_store *store);
+int nsbox_store_destroy(struct nsbox_store *store);
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);
 

@@ -66,7 +66,7 @@ static size_t aligned(size_t size)
 }
 
 /* One mapping: struct spawn, its arrays, the stacks (child, launcher). */
-static struct spawn *allocate(const struct nsbox_plan *plan, size_t *size)
+struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 {
 	size_t per_op = sizeof(uint64_t) + 2 * sizeof(int) + sizeof(bool);
 	size_t head = aligned(sizeof(struct spawn) + plan->n_ops * per_op);
@@ -87,6 +87,16 @@ static struct spawn *allocate(const struct nsbox_plan *plan, size_t *size)
 	spawn->call.stack_size = STACK_SIZE;
 	for (uint32_t i = 0; i < plan->n_ops; i++)
 		spawn->sources[i] = spawn->mounts[i] = -1;
+	for (int i = 0; i < SPARE_COUNT; i++)
+		spawn->spare.fds[i] = -1;
+	spawn->result = no_result();
+	spawn->plan = plan;
+	spawn->root = spawn->scratch = spawn->caller_pidfd = spawn->transfer = -1;
+	spawn->channel = -1;
+	spawn->clone_flags = plan->clone_flags;
+	spawn->n_joins = plan->n_joins;
+	spawn->joins = plan->joins;
+	spawn->join_types = plan->join_types;
 	return spawn;
 }
 
@@ -194,10 +204,14 @@ static void kill_if_stopped(struct spawn *spawn)
 /* Clone the child; with CLONE_VFORK, return when it has executed or ended. */
 static int clone_child(struct spawn *spawn)
 {
+	static void (*const functions[])(void *) = {
+		[STAGE_WHOLE] = child_main, [STAGE_COPY] = child_main, [STAGE_BASE] = base_main,
+		[STAGE_AHEAD] = ahead_main, [STAGE_REST] = child_main,
+	};
 	const struct nsbox_request *request = spawn->request;
 	struct clone_call *call = &spawn->call;
 
-	call->flags = CLONE_VM | spawn->parent_flags | spawn->plan->clone_flags;
+	call->flags = CLONE_VM | spawn->parent_flags | spawn->clone_flags;
 	if (spawn->shielded)
 		call->flags |= CLONE_VFORK;
 	/* The root of a cgroup namespace is where its maker is: v1 cgroups are joined first. */
@@ -207,7 +221,7 @@ static int clone_child(struct spawn *spawn)
 	call->pid = &spawn->result.pid;
 	call->pidfd = &spawn->result.pidfd;
 	call->child_tid = &spawn->alive;
-	call->function = child_main;
+	call->function = functions[spawn->stage];
 	call->argument = spawn;
 	spawn->alive = 1;
 	long pid = clone_and_call(call);
@@ -232,10 +246,13 @@ void await_exec(struct spawn *spawn, uint32_t *alive)
 /* Map the child's ids, and wait until it has become the payload or recorded why not. */
 static void accompany_child(struct spawn *spawn)
 {
+	enum nsbox_step step = NSBOX_STEP_NONE;
 	int err = 0;
-	enum nsbox_step step = write_id_maps(spawn->plan, spawn->result.pid, &err);
 
-	let_go(spawn, step ? GO_ABORT : GO_RUN);
+	if (spawn->stage != STAGE_REST) {
+		step = write_id_maps(spawn->plan, spawn->result.pid, &err);
+		let_go(spawn, step ? GO_ABORT : GO_RUN);
+	}
 	await_exec(spawn, &spawn->alive);
 	/* The child's own record comes first: its end is why a map could not be written. */
 	if (spawn->result.step)
@@ -261,16 +278,15 @@ static void start_child(struct spawn *spawn)
  */
 static int join_namespaces(struct spawn *spawn)
 {
-	const struct nsbox_plan *plan = spawn->plan;
 	uint64_t joined = 0;
 	int err = 0, failed = -1;
 
 	for (int pass = 0; pass < 2; pass++) {
 		failed = -1;
-		for (uint32_t i = 0; i < plan->n_joins; i++) {
+		for (uint32_t i = 0; i < spawn->n_joins; i++) {
 			if (joined >> i & 1)
 				continue;
-			int ret = nsbox_setns(plan->joins[i], plan->join_types[i]);
+			int ret = nsbox_setns(spawn->joins[i], spawn->join_types[i]);
 			if (ret == 0) {
 				joined |= 1ULL << i;
 			} else if (failed < 0) {
@@ -279,7 +295,9 @@ static int join_namespaces(struct spawn *spawn)
 			}
 		}
 	}
-	return failed < 0 ? 0 : fail(spawn, NSBOX_STEP_SETNS, failed, err);
+	if (failed < 0)
+		return 0;
+	return fail(spawn, NSBOX_STEP_SETNS, spawn->stage == STAGE_WHOLE ? failed : -1, err);
 }
 
 __attribute__((noreturn)) static void launcher_main(void *argument)
@@ -299,7 +317,7 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
 		}
 	}
 	if (join_namespaces(spawn) == 0) {
-		if (spawn->shielded)
+		if (spawn->shielded || spawn->stage == STAGE_REST)
 			clone_child(spawn);
 		else
 			start_child(spawn);
@@ -334,7 +352,7 @@ int pid_in_fdinfo(int pidfd)
 	return pid;
 }
 
-/* The launcher is suspended until the child executes: what is left to do is ours. */
+/* The launcher is suspended until the child executes, or has ended: what is left is ours. */
 static void accompany_from_outside(struct spawn *spawn)
 {
 	while (__atomic_load_n(&spawn->launcher, __ATOMIC_ACQUIRE) == LAUNCHER_RUNS)
@@ -349,6 +367,7 @@ static void accompany_from_outside(struct spawn *spawn)
 static void start_launcher(struct spawn *spawn)
 {
 	bool private = spawn->plan->flags & NSBOX_PLAN_PRIVATE_MEMORY;
+	bool outside = spawn->shielded || spawn->stage == STAGE_REST;
 	int pidfd = -1;
 	struct clone_call call = {
 		.flags = CLONE_FILES | (private ? 0 : CLONE_VM),
@@ -356,7 +375,7 @@ static void start_launcher(struct spawn *spawn)
 		.cgroup = -1,
 		.stack = spawn->call.stack + STACK_SIZE,
 		.stack_size = STACK_SIZE,
-		.child_tid = spawn->shielded ? &spawn->launcher : NULL,
+		.child_tid = outside ? &spawn->launcher : NULL,
 		.function = launcher_main,
 		.argument = spawn,
 	};
@@ -368,7 +387,7 @@ static void start_launcher(struct spawn *spawn)
 		fail(spawn, NSBOX_STEP_CLONE, -1, pid);
 		return;
 	}
-	if (spawn->shielded)
+	if (outside)
 		accompany_from_outside(spawn);
 	struct pollfd launcher = { .fd = pidfd, .events = POLLIN };
 	const uint64_t tick[2] = { 0, STOP_TICK };
@@ -383,6 +402,14 @@ static void start_launcher(struct spawn *spawn)
 
 /* ---- the whole ------------------------------------------------------ */
 
+/* Is it open, and not one of those that are kept for spawns to come? */
+static long check_open(const struct nsbox_request *request, int fd)
+{
+	if (request->maker && maker_has(request->maker, fd))
+		return -EBADF;
+	return sys(__NR_fcntl, fd, F_GETFD);
+}
+
 /*
  * Before anything is opened here: a number that is not open yet could come to
  * mean one of our own descriptors, and reach the payload.
@@ -393,14 +420,14 @@ static int check_descriptors(struct spawn *spawn)
 
 	for (int target = 0; target < 3; target++) {
 		int fd = request->stdio[target];
-		long err = fd < 0 ? 0 : sys(__NR_fcntl, fd, F_GETFD);
+		long err = fd < 0 ? 0 : check_open(request, fd);
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_DUP, fd, err);
 	}
 	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
 		if (request->flags & NSBOX_REQUEST_INHERIT_FDS)
 			break;
-		long err = sys(__NR_fcntl, request->pass_fds[i], F_GETFD);
+		long err = check_open(request, request->pass_fds[i]);
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_PASS_FD, request->pass_fds[i], err);
 	}
@@ -408,7 +435,7 @@ static int check_descriptors(struct spawn *spawn)
 }
 
 /* By it the child sees that its caller has died. Not among 0, 1, 2, which it will replace. */
-static int open_caller_pidfd(struct spawn *spawn)
+int open_caller_pidfd(struct spawn *spawn)
 {
 	int fd = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));
 	if (fd < 0)
@@ -417,24 +444,53 @@ static int open_caller_pidfd(struct spawn *spawn)
 	return 0;
 }
 
+/*
+ * Join what was made ahead. With a spare only a pid and a cgroup namespace are left
+ * to make, and the ids are mapped already.
+ */
+static void use_spare(struct spawn *spawn)
+{
+	if (spawn->stage == STAGE_REST) {
+		spawn->go = GO_RUN;
+		spawn->clone_flags &= CLONE_NEWPID | CLONE_NEWCGROUP;
+	}
+	for (int kind = SPARE_USER; kind <= SPARE_SOURCES; kind++) {
+		if (spawn->spare.fds[kind] < 0)
+			continue;
+		spawn->spare_joins[spawn->n_joins] = spawn->spare.fds[kind];
+		spawn->spare_types[spawn->n_joins++] = (int32_t)namespace_flag(kind);
+	}
+	spawn->joins = spawn->spare_joins;
+	spawn->join_types = spawn->spare_types;
+}
+
 static int prepare(struct spawn *spawn)
 {
 	if (check_descriptors(spawn) < 0 || open_caller_pidfd(spawn) < 0)
 		return -1;
+	/* From outside, as for a shielded child, nobody can map ids in a base's user namespace. */
+	if (spawn->request->store)
+		spawn->stage = store_take(spawn->request->store, &spawn->spare, !spawn->shielded);
+	if (spawn->stage != STAGE_WHOLE) {
+		use_spare(spawn);
+		return 0;
+	}
 	return spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES ? open_sources(spawn) : 0;
 }
 
 static void close_prepared(struct spawn *spawn)
 {
+	/* Whoever opens the sources closes them: the child's are numbers in a table of its own. */
+	bool ours = spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES && spawn->stage == STAGE_WHOLE;
 	for (uint32_t i = 0; i < spawn->plan->n_ops; i++)
-		if (spawn->plan->flags & NSBOX_PLAN_PARENT_SOURCES && spawn->sources[i] >= 0)
+		if (ours && spawn->sources[i] >= 0)
 			sys(__NR_close, spawn->sources[i]);
 	if (spawn->caller_pidfd >= 0)
 		sys(__NR_close, spawn->caller_pidfd);
 }
 
 /* After a failure nothing is left: the half-built child is killed, reaped and closed. */
-static void discard_child(struct spawn *spawn)
+void discard_child(struct spawn *spawn)
 {
 	if (spawn->result.pid > 0 && spawn->result.pidfd >= 0) {
 		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
@@ -444,11 +500,11 @@ static void discard_child(struct spawn *spawn)
 	spawn->result.pidfd = -1;
 }
 
-static void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
+void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
 {
 	if (dumpable)
 		guard_dumpable(dumpable);
-	if (spawn->plan->n_joins || spawn->shielded)
+	if (spawn->n_joins || spawn->shielded)
 		start_launcher(spawn);
 	else
 		start_child(spawn);
@@ -469,19 +525,16 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 		result->error = -err;
 		return err;
 	}
-	struct spawn *spawn = allocate(plan, &size);
+	struct spawn *spawn = allocate_spawn(plan, &size);
 	if (!spawn) {
 		result->step = NSBOX_STEP_MMAP;
 		result->error = ENOMEM;
 		return -ENOMEM;
 	}
-	spawn->plan = plan;
 	spawn->request = request;
-	spawn->result = *result;
 	/* With a copy of the memory it is the copy's processes that share a fate. */
 	spawn->shielded = (request->flags & NSBOX_REQUEST_SHIELD) &&
 			  !(plan->flags & NSBOX_PLAN_PRIVATE_MEMORY);
-	spawn->root = spawn->scratch = spawn->caller_pidfd = spawn->channel = -1;
 
 	/* A handler of the program must not run in the child, nor here in between. */
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &spawn->mask, sizeof(signal_mask));
@@ -498,6 +551,8 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 		discard_child(spawn);
 	else
 		spawn->result.pidfd = lift(spawn->result.pidfd);
+	if (request->store)
+		store_return(request->store, &spawn->spare);
 	/* Whole before signals come back: their handlers may raise, and leave this to its owner. */
 	*result = spawn->result;
 	signal_mask mask = spawn->mask;

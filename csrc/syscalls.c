@@ -191,6 +191,21 @@ void unlock(uint32_t *word)
 	futex_wake(word);
 }
 
+/*
+ * A thread for which no signal of the program is meant. Those of libc itself it must take
+ * (sigfillset leaves them out): setuid(3) waits until every thread has changed its ids.
+ */
+int create_thread(pthread_t *thread, void *(*function)(void *), void *argument)
+{
+	sigset_t all, mask;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &mask);
+	int err = -pthread_create(thread, NULL, function, argument);
+	pthread_sigmask(SIG_SETMASK, &mask, NULL);
+	return err;
+}
+
 int64_t monotonic_time(void)
 {
 	struct timespec now = { 0, 0 };

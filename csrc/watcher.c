@@ -261,11 +261,8 @@ static void wake(const struct keeper *keeper)
 	sys(__NR_write, keeper->wake, &one, sizeof one);
 }
 
-/* Start the thread, with all signals blocked: they are for the program's own. */
 static int start_keeper(struct nsbox_watcher *watcher)
 {
-	static const signal_mask all = ~0ULL;
-	signal_mask mask;
 	struct keeper *keeper = malloc(sizeof *keeper);
 
 	if (!keeper)
@@ -274,9 +271,7 @@ static int start_keeper(struct nsbox_watcher *watcher)
 	keeper->wake = (int)sys(__NR_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int err = keeper->wake < 0 ? keeper->wake : 0;
 	if (err == 0) {
-		sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof mask);
-		err = -pthread_create(&keeper->thread, NULL, watch_over, keeper);
-		sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
+		err = create_thread(&keeper->thread, watch_over, keeper);
 		if (err < 0)
 			sys(__NR_close, keeper->wake);
 	}

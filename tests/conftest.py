@@ -23,6 +23,7 @@ import fingerprint
 import nsbox
 from nsbox import Cgroup, Limits, NsboxError, Sandbox, _cgroup_layout, _init
 from nsbox._cgroup_names import parse
+from nsbox._spares import drain
 
 MUST_RUN = os.environ.get("NSBOX_MUST_RUN")
 """What must not be missing: "1" nothing, "host" nothing but features of newer kernels."""
@@ -201,6 +202,8 @@ def sh(box: Sandbox) -> Shell:
 
 
 def open_fds() -> dict[int, str]:
+    """Return what this process has open, once what was made ahead for a Sandbox is let go."""
+    drain()
     fds = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -211,7 +214,8 @@ def open_fds() -> dict[int, str]:
 
 
 def children() -> set[int]:
-    """Return this process's children, zombies too, of all its threads."""
+    """Return this process's children, zombies too, of all its threads; none that works ahead."""
+    drain()
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
         try:

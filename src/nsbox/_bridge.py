@@ -17,6 +17,7 @@ from ._enforced import layers_of
 from ._layers import Enforced
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
+from ._spares import Store, can_be_made_ahead, maker
 from ._watch import Watch
 from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error
 from .namespace import Namespace, create_id_map_namespace
@@ -240,18 +241,27 @@ class Lowered:
         outside = (plan.ids.host_uid, plan.ids.host_gid)
         self._changes_ids = not plan.private_memory and outside != (os.geteuid(), os.getegid())
 
-    def spawn(self, request: Request, child: Child) -> None:
+    def store(self) -> Store | None:
+        """Return an empty store for what can be made ahead; None if nothing can."""
+        if not can_be_made_ahead(self.plan):
+            return None
+        return Store(self._struct, _dumpable.note if self._changes_ids else ffi.NULL)
+
+    def spawn(self, request: Request, child: Child, store: Store | None = None) -> None:
         """
         Start a payload, and wait until it executes.
 
         Args:
             request: What to start.
             child: Receives the pid and the pidfd.
+            store: What was made ahead, or None.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
         struct, keep, note = self._prepared(request)
+        if store is not None:
+            struct.store = store.pointer
         if self.plan.init:
             struct.flags |= self._late_filter
             struct.exec_fd = _init.image()
@@ -309,8 +319,10 @@ class Lowered:
             self._fds[position] = namespace.fileno()
         if _asks_for_ids(request):
             self._check_ids(request)
+        struct, keep = self._lower_request(request)
+        struct.maker = maker.existing
         note = _dumpable.note if self._changes_ids or _asks_for_ids(request) else ffi.NULL
-        return *self._lower_request(request), note
+        return struct, keep, note
 
     def _raise_failure(self, child: Child, request: Request) -> None:
         record = child.record
@@ -347,7 +359,7 @@ class Lowered:
         elif step is Step.CHDIR:
             path = request.cwd
         elif step is Step.SETNS:
-            path = self.plan.joins[index]
+            path = self.plan.joins[index] if index >= 0 else None
         elif step in (Step.DUP, Step.PASS_FD):
             return bad_descriptor(error, step, index)
         elif 0 <= index < len(self.plan.ops) and step not in _NO_OPERATION:

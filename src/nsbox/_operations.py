@@ -311,6 +311,7 @@ def _add_proc(build: _Builder, mount: Proc, box: Description) -> None:
             "proc",
             attributes=_BASE | MOUNT_ATTR_NOEXEC | (MOUNT_ATTR_RDONLY if readonly else 0),
             options=(("subset", "pid"),) if mount.only_processes else (),
+            flags=OpFlag.LATE,
         )
     )
 
@@ -351,7 +352,7 @@ def _add_mask(build: _Builder, path: str, *, verified: str | None) -> None:
             "/dev/null",
             build.holder(target) if procfs else -1,
             MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_RDONLY,
-            flags=OpFlag.PLACED if procfs else NO_FLAGS,
+            flags=OpFlag.LATE | (OpFlag.PLACED if procfs else NO_FLAGS),
             device=_NULL,
         )
     )

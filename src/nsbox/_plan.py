@@ -43,6 +43,7 @@ class OpFlag(IntFlag):
     IN_SCRATCH = 1
     OWN = 2
     PLACED = 4
+    LATE = 8
 
 
 NO_FLAGS: Final = OpFlag(0)

@@ -22,6 +22,7 @@ from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
 from ._plan import Description, Modes, Plan
 from ._run import Place, PopenOptions, SpawnOptions, check_options, run
+from ._spares import Store
 from ._subprocess import make_module
 from ._values import (
     PathArg,
@@ -433,7 +434,8 @@ class Sandbox:
         process.enforced = self._cache.lowered(self).enforced(new_session=new_session)
 
     def _start(self, request: Request, child: Child) -> None:
-        self._cache.lowered(self).spawn(request, child)
+        lowered = self._cache.lowered(self)
+        lowered.spawn(request, child, self._cache.store(lowered))
 
     def _directory(self) -> str:
         return os.getcwd() if self.cwd == "host" else os.fsdecode(self.cwd)
@@ -522,12 +524,14 @@ class _Cache:
     one, and either will do.
     """
 
-    __slots__ = ("_made", "_modules", "_terms")
+    __slots__ = ("_made", "_modules", "_store", "_terms", "_used")
 
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
         self._modules: dict[str, ModuleType] = {}
         self._terms: tuple[Terms, Site] | None = None
+        self._used: Lowered | None = None
+        self._store: tuple[Lowered, Store | None] | None = None
 
     def fence(self, box: Sandbox) -> Fence | None:
         """Return the fence for one run, or None if there is nothing to keep."""
@@ -543,6 +547,20 @@ class _Cache:
         caller, made = (os.geteuid(), os.getegid()), self._made
         if made is None or made[0] != caller:
             made = self._made = (caller, _lower(box))
+        return made[1]
+
+    def store(self, lowered: Lowered) -> Store | None:
+        """
+        Return what was made ahead for a spawn, or None.
+
+        From the second spawn on: a Sandbox that is used once has nothing made ahead.
+        """
+        if self._used is not lowered:
+            self._used, self._store = lowered, None
+            return None
+        made = self._store
+        if made is None or (made[1] is not None and made[1].owner != os.getpid()):
+            made = self._store = (lowered, lowered.store())
         return made[1]
 
     def subprocess(self, box: Sandbox) -> ModuleType:

@@ -16,6 +16,7 @@ import pytest
 
 import nsbox
 from nsbox import PIPE, Limits, Process, Reason, Sandbox, SpawnError, Step
+from nsbox._spares import drain
 from support import PYTHON, ends, in_child, inside, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -339,6 +340,7 @@ def room_for(count: int) -> Iterator[None]:
 
 def failure(count: int, work: Callable[[], object]) -> tuple[int, Step | None]:
     """Return how it fails with so few descriptors, of which none may be lost."""
+    drain()
     before = set(os.listdir("/proc/self/fd"))
     code, step = 0, None
     with room_for(count):
@@ -347,6 +349,7 @@ def failure(count: int, work: Callable[[], object]) -> tuple[int, Step | None]:
         except OSError as error:
             code, step = error.errno or 0, getattr(error, "step", None)
     gc.collect()
+    drain()
     assert set(os.listdir("/proc/self/fd")) == before
     return code, step
 

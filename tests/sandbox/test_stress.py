@@ -36,7 +36,8 @@ def echo(box: Sandbox) -> bytes:
 
 def left() -> tuple[set[int], set[int]]:
     gc.collect()
-    return children(), set(open_fds())
+    fds = set(open_fds())
+    return children(), fds
 
 
 # ---- signals --------------------------------------------------------------

@@ -136,7 +136,8 @@ ACTIONS = [run, run_into_timeout, spawn_and_wait, spawn_and_kill, spawn_and_forg
 
 
 def left() -> tuple[set[int], set[int]]:
-    return children(), set(open_fds())
+    fds = set(open_fds())
+    return children(), fds
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)

@@ -32,7 +32,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_operations", "_unshared", "_enforced", "_diagnose"),
     ("_compile",),
     ("_explain",),
-    ("_watch", "_init"),
+    ("_watch", "_init", "_spares"),
     ("_bridge",),
     ("_fence", "_output", "_control"),
     ("process",),
@@ -45,7 +45,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
-MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_bridge", "_control"}
+MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_spares", "_bridge", "_control"}
 WITHOUT_NATIVE = (
     "_bpf",
     "_cgroup_choice",

@@ -1,0 +1,497 @@
+"""
+What is made ahead of a spawn: the same world as without, used once, never stale, never left.
+
+A Sandbox has something made ahead from its second spawn on, by a thread. The tests let
+it finish with fill(), which makes what is missing, and waits.
+"""
+
+import errno
+import gc
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import children, open_fds, tasks
+from nsbox import (
+    Bind,
+    Dev,
+    Limits,
+    Namespace,
+    Overlay,
+    Proc,
+    Sandbox,
+    SpawnError,
+    Step,
+    Tmpfs,
+    lowlevel,
+)
+from nsbox._spares import Store, can_be_made_ahead
+from support import PYTHON, SOURCE, in_child, python_box
+
+pytestmark = pytest.mark.usefixtures("box")
+
+
+def own_fds() -> set[int]:
+    """Return all descriptors of this process, those of what was made ahead too."""
+    numbers = map(int, os.listdir("/proc/self/fd"))
+    return {fd for fd in numbers if os.path.lexists(f"/proc/self/fd/{fd}")}
+
+
+def store_of(box: Sandbox) -> Store:
+    """Return the store of a Sandbox, which has one from its second spawn on."""
+    for _ in range(2):
+        box.run(["/bin/true"], check=True)
+    made = box._cache.store(box._cache.lowered(box))
+    assert made is not None
+    return made
+
+
+def warm(box: Sandbox) -> Sandbox:
+    """Return the Sandbox with all made ahead for its next spawn."""
+    assert store_of(box).fill() > 0
+    return box
+
+
+def namespaces(box: Sandbox) -> dict[str, str]:
+    """Return the namespaces of a payload, by kind."""
+    script = "for kind in /proc/self/ns/*; do echo ${kind##*/} $(readlink $kind); done"
+    text = box.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    return dict(line.split() for line in text.splitlines())
+
+
+# ---- the same world ----------------------------------------------------------
+
+INVENTORY = """
+id; hostname; umask; pwd; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups
+grep -v -E '^(Pid|Tgid|NSpid|Vm|Rss|Hugetlb|voluntary|nonvoluntary)' /proc/self/status
+cat /proc/self/limits /proc/self/cgroup /proc/1/comm
+sed -E 's/^[0-9]+ [0-9]+ [0-9:]+ //' /proc/self/mountinfo | sort
+ls -lAn / /dev /etc /tmp /home /dev/shm
+cat /proc/sys/user/max_user_namespaces /proc/sys/kernel/domainname /proc/net/dev | cut -d: -f1
+cat /proc/keys /proc/interrupts; cat /sys/class/net/lo/flags; echo $$; ls /proc/self/fd
+""".replace("\n", "; ")
+
+WORLDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "default": dict,
+    "user": lambda: {"uid": 1000, "gid": 1000},
+    "names": lambda: {"hostname": "elsewhere", "user_namespaces": True},
+    "binds": lambda: {"mounts": [Bind("/etc", "/data/etc"), Bind("/etc/passwd", "/passwd")]},
+    "masks": lambda: {"masks": ["/etc/group", "/usr/share", "/proc/uptime"]},
+    "proc": lambda: {"mounts": [Proc("/proc", only_processes=True)]},
+    "shared": lambda: {"net": "host", "ipc": "host", "uts": "host"},
+    "capable": lambda: {"capabilities": ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]},
+    "bare": lambda: {"default_mounts": False, "mounts": [Dev(), Proc(), Tmpfs("/tmp")]},
+    "without": lambda: {"landlock": False, "seccomp": None},
+}
+
+
+@pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
+def test_world_is_the_same(options: Callable[[], dict[str, Any]]) -> None:
+    """A payload sees the same mounts, ids, limits, files and settings with a spare as without."""
+
+    def look(box: Sandbox) -> list[str]:
+        result = box.run(["/bin/sh", "-c", INVENTORY], capture_output=True, text=True)
+        return (result.stdout + result.stderr).splitlines()
+
+    without, with_spare = Sandbox(**options()), Sandbox(**options())
+    assert look(warm(with_spare)) == look(without)
+
+
+def test_loopback_is_up() -> None:
+    """The network of a spare has a loopback interface that works."""
+    code = (
+        "import socket; server = socket.create_server(('127.0.0.1', 0));"
+        "socket.create_connection(server.getsockname()); print('up')"
+    )
+    result = warm(python_box()).run([*PYTHON, code], capture_output=True, text=True)
+    assert result.stdout == "up\n", result.stderr
+
+
+def test_limits_hold(cgroups: None) -> None:
+    """A payload that uses a spare is in the cgroup of its run, also one that is shielded."""
+    box = warm(Sandbox(limits=Limits(memory="64M", pids=16)))
+    result = box.run(["/bin/cat", "/proc/self/cgroup"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert all(line.endswith(":/") for line in result.stdout.splitlines() if "pids" in line)
+    assert result.usage.memory_peak
+
+
+# ---- each once ----------------------------------------------------------------
+
+
+def test_namespaces_are_used_once() -> None:
+    """Of two spawns in a row, each with a spare, none has a namespace of the other."""
+    box = Sandbox()
+    warm(box)
+    with box.spawn(["/bin/sleep", "60"]) as first:
+        before = {
+            kind: os.readlink(f"/proc/{first.pid}/ns/{kind}") for kind in ("mnt", "net", "ipc")
+        }
+        assert store_of(box).fill() > 0
+        after = namespaces(box)
+        first.kill()
+    assert all(after[kind] != name for kind, name in before.items())
+
+
+def test_spare_is_used() -> None:
+    """What was made ahead is what the next payload gets."""
+    box = warm(Sandbox())
+    ahead = {name for name in map(_link, own_fds()) if name.startswith(("net:", "ipc"))}
+    got = namespaces(box)
+    assert {got["net"], got["ipc"]} == ahead
+
+
+def _link(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return ""
+
+
+def test_nothing_is_carried_over() -> None:
+    """What a payload leaves in its tmpfs, in shared memory, in its host name, no other finds."""
+    box = Sandbox(capabilities=["CAP_SYS_ADMIN"], seccomp=None)
+    write = "echo x > /tmp/x; echo x > /dev/shm/x; echo x > ~/x; hostname changed; ipcmk -M 64"
+    for _ in range(3):
+        warm(box)
+        box.run(["/bin/sh", "-c", write], capture_output=True)
+        warm(box)
+        look = "ls /tmp /dev/shm ~; hostname; cat /proc/sysvipc/shm | wc -l"
+        result = box.run(["/bin/sh", "-c", look], capture_output=True, text=True)
+        assert "x" not in result.stdout.split()
+        assert result.stdout.split()[-2:] == ["sandbox", "1"]
+
+
+# ---- never stale ---------------------------------------------------------------
+
+
+def read(box: Sandbox, path: str = "/data/text") -> str:
+    return box.run(["/bin/cat", path], capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory with a file, to be bound."""
+    directory = tmp_path / "source"
+    directory.mkdir()
+    (directory / "text").write_text("old")
+    for path in (tmp_path, directory):
+        path.chmod(0o755)
+    return directory
+
+
+def test_source_that_is_replaced(source: Path) -> None:
+    """A spawn binds what is at the path by then."""
+    box = warm(Sandbox(mounts=[Bind(source, "/data")]))
+    assert read(box) == "old"
+    warm(box)
+    source.rename(source.with_name("moved"))
+    source.mkdir()
+    (source / "text").write_text("new")
+    assert read(box) == "new"
+    assert read(warm(box)) == "new"
+
+
+def test_file_that_is_replaced(source: Path) -> None:
+    """The same for a file, as editors and package managers replace it."""
+    box = warm(Sandbox(mounts=[Bind(source / "text", "/text")]))
+    other = source / "other"
+    other.write_text("new")
+    other.rename(source / "text")
+    assert read(box, "/text") == "new"
+
+
+def test_link_that_leads_elsewhere(source: Path) -> None:
+    """The same for a symbolic link that is switched."""
+    link, other = source.with_name("link"), source.with_name("other")
+    link.symlink_to(source)
+    box = warm(Sandbox(mounts=[Bind(link, "/data")]))
+    other.mkdir()
+    (other / "text").write_text("new")
+    link.unlink()
+    link.symlink_to(other)
+    assert read(box) == "new"
+
+
+def test_source_that_is_removed(source: Path) -> None:
+    """A source that is gone is the error that it always is, and nothing else."""
+    mounts = [Bind(source, "/data")]
+    box = warm(Sandbox(mounts=mounts))
+    source.rename(source.with_name("moved"))
+    errors = []
+    for subject in (Sandbox(mounts=mounts), box, box):
+        with pytest.raises(SpawnError) as caught:
+            subject.run(["/bin/true"])
+        errors.append((caught.value.step, caught.value.errno, caught.value.path, str(caught.value)))
+    assert errors[0][:3] == (Step.OPEN_TREE, errno.ENOENT, str(source))
+    assert errors == errors[:1] * 3
+
+
+_SUBMOUNT = """
+import os, subprocess, sys
+from nsbox import Bind, Sandbox
+source = sys.argv[1]
+os.mkdir(source + "/below")
+box = Sandbox(mounts=[Bind(source, "/data")])
+for _ in range(2):
+    box.run(["/bin/true"], check=True)
+store = box._cache.store(box._cache.lowered(box))
+def look():
+    assert store.fill() > 0
+    return box.run(["/bin/ls", "/data/below"], capture_output=True, text=True).stdout
+print(repr(look()))
+subprocess.run(["mount", "-t", "tmpfs", "none", source + "/below"], check=True)
+open(source + "/below/file", "w").close()
+print(repr(box.run(["/bin/ls", "/data/below"], capture_output=True, text=True).stdout))
+print(repr(look()))
+subprocess.run(["umount", source + "/below"], check=True)
+print(repr(box.run(["/bin/ls", "/data/below"], capture_output=True, text=True).stdout))
+print(repr(look()))
+"""
+
+
+def test_submount_that_comes_and_goes(source: Path) -> None:
+    """What is mounted below a source after the base was made is there in the next sandbox."""
+    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    result = subprocess.run(
+        [*unshare, "--propagation", "private", sys.executable, "-c", _SUBMOUNT, str(source)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout.split() == ["''", r"'file\n'", r"'file\n'", "''", "''"], result.stderr
+
+
+def test_caller_who_is_somebody_else(root: None) -> None:
+    """A caller who has changed its ids does not get what was made for another."""
+
+    def child() -> tuple[str, str]:
+        box = warm(Sandbox())
+        os.seteuid(4711)
+        lowlevel.prctl(4, 1)  # PR_SET_DUMPABLE, which the change has cleared
+        user = box.run(["/bin/cat", "/proc/self/uid_map"], capture_output=True, text=True)
+        os.seteuid(0)
+        again = box.run(["/bin/cat", "/proc/self/uid_map"], capture_output=True, text=True)
+        return user.stdout, again.stdout
+
+    user, again = in_child(child)
+    assert user.split() == ["0", "4711", "1"]
+    assert again.split() == ["0", "65534", "1"]
+
+
+# ---- which plans ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"net": "host"}, True),
+        ({"mounts": [Bind("/etc", "/x"), Tmpfs("/y")]}, True),
+        ({"user": "host"}, False),
+        ({"time": "new"}, False),
+        ({"namespaces": "none"}, False),
+        ({"root": Overlay("/usr", "/")}, False),
+        ({"mounts": [Overlay("/usr", "/x")]}, False),
+        # /usr is the host's: who removes a directory there removes the mount on it.
+        ({"mounts": [Tmpfs("/usr/share")]}, False),
+        ({"mounts": [Proc("/one")]}, False),
+    ],
+    ids=str,
+)
+def test_which_plans_can_be_made_ahead(options: dict[str, Any], expected: bool) -> None:
+    """All that lies in file systems of the sandbox's own, and belongs to it alone."""
+    if os.geteuid() != 0 and options.get("user") == "host":
+        pytest.skip("needs root")
+    assert can_be_made_ahead(Sandbox(**options)._plan()) is expected
+
+
+def test_joined_namespaces_are_not_made_ahead(root: None) -> None:
+    """Who joins a namespace does so at each spawn."""
+    with Namespace.create("net") as net:
+        box = Sandbox(net=net)
+        for _ in range(3):
+            assert namespaces(box)["net"] == os.readlink(f"/proc/self/fd/{net.fileno()}")
+        assert box._cache.store(box._cache.lowered(box)) is None
+
+
+# ---- nothing is left ------------------------------------------------------------
+
+
+def test_sandbox_that_was_used_once_holds_nothing() -> None:
+    """Nothing is made ahead for a Sandbox that may never be used again."""
+    before = own_fds()
+    box = Sandbox()
+    box.run(["/bin/true"])
+    assert own_fds() == before
+
+
+def test_sandbox_that_dies_releases_all() -> None:
+    """With the Sandbox go its descriptors, at once."""
+    before = own_fds()
+    box = warm(Sandbox())
+    assert own_fds() > before
+    del box
+    gc.collect()
+    assert own_fds() == before
+
+
+def test_sandbox_that_dies_while_something_is_made() -> None:
+    """Also at the very moment when the thread works for it."""
+    before = own_fds()
+    for _ in range(30):
+        box = Sandbox()
+        box.run(["/bin/true"])
+        box.run(["/bin/true"])
+        del box
+    gc.collect()
+    assert set(open_fds()) - before == set()
+    assert children() == set()
+
+
+def test_many_sandboxes_hold_few_descriptors() -> None:
+    """Only those that were used last have something made ahead."""
+    before = len(own_fds())
+    boxes = [Sandbox(hostname=f"host{number}") for number in range(20)]
+    for box in boxes:
+        warm(box)
+    assert len(own_fds()) - before <= 8 * 12
+    assert all(box.run(["/bin/true"]).returncode == 0 for box in boxes)
+
+
+def test_descriptors_are_closed_on_exec_and_reach_nobody() -> None:
+    """Neither a sandboxed payload nor any other program has one of them."""
+    before = own_fds()
+    box = warm(Sandbox())
+    kept = sorted(own_fds() - before)
+    assert kept
+    assert not any(os.get_inheritable(fd) for fd in kept)
+    assert min(kept) > 2
+    for subject in (Sandbox(), box):
+        with pytest.raises(SpawnError) as caught:
+            subject.run(["/bin/true"], pass_fds=[fd for fd in kept if _link(fd) != "/proc"])
+        assert (caught.value.step, caught.value.errno) == (Step.PASS_FD, errno.EBADF)
+        with pytest.raises(SpawnError) as caught:
+            subject.run(["/bin/true"], stdin=kept[0])
+        assert (caught.value.step, caught.value.errno) == (Step.DUP, errno.EBADF)
+
+
+def test_few_descriptors_left() -> None:
+    """A caller that runs short of descriptors has its spawns, or an error of its own."""
+
+    def child() -> list[int | None]:
+        box, outcomes = warm(Sandbox()), []
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        least = max(own_fds()) + 1
+        for more in range(40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (least + more, limits[1]))
+            try:
+                outcomes.append(box.run(["/bin/true"]).returncode)
+            except SpawnError as error:
+                outcomes.append(-error.errno)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        warm(box)
+        return outcomes
+
+    outcomes = in_child(child)
+    assert set(outcomes) <= {0, -errno.EMFILE}
+    assert outcomes[-1] == 0
+
+
+# ---- forks, threads, death ---------------------------------------------------------
+
+
+def test_fork_has_none_of_it() -> None:
+    """A child of a fork holds nothing of the parent's, and makes its own."""
+    before = own_fds()
+    box = warm(Sandbox())
+    kept = own_fds() - before
+
+    def child() -> tuple[int, str, str]:
+        shared = len(kept & own_fds())
+        first = namespaces(box)["net"]
+        return shared, first, namespaces(warm(box))["net"]
+
+    ours = {_link(fd) for fd in kept}
+    _, first, second = in_child(child)
+    assert {first, second}.isdisjoint(ours)
+    assert namespaces(box)["net"] in ours
+
+
+def test_forks_while_it_is_made() -> None:
+    """A fork at any moment finds no thread, and its child can spawn."""
+    box = Sandbox()
+    for _ in range(20):
+        box.run(["/bin/true"])
+
+        def child() -> tuple[int, int]:
+            return tasks(), box.run(["/bin/true"]).returncode
+
+        assert in_child(child) == (1, 0)
+
+
+def test_threads_share_what_is_made() -> None:
+    """Eight threads spawn from one Sandbox: no namespace is ever used twice."""
+    box = warm(Sandbox())
+    seen: list[str] = []
+
+    def work() -> None:
+        for _ in range(25):
+            with box.spawn(["/bin/sleep", "60"]) as process:
+                seen.append(os.readlink(f"/proc/{process.pid}/ns/net"))
+                alive.append(process)
+                barrier.wait(60)
+                process.kill()
+
+    alive: list[object] = []
+    barrier = threading.Barrier(8)
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for start in range(0, len(seen), 8):
+        assert len(set(seen[start : start + 8])) == 8
+
+
+_KILLED = """
+import os, sys
+from nsbox import Sandbox
+box = Sandbox()
+box.run(["/bin/true"])
+print("ready", flush=True)
+while True:
+    box.run(["/bin/true"])
+"""
+
+
+def test_caller_that_is_killed_leaves_nothing() -> None:
+    """Whenever SIGKILL comes, no child that works ahead outlives the caller."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    for number in range(15):
+        reader, writer = os.pipe()
+        with subprocess.Popen(
+            [sys.executable, "-c", _KILLED],
+            stdout=subprocess.PIPE,
+            env=environment,
+            pass_fds=[writer],
+        ) as caller:
+            os.close(writer)
+            assert caller.stdout is not None
+            assert caller.stdout.read(6) == b"ready\n"
+            threading.Event().wait(number * 0.0007)
+            caller.kill()
+        # Every process that has a copy of the pipe's end is gone when it is at its end.
+        assert os.read(reader, 1) == b""
+        os.close(reader)
+
+
+# ---- faults ---------------------------------------------------------------------------
