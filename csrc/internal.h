@@ -171,11 +171,11 @@ struct spawn {
 	bool shielded;         /* the launcher clones with CLONE_VFORK */
 	uint32_t launcher;
 	struct clone_call call;
-	int *sources;        /* for each operation: fd of its detached source, or -1 */
-	int *mounts;         /* for each operation: fd of the mount it made, or -1 */
-	uint64_t *mount_ids; /* for each operation: its mount's id once asked for, or 0 */
-	bool *own;           /* for each operation: mount points may be made in its mount */
-	int root;            /* the new root */
+	int *sources;       /* for each operation: fd of its detached source, or -1 */
+	int *mounts;        /* for each operation: fd of the mount it made, or -1 */
+	int64_t *mount_ids; /* for each operation: its mount's id once asked for, or 0 */
+	bool *own;          /* for each operation: mount points may be made in its mount */
+	int root;           /* the new root */
 	int scratch;
 	enum stage stage;
 	uint32_t n_joins; /* the launcher's, as in struct nsbox_plan */
@@ -265,6 +265,7 @@ void reset_signals(void);
 int64_t monotonic_time(void); /* nanoseconds */
 int loopback_up(struct nsbox_result *result);
 int lift(int fd);
+int open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
 size_t format_uint(char *buffer, uint64_t value);
 int write_file(int dirfd, const char *path, const char *text, size_t size);
 size_t string_length(const char *text);

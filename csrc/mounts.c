@@ -72,14 +72,14 @@ int make_mount(struct spawn *spawn, uint32_t index, const struct filesystem *fs)
 	for (uint32_t i = 0; i < fs->n_options; i++) {
 		const struct nsbox_option *option = &fs->options[i];
 		uint32_t command = option->value ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG;
-		int err = nsbox_fsconfig(context, command, option->key, option->value, 0);
+		long err = RETRY(nsbox_fsconfig(context, command, option->key, option->value, 0));
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_FSCONFIG, (int)index, err);
 	}
-	int err = nsbox_fsconfig(context, FSCONFIG_CMD_CREATE, 0, 0, 0);
+	long err = RETRY(nsbox_fsconfig(context, FSCONFIG_CMD_CREATE, 0, 0, 0));
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_FSCONFIG_CREATE, (int)index, err);
-	int fd = lift(nsbox_fsmount(context, FSMOUNT_CLOEXEC, fs->attributes));
+	int fd = lift((int)RETRY(nsbox_fsmount(context, FSMOUNT_CLOEXEC, fs->attributes)));
 	sys(__NR_close, context);
 	return fd < 0 ? fail(spawn, NSBOX_STEP_FSMOUNT, (int)index, fd) : fd;
 }
@@ -186,8 +186,7 @@ static int find_masked(struct spawn *spawn, uint32_t index)
 		err = -ENODEV;
 	if (err < 0)
 		return (int)err;
-	return (int)RETRY(nsbox_openat2(base, op->target, O_PATH | O_CLOEXEC, 0,
-					RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS));
+	return open_beneath(base, op->target, O_PATH, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
 }
 
 int mask(struct spawn *spawn, uint32_t index)
@@ -290,9 +289,9 @@ static int64_t topmost(void)
 	int fd = (int)RETRY(nsbox_openat2(AT_FDCWD, "/..", O_PATH | O_CLOEXEC, 0, 0));
 	if (fd < 0)
 		return fd;
-	uint64_t id = mount_id(fd);
+	int64_t id = mount_id(fd);
 	sys(__NR_close, fd);
-	return id ? (int64_t)id : -ENOSYS;
+	return id;
 }
 
 /*
@@ -309,10 +308,8 @@ int pivot(struct spawn *spawn, uint32_t index)
 	err = nsbox_pivot_root(".", ".");
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_PIVOT_ROOT, (int)index, err);
-	int64_t root = (int64_t)mount_id(spawn->root), top;
-	while ((top = topmost()) != root) {
-		if (!root)
-			top = -ENOSYS; /* no STATX_MNT_ID: nothing could be verified */
+	int64_t root = mount_id(spawn->root), top = root;
+	while (root < 0 || (top = topmost()) != root) {
 		err = top < 0 ? top : nsbox_umount2(".", 2 /* MNT_DETACH */);
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_UMOUNT, (int)index, err);

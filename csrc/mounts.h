@@ -35,7 +35,7 @@ static inline const char *entry_name(char *buffer, uint32_t index)
 /* targets.c */
 int resolve(int root, const char *path, uint64_t flags);
 int identify(int fd, uint32_t mask, struct statx *info);
-uint64_t mount_id(int fd);
+int64_t mount_id(int fd);
 int attach(struct spawn *spawn, uint32_t index, int fd);
 int reserve_target(struct spawn *spawn, uint32_t index);
 /* overlays.c */

@@ -32,8 +32,8 @@ static int open_proc_sys(const char *path)
 		sys(__NR_openat, AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
 	if (proc < 0)
 		return proc;
-	int fd = (int)RETRY(nsbox_openat2(proc, path, O_WRONLY | O_CLOEXEC, 0,
-					  RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS));
+	int fd = open_beneath(proc, path, O_WRONLY,
+			      RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS);
 	sys(__NR_close, proc);
 	if (fd < 0)
 		return fd;

@@ -287,7 +287,8 @@ int nsbox_signal(struct nsbox_result *child, int sig)
 		return 0;
 	lock(&child->lock);
 	int ret = 0;
-	if (look(child) == 0)
+	/* Whatever keeps us from looking: a kill must not be lost. */
+	if (look(child) != 1)
 		ret = nsbox_pidfd_send_signal(child->pidfd, sig, 0);
 	unlock(&child->lock);
 	return ret == -ESRCH ? 0 : ret;

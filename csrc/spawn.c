@@ -68,7 +68,7 @@ static size_t aligned(size_t size)
 /* One mapping: struct spawn, its arrays, the stacks (child, launcher). */
 struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 {
-	size_t per_op = sizeof(uint64_t) + 2 * sizeof(int) + sizeof(bool);
+	size_t per_op = sizeof(int64_t) + 2 * sizeof(int) + sizeof(bool);
 	size_t head = aligned(sizeof(struct spawn) + plan->n_ops * per_op);
 	int sharing = plan->flags & NSBOX_PLAN_PRIVATE_MEMORY ? MAP_SHARED : MAP_PRIVATE;
 
@@ -79,7 +79,7 @@ struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 		return NULL;
 
 	struct spawn *spawn = (struct spawn *)address;
-	spawn->mount_ids = (uint64_t *)(spawn + 1);
+	spawn->mount_ids = (int64_t *)(spawn + 1);
 	spawn->sources = (int *)(spawn->mount_ids + plan->n_ops);
 	spawn->mounts = spawn->sources + plan->n_ops;
 	spawn->own = (bool *)(spawn->mounts + plan->n_ops);
@@ -489,6 +489,29 @@ static void close_prepared(struct spawn *spawn)
 		sys(__NR_close, spawn->caller_pidfd);
 }
 
+/* As lift(), but it is kept if that fails: it is what the child can still be killed by. */
+static int lift_pidfd(struct spawn *spawn)
+{
+	int fd = spawn->result.pidfd;
+	if (fd > 2)
+		return 0;
+	long lifted = sys(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+	if (lifted < 0)
+		return fail(spawn, NSBOX_STEP_PIDFD_OPEN, -1, lifted);
+	sys(__NR_close, fd);
+	spawn->result.pidfd = (int)lifted;
+	return 0;
+}
+
+/* Here, and not later in Python: whoever waits for the interpreter's lock waits long. */
+static void watch_child(struct spawn *spawn)
+{
+	struct nsbox_watch *watch = spawn->request->watch;
+	int err = watch ? watch_begin(watch, spawn->result.pidfd) : 0;
+	if (err < 0)
+		fail(spawn, NSBOX_STEP_WATCH, -1, err);
+}
+
 /* After a failure nothing is left: the half-built child is killed, reaped and closed. */
 void discard_child(struct spawn *spawn)
 {
@@ -541,16 +564,10 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	if (prepare(spawn) == 0)
 		start(spawn, dumpable);
 	close_prepared(spawn);
-	/* Here, and not later in Python: whoever waits for the interpreter's lock waits long. */
-	if (request->watch && !spawn->result.step) {
-		err = watch_begin(request->watch, spawn->result.pidfd);
-		if (err < 0)
-			fail(spawn, NSBOX_STEP_WATCH, -1, err);
-	}
+	if (!spawn->result.step && lift_pidfd(spawn) == 0)
+		watch_child(spawn);
 	if (spawn->result.step)
 		discard_child(spawn);
-	else
-		spawn->result.pidfd = lift(spawn->result.pidfd);
 	if (request->store)
 		store_return(request->store, &spawn->spare);
 	/* Whole before signals come back: their handlers may raise, and leave this to its owner. */

@@ -275,6 +275,22 @@ int lift(int fd)
 	return (int)lifted;
 }
 
+/*
+ * openat2(2) with RESOLVE_IN_ROOT or RESOLVE_BENEATH. A path that goes up (.., most of
+ * all in links) is refused with EAGAIN if anything was mounted or renamed meanwhile,
+ * anywhere on the host; other spawns mount all the time. So again, until one of
+ * many attempts meets with a quiet moment.
+ */
+int open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve)
+{
+	enum { ATTEMPTS = 10000 };
+	int fd = -EAGAIN;
+
+	for (int attempt = 0; attempt < ATTEMPTS && fd == -EAGAIN; attempt++)
+		fd = (int)RETRY(nsbox_openat2(dirfd, path, flags | O_CLOEXEC, 0, resolve));
+	return fd;
+}
+
 /* ---- text ----------------------------------------------------------- */
 
 size_t string_length(const char *text)

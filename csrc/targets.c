@@ -15,8 +15,7 @@
 
 int resolve(int root, const char *path, uint64_t flags)
 {
-	return (int)RETRY(nsbox_openat2(root, path, O_PATH | O_CLOEXEC | flags, 0,
-					RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS));
+	return open_beneath(root, path, O_PATH | flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
 }
 
 int identify(int fd, uint32_t mask, struct statx *info)
@@ -24,29 +23,35 @@ int identify(int fd, uint32_t mask, struct statx *info)
 	return (int)sys(__NR_statx, fd, "", AT_EMPTY_PATH, mask, info);
 }
 
-uint64_t mount_id(int fd)
+/* Of the mount that fd lies on, or -errno: ENOSYS if the kernel does not tell (before 5.8). */
+int64_t mount_id(int fd)
 {
 	struct statx info;
-	return identify(fd, STATX_MNT_ID, &info) == 0 ? info.stx_mnt_id : 0;
+	int err = identify(fd, STATX_MNT_ID, &info);
+	if (err < 0)
+		return err;
+	return info.stx_mask & STATX_MNT_ID ? (int64_t)info.stx_mnt_id : -ENOSYS;
 }
 
 /*
- * Does fd lie on a file system that this spawn made? Asked of the very object
+ * Does fd lie on a file system that this spawn made: 1, 0 or -errno. Asked of the very object
  * that is about to be changed, since a symbolic link in an image may have led
  * from our tmpfs to a directory of the host that is bound elsewhere.
  */
-static bool on_own_mount(struct spawn *spawn, int fd)
+static int on_own_mount(struct spawn *spawn, int fd)
 {
-	uint64_t id = mount_id(fd);
-	for (uint32_t index = 0; id && index < spawn->plan->n_ops; index++) {
+	int64_t id = mount_id(fd);
+	for (uint32_t index = 0; id >= 0 && index < spawn->plan->n_ops; index++) {
 		if (!spawn->own[index])
 			continue;
 		if (!spawn->mount_ids[index])
 			spawn->mount_ids[index] = mount_id(spawn->mounts[index]);
+		if (spawn->mount_ids[index] < 0)
+			return (int)spawn->mount_ids[index];
 		if (spawn->mount_ids[index] == id)
-			return true;
+			return 1;
 	}
-	return false;
+	return id < 0 ? (int)id : 0;
 }
 
 /* ---- mount points ---------------------------------------------------- */
@@ -55,10 +60,9 @@ static bool on_own_mount(struct spawn *spawn, int fd)
 static int create_component(struct spawn *spawn, uint32_t index, int parent, const char *name,
 			    bool directory)
 {
-	int err;
-
-	if (!on_own_mount(spawn, parent))
-		return fail(spawn, NSBOX_STEP_TARGET, (int)index, -ENOENT);
+	int err = on_own_mount(spawn, parent);
+	if (err <= 0)
+		return fail(spawn, NSBOX_STEP_TARGET, (int)index, err < 0 ? err : -ENOENT);
 	if (directory) {
 		err = (int)sys(__NR_mkdirat, parent, name, 0755);
 		if (err < 0)
@@ -68,8 +72,8 @@ static int create_component(struct spawn *spawn, uint32_t index, int parent, con
 		if (err < 0)
 			return fail(spawn, NSBOX_STEP_MKNOD, (int)index, err);
 	}
-	int fd = (int)RETRY(nsbox_openat2(parent, name, O_PATH | O_CLOEXEC | O_NOFOLLOW, 0,
-					  RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS));
+	int fd = open_beneath(parent, name, O_PATH | O_NOFOLLOW,
+			      RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
 	return fd < 0 ? fail(spawn, NSBOX_STEP_TARGET, (int)index, fd) : fd;
 }
 

@@ -31,6 +31,8 @@ MUST_RUN = os.environ.get("NSBOX_MUST_RUN")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long forms of long tests")
+    parser.addoption("--seed", default="1", help="of what long tests choose at random")
+    parser.addoption("--rounds", type=int, help="how many rounds of a long test")
 
 
 def pytest_collection_finish() -> None:
@@ -245,6 +247,18 @@ def own_cgroups() -> set[str]:
                 if owner is not None and owner.pid == os.getpid():
                     found.add(f"{place}/{name}")
     return found
+
+
+def held() -> dict[str, object]:
+    """Return what this process has, and has to have again after whatever it does."""
+    return {
+        "children": children(),
+        "fds": set(open_fds()),
+        "cgroups": own_cgroups(),
+        "threads": tasks(),
+        "mounts": mounts(),
+        "dumpable": fingerprint.prctl(fingerprint.PR_GET_DUMPABLE),
+    }
 
 
 @pytest.fixture(autouse=True)

@@ -54,11 +54,12 @@ def stdout_of(process: Process) -> IO[Any]:
     return process.stdout
 
 
-def in_child(function: Callable[[], T]) -> T:
+def in_child(function: Callable[[], T], deadline: float = CHILD_DEADLINE) -> T:
     """
     Call a function in a forked child, which has one thread, and return its result.
 
-    For what must not happen to the process of the tests.
+    For what must not happen to the process of the tests. After the deadline, in seconds,
+    the child is killed.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -75,7 +76,7 @@ def in_child(function: Callable[[], T]) -> T:
     data = b""
     with open(reader, "rb", buffering=0) as file:
         while True:
-            if not select.select([file], [], [], CHILD_DEADLINE)[0]:
+            if not select.select([file], [], [], deadline)[0]:
                 os.kill(pid, signal.SIGKILL)
             chunk = file.read(65536)
             if not chunk:

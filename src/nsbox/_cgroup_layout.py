@@ -10,6 +10,8 @@ import os
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from ._constants import SHORTAGE
+
 UNIFIED: Final = ""
 """The controller of a v2 hierarchy as /proc/self/cgroup spells it: none."""
 
@@ -122,11 +124,18 @@ def _look(mountinfo: str, cgroups: str) -> Layout:
 
 
 def read_words(path: str) -> tuple[str, ...]:
-    """Return the words in a small file; none if it cannot be read."""
+    """
+    Return the words in a small file; none if it cannot be read.
+
+    Raises:
+        OSError: If the caller is short of descriptors or memory: that says nothing of the file.
+    """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return tuple(file.read().split())
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
         return ()
 
 

@@ -33,18 +33,20 @@ _HINTS: Final = {
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn an OSError that names its file into a CgroupError."""
+def reported(path: str) -> Iterator[None]:
+    """Turn an OSError into a CgroupError about its path, or this one if it has none."""
     try:
         yield
+    except CgroupError:
+        raise
     except OSError as error:
         number = error.errno or errno.EIO
-        raise CgroupError(number, os.fsdecode(error.filename), _HINTS.get(number)) from None
+        raise CgroupError(number, error.filename or path, _HINTS.get(number)) from None
 
 
 def write(path: str, text: str) -> None:
     """Write a file of a cgroup."""
-    with reported():
+    with reported(path):
         _calls.write_files([(path, text)])
 
 
@@ -70,7 +72,7 @@ def await_event(directory: str, line: str, deadline: float, code: int) -> None:
     """
     path = f"{directory}/cgroup.events"
     try:
-        with Descriptor(path, os.O_RDONLY) as fd:
+        with reported(path), Descriptor(path, os.O_RDONLY) as fd:
             poll = select.poll()
             poll.register(fd, select.POLLPRI)
             while line not in os.pread(fd, 4096, 0).decode().splitlines():
@@ -78,25 +80,31 @@ def await_event(directory: str, line: str, deadline: float, code: int) -> None:
                 if remaining <= 0:
                     raise CgroupError(code, directory, f"its state did not become {line!r}")
                 poll.poll(min(remaining, 3600) * 1000)
-    except OSError as error:
+    except CgroupError as error:
         # Removed by someone: neither populated nor frozen.
         if error.errno not in (errno.ENOENT, errno.ENODEV):
             raise
 
 
 def _tree(directory: str) -> list[str]:
-    """Return a cgroup and those below it, the lowest first."""
-    return [path for path, _, _ in os.walk(directory, topdown=False)]
+    """Return a cgroup and those below it, the lowest first; what is gone meanwhile is left out."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    return [path for path, _, _ in os.walk(directory, topdown=False, onerror=failed)]
 
 
 def kill_tree(directory: str) -> None:
     """Kill everything in a cgroup and below it."""
-    for path in _tree(directory):
-        try:
-            with Descriptor(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
-                _calls.cgroup_kill(fd)
-        except FileNotFoundError:
-            continue
+    with reported(directory):
+        for path in _tree(directory):
+            try:
+                with Descriptor(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+                    _calls.cgroup_kill(fd)
+            except FileNotFoundError:
+                continue
 
 
 def remove_tree(directory: str, deadline: float) -> None:

@@ -5,7 +5,15 @@ Repeated here, and not taken from the compiled module, so that plans can be
 made, compared and tested without it. A test compares them with the headers.
 """
 
+import errno
 from typing import Final
+
+SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""
+What a call fails with when the caller is short of descriptors or memory.
+
+It says nothing about the object of the call: neither that it is missing nor that it is closed.
+"""
 
 CLONE_NEWTIME: Final = 0x00000080
 CLONE_VM: Final = 0x00000100

@@ -28,7 +28,14 @@ ANYWHERE: Final = {
 
 
 def hint(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
-    """Return advice for a failed step, or None."""
+    """Return advice for a failed step, or None; also if what it depends on cannot be read."""
+    try:
+        return _advise(step, error, plan, op, path)
+    except OSError:
+        return None
+
+
+def _advise(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error in ANYWHERE:
         return ANYWHERE[error]
     advise = _ADVISORS.get(step)

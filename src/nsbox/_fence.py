@@ -18,6 +18,7 @@ from ._bridge import End, Placement
 from ._calls import Descriptor
 from ._cgroup_choice import Choice, wanted_fields
 from ._cgroup_files import FIGURES
+from ._cgroup_tree import reported
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
 from .cgroup import Cgroup, choose, make
 from .errors import CgroupError, NsboxError, SpawnError
@@ -125,7 +126,8 @@ class Fence:
 
     def _opened(self, path: str, flags: int) -> int:
         """Return a descriptor that is open until the payload has started."""
-        self._to_start.append(Descriptor(path, flags))
+        with reported(path):
+            self._to_start.append(Descriptor(path, flags))
         return self._to_start[-1].fileno()
 
     def _make_watch(self) -> Watch | None:

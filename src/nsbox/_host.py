@@ -10,7 +10,8 @@ import stat
 from functools import lru_cache
 from typing import NamedTuple
 
-from ._constants import CAPABILITIES
+from ._constants import CAPABILITIES, SHORTAGE
+from .errors import UnsupportedError
 
 OVERFLOW_ID = 65534
 
@@ -109,7 +110,20 @@ class Host(NamedTuple):
 
 
 def look() -> Host:
-    """Return the facts as they are now for the calling process."""
+    """
+    Return the facts as they are now for the calling process.
+
+    Raises:
+        UnsupportedError: If one cannot be read, as when descriptors run out. None is guessed:
+            to take root for a plain user would let its payloads be root.
+    """
+    try:
+        return _look()
+    except OSError as error:
+        raise UnsupportedError(f"a fact of this host cannot be read: {error}") from error
+
+
+def _look() -> Host:
     uid, gid = os.geteuid(), os.getegid()
     overflow_uid, overflow_gid = _overflow_id("uid"), _overflow_id("gid")
     directories, links = _root_directory()
@@ -133,25 +147,35 @@ def look() -> Host:
 
 
 def id_maps(kind: str) -> list[tuple[int, int, int]]:
-    """Return the caller's uid or gid map: inside, outside, count; [] if it cannot be read."""
+    """
+    Return the caller's uid or gid map: inside, outside, count; [] without /proc.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
     try:
         lines = _read(f"/proc/self/{kind}_map").splitlines()
-    except OSError:
+    except FileNotFoundError:
         return []
     return [(int(a), int(b), int(c)) for a, b, c in map(bytes.split, lines)]
 
 
 def has_capability(name: str) -> bool:
-    """Tell whether a capability is effective in the calling thread."""
+    """
+    Tell whether a capability is effective in the calling thread; False without /proc.
+
+    Raises:
+        OSError: If that cannot be read.
+    """
     try:
         _, _, rest = _read("/proc/thread-self/status").partition(b"\nCapEff:")
-    except OSError:
+    except FileNotFoundError:
         return False
     return bool(int(rest.split(maxsplit=1)[0], 16) >> CAPABILITIES.index(name) & 1)
 
 
 def is_mapped(kind: str, number: int) -> bool:
-    """Tell whether an id exists in the caller's own user namespace."""
+    """Tell whether an id exists in the caller's own user namespace; may raise OSError."""
     return any(inside <= number < inside + count for inside, _, count in id_maps(kind))
 
 
@@ -165,20 +189,35 @@ def _read(path: str) -> bytes:
 def _overflow_id(kind: str) -> int:
     try:
         return int(_read(f"/proc/sys/kernel/overflow{kind}"))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        _check_shortage(error)
         return OVERFLOW_ID
+
+
+def _check_shortage(error: Exception) -> None:
+    """Raise an error that says nothing about the file that it is about: it would be remembered."""
+    if isinstance(error, OSError) and error.errno in SHORTAGE:
+        raise error
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        _check_shortage(error)
+        return False
 
 
 @lru_cache(maxsize=1)
 def _root_directory() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Find the program directories: merged into /usr by links, or beside it."""
-    directories = [path for path in _PROGRAM_DIRECTORIES if os.path.isdir(path)]
+    directories = [path for path in _PROGRAM_DIRECTORIES if _is_directory(path)]
     links = []
     for name in _USR_LINKS:
         path = f"/{name}"
         if os.path.islink(path):
             links.append((name, os.readlink(path)))
-        elif os.path.isdir(path):
+        elif _is_directory(path):
             directories.append(path)
     return tuple(directories), tuple(links)
 
@@ -189,8 +228,8 @@ def _masks() -> tuple[tuple[str, bool], ...]:
     for path in _MASKED:
         try:
             found.append((path, bool(os.stat(path).st_mode & stat.S_IROTH)))
-        except OSError:
-            continue
+        except OSError as error:
+            _check_shortage(error)
     return tuple(found)
 
 
@@ -206,8 +245,8 @@ def _etc_entries() -> _Etc:
     names = list(_ETC)
     try:
         names += sorted(name for name in os.listdir("/etc") if name.startswith(_ETC_PREFIXES))
-    except OSError:
-        pass
+    except OSError as error:
+        _check_shortage(error)
     directories, large, files, links = [], [], [], []
     for name in names:
         path = f"/etc/{name}"
@@ -222,6 +261,6 @@ def _etc_entries() -> _Etc:
             elif stat.S_ISREG(info.st_mode):
                 with open(path, "rb") as file:
                     files.append((name, file.read(_SMALL)))
-        except OSError:
-            continue
+        except OSError as error:
+            _check_shortage(error)
     return _Etc(tuple(directories), tuple(large), tuple(files), tuple(links))

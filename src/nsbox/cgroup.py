@@ -171,8 +171,9 @@ class Cgroup:
         """Return the ids of the processes in it and below it."""
         self._check_open()
         found: set[int] = set()
-        for directory, _, _ in os.walk(self.directories[0]):
-            found.update(int(pid) for pid in read_words(f"{directory}/cgroup.procs"))
+        with reported(self.directories[0]):
+            for directory, _, _ in os.walk(self.directories[0]):
+                found.update(int(pid) for pid in read_words(f"{directory}/cgroup.procs"))
         return sorted(found - {0})  # 0: not in our pid namespace
 
     def reader(self, names: Iterable[str]) -> Reader:
@@ -332,7 +333,8 @@ class Cgroup:
     def _kill(self) -> None:
         if self._parts[0].version == 2:
             # Recursive, and atomic, where the kernel has it.
-            _calls.cgroup_kill(self._directory.fileno())
+            with reported(self.directories[0]):
+                _calls.cgroup_kill(self._directory.fileno())
             if os.path.exists(f"{self.directories[0]}/cgroup.kill"):
                 return
         kill_tree(self._freezer or self.directories[0])
@@ -377,15 +379,21 @@ def choose(
     enable: bool = False,
     measure: bool = False,
 ) -> Choice:
-    """Decide where to make a cgroup: :func:`nsbox._cgroup_choice.choose` with this host's facts."""
+    """
+    Decide where to make a cgroup: :func:`nsbox._cgroup_choice.choose` with this host's facts.
+
+    Raises:
+        CgroupError: If these cannot be read.
+    """
     owned = isinstance(parent, Cgroup)
-    return _cgroup_choice.choose(
-        limits,
-        _cgroup_layout.look(),
-        parents=_directories(parent),
-        owned=owned or enable,
-        measure=measure,
-    )
+    with reported("/proc/self/cgroup"):
+        return _cgroup_choice.choose(
+            limits,
+            _cgroup_layout.look(),
+            parents=_directories(parent),
+            owned=owned or enable,
+            measure=measure,
+        )
 
 
 CgroupArg = PathArg | Sequence[PathArg] | Cgroup
@@ -455,7 +463,7 @@ def make(
             if enable and part.version == 2:
                 _enable(part)
             settings += [(f"{directory}/{file}", value) for file, value in part.settings]
-        with reported():
+        with reported(directories[0]):
             for directory in directories:
                 os.mkdir(directory)
             _calls.write_files(settings)
@@ -473,7 +481,8 @@ def make(
 def _enable(part: Part) -> None:
     """Enable the controllers of a part for the children of its parent, which is ours to change."""
     path = f"{part.parent}/cgroup.subtree_control"
-    enabled = read_words(path)
+    with reported(path):
+        enabled = read_words(path)
     missing = [name for name in part.controllers if name != UNIFIED and name not in enabled]
     if missing:
         write(path, " ".join(f"+{name}" for name in missing))
@@ -486,6 +495,7 @@ def remove_leftovers() -> list[str]:
     Returns:
         The directories that were removed.
     """
-    layout = _cgroup_layout.look()
+    with reported("/proc/self/cgroup"):
+        layout = _cgroup_layout.look()
     places = [place for item in layout.hierarchies for place in item.above()]
     return [path for place in places for path in sweep(place)]

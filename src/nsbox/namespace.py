@@ -68,7 +68,7 @@ class Namespace:
         Take ownership of a namespace file descriptor.
 
         Raises:
-            NamespaceError: If fd does not refer to a namespace (ENOTTY).
+            NamespaceError: If fd does not refer to a namespace (ENOTTY); it is still the caller's.
         """
         self._fd = -1
         try:
@@ -83,6 +83,15 @@ class Namespace:
         self._kind = _BY_FLAG[flag]
         self._identity = (info.st_dev, info.st_ino)
         self._fd = fd
+
+    @classmethod
+    def _take(cls, fd: int) -> Self:
+        """Return the namespace of a descriptor that is nobody else's, or close that."""
+        try:
+            return cls(fd)
+        except NamespaceError:
+            os.close(fd)
+            raise
 
     @classmethod
     def create(cls, kind: str, *, owner: "Namespace | None" = None) -> Self:
@@ -116,12 +125,12 @@ class Namespace:
         if owner is not None and owner.kind != "user":
             raise PlanError(f"owner: a user namespace is needed, not {owner.kind!r}")
         if kind != "user":
-            return cls(_create(kind, flag, owner))
+            return cls._take(_create(kind, flag, owner))
         if owner is not None:
             raise PlanError("owner: a user namespace belongs to the one it is made in")
         host = _host.look()
         maps = (f"0 {host.payload_uid} 1", f"0 {host.payload_gid} 1")
-        return cls(_create(kind, flag, None, maps, deny_setgroups=not host.privileged))
+        return cls._take(_create(kind, flag, None, maps, deny_setgroups=not host.privileged))
 
     @classmethod
     def of(cls, pid: int, kind: str) -> Self:
@@ -158,9 +167,8 @@ class Namespace:
                 hint = "the process has ended, or this kernel lacks the kind"
             raise NamespaceError(error.errno or 0, Step.NAMESPACE_OPEN, text, hint) from None
         try:
-            return cls(fd)
+            return cls._take(fd)
         except NamespaceError as error:
-            os.close(fd)
             raise NamespaceError(error.errno or 0, error.step, text, error.hint) from None
 
     @property
@@ -209,7 +217,7 @@ class Namespace:
 
     def _related(self, request: int) -> "Namespace":
         try:
-            return Namespace(fcntl.ioctl(self.fileno(), request))
+            return Namespace._take(fcntl.ioctl(self.fileno(), request))
         except OSError as error:
             hint = None
             if error.errno == errno.EPERM:
@@ -368,4 +376,4 @@ def create_id_map_namespace(uid_map: str, gid_map: str) -> Namespace:
 
     Needs CAP_SETUID and CAP_SETGID, for maps with ids that are not the caller's.
     """
-    return Namespace(_create("user", NAMESPACE_FLAGS["user"], None, (uid_map, gid_map)))
+    return Namespace._take(_create("user", NAMESPACE_FLAGS["user"], None, (uid_map, gid_map)))

@@ -1,0 +1,243 @@
+"""What is known of the calls of a set-up: what they fail with, and what comes of it."""
+
+import errno
+from fnmatch import fnmatchcase
+
+from supervisor import CALLER, THREAD, Call, Fault
+
+from nsbox import Step
+
+ERRORS = {
+    "access": "EACCES",
+    "capset": "EPERM ENOMEM",
+    "capget": "EPERM",
+    "clone3": "EAGAIN EPERM ENOMEM ENOSPC",
+    "close_range": "ENOMEM",
+    "dup3": "EMFILE EINTR",
+    "eventfd2": "EMFILE ENOMEM",
+    "execve": "ENOMEM EPERM EACCES",
+    "fchdir": "EACCES EPERM",
+    "fcntl": "EMFILE",
+    "fsconfig": "ENOMEM EPERM ENOSPC EINTR",
+    "fsmount": "EMFILE EPERM ENOMEM ENOSPC EINTR",
+    "fsopen": "EMFILE EPERM ENOMEM",
+    "fstatfs": "EPERM ENOMEM",
+    "getdents64": "ENOMEM EINTR",
+    "ioctl": "EPERM ENOMEM",
+    "keyctl": "EDQUOT EPERM ENOMEM",
+    "landlock_add_rule": "ENOMEM EPERM",
+    "landlock_create_ruleset": "EMFILE EPERM ENOMEM",
+    "landlock_restrict_self": "ENOMEM EPERM",
+    "memfd_create": "EMFILE ENOMEM",
+    "mkdir": "ENOSPC EACCES EPERM ENOMEM",
+    "mkdirat": "ENOSPC EPERM ENOMEM",
+    "mknodat": "ENOSPC EPERM ENOMEM",
+    "mmap": "ENOMEM",
+    "mount_setattr": "EPERM ENOMEM",
+    "move_mount": "ENOSPC EPERM ENOMEM",
+    "newfstatat": "ENOMEM",
+    "open_tree": "EMFILE EPERM ENOMEM ENOSPC EINTR",
+    "openat": "EMFILE EPERM ENOMEM EINTR",
+    "openat2": "EMFILE EPERM ENOMEM EINTR EAGAIN",
+    "pidfd_open": "EMFILE ENOMEM",
+    "pipe2": "EMFILE",
+    "pivot_root": "EPERM ENOMEM",
+    "poll": "ENOMEM EINTR",
+    "ppoll": "EINTR",
+    "prctl": "EPERM ENOMEM",
+    "pread64": "ENOMEM EINTR",
+    "prlimit64": "EPERM",
+    "pwrite64": "EPERM ENOMEM EINTR",
+    "read": "ENOMEM EINTR",
+    "readlink": "ENOMEM EACCES",
+    "readlinkat": "ENOMEM EACCES",
+    "rmdir": "ENOMEM EBUSY",
+    "seccomp": "ENOMEM EPERM",
+    "setgroups": "EPERM ENOMEM",
+    "sethostname": "EPERM",
+    "setpgid": "EPERM",
+    "setpriority": "EPERM EACCES",
+    "setns": "EPERM ENOMEM",
+    "setresgid": "EPERM ENOMEM",
+    "setresuid": "EPERM ENOMEM",
+    "setsid": "EPERM",
+    "socket": "EMFILE EPERM ENOMEM",
+    "statx": "ENOMEM",
+    "symlinkat": "ENOSPC EPERM ENOMEM",
+    "umount2": "EPERM ENOMEM",
+    "unshare": "ENOSPC EPERM ENOMEM",
+    "waitid": "EINTR",
+    "write": "ENOSPC EPERM ENOMEM EINTR",
+}
+"""What each call can fail with, the likeliest first: the short form is content with that."""
+
+LASTING = "EMFILE"
+"""A shortage that the long form also lets last until the end."""
+
+CANNOT_FAIL = {
+    "clock_gettime", "close", "exit", "exit_group", "futex", "getegid", "geteuid", "getpid",
+    "getpriority", "getppid", "gettid", "getuid", "kcmp", "lseek", "madvise", "mprotect", "munmap",
+    "pidfd_send_signal",
+    "rseq", "rt_sigaction", "rt_sigprocmask", "sched_yield", "set_robust_list", "umask", "uname",
+}  # fmt: skip
+"""Or with nothing that the kernel would say to these calls, or not in a way that matters."""
+
+NEVER = (
+    *("F_GETFD", "F_SETFD", "F_GETFL", "PR_GET_DUMPABLE", "PR_SET_DUMPABLE", "TCGETS"),
+    "\x01",  # a number, to an eventfd
+)
+"""The same, by Call.text."""
+
+# The first pattern that fits a call (see Call.__str__) says which steps its failure may have.
+STEPS: list[tuple[str, str]] = [
+    ("caller mmap", "mmap"),
+    ("caller pidfd_open", "pidfd_open"),
+    ("caller eventfd2", "watch"),
+    ("caller fcntl F_DUPFD_CLOEXEC", "watch pidfd_open open_tree"),
+    ("caller clone3", "clone3 watch"),
+    ("caller openat */profiles/*", "seccomp"),
+    ("caller memfd_create *", "seccomp"),
+    ("caller read", "seccomp"),
+    ("* openat /proc/*/setgroups", "setgroups_deny"),
+    ("* openat /proc/*/uid_map", "uid_map"),
+    ("* openat /proc/*/gid_map", "gid_map"),
+    ("* write deny", "setgroups_deny"),
+    ("* write 0 *", "uid_map gid_map"),
+    ("helper clone3", "clone3"),
+    ("helper openat /proc/self/ns/*", "namespace_open"),
+    ("caller ioctl NS_GET_NSTYPE", "namespace_open"),
+    ("caller newfstatat", "namespace_open"),
+    ("* setns", "setns"),
+    ("* unshare", "cgroup_unshare unshare"),
+    ("* open_tree *", "open_tree"),
+    ("caller mount_setattr", "mount_setattr idmap"),
+    ("* mount_setattr", "mount_setattr readonly propagation"),
+    ("* prctl PR_SET_PDEATHSIG", "pdeathsig"),
+    ("* prctl PR_SET_KEEPCAPS", "keep_capabilities"),
+    ("* prctl PR_CAPBSET_DROP", "capbset_drop"),
+    ("* prctl PR_CAP_AMBIENT", "cap_ambient"),
+    ("* prctl PR_*_SECUREBITS", "securebits"),
+    ("* prctl PR_SET_NO_NEW_PRIVS", "no_new_privs"),
+    ("* write 0", "cgroup_join"),
+    ("* socket", "socket"),
+    ("* ioctl SIOCSIFFLAGS", "loopback_up"),
+    ("* sethostname *", "sethostname"),
+    ("* setgroups", "setgroups extra_groups"),
+    ("* setresgid", "setresgid group"),
+    ("* setresuid", "setresuid user"),
+    ("* openat /proc", "proc_sys"),
+    ("* openat2 sys/user/*", "proc_sys"),
+    ("* fstatfs", "proc_sys mask_target"),
+    ("* pwrite64", "max_user_namespaces"),
+    ("* fsopen *", "fsopen"),
+    ("* fsconfig SET_*", "fsconfig"),
+    ("* fsconfig CMD_CREATE", "fsconfig_create"),
+    ("* fsmount", "fsmount"),
+    ("* fcntl F_DUPFD_CLOEXEC", "fsmount dup3 open_tree"),
+    ("* openat2 /..", "umount2"),
+    ("* openat2 /*", "chdir"),
+    ("* openat2 *", "target mask_target"),
+    ("* readlinkat *", "target"),
+    ("* mkdirat *", "mkdirat"),
+    ("* mknodat *", "mknodat"),
+    ("* symlinkat *", "symlinkat"),
+    ("helper openat /*", "open_path"),
+    ("* openat *", "create_file"),
+    ("* write *", "write_file"),
+    ("* statx", "device target mask_target open_tree umount2"),
+    ("* move_mount", "move_mount mask"),
+    ("* fchdir", "fchdir chdir"),
+    ("* pivot_root", "pivot_root"),
+    ("* umount2", "umount2"),
+    ("* dup3", "dup3"),
+    ("* setsid", "setsid"),
+    ("* setpgid", "setpgid"),
+    ("* ioctl TIOCSCTTY", "controlling_terminal"),
+    ("* fcntl F_SETFD", "pass_fd dup3"),
+    ("* setpriority", "setpriority"),
+    ("* close_range", "close_range"),
+    ("* prlimit64", "lower_limits limit"),
+    ("* keyctl", "keyring"),
+    ("* capget", "cap_inheritable keep_capabilities"),
+    ("* capset", "capset cap_inheritable keep_capabilities"),
+    ("* landlock_create_ruleset", "landlock_create_ruleset"),
+    ("* landlock_add_rule", "landlock_add_rule"),
+    ("* landlock_restrict_self", "landlock_restrict_self"),
+    ("* seccomp", "seccomp"),
+    ("* execve *", "execve"),
+]
+
+NO_CALL = {Step.KILLED}
+"""Not a call of ours that fails: see test_interruption.py."""
+
+# These may fail, and all goes well.
+HARMLESS = [
+    # what a path of the host is, for a decision that is made anew then, or made later
+    "caller newfstatat*",
+    "caller openat /sys/devices/system/cpu/online",
+    # its version, which needs nothing that could be short
+    "caller landlock_create_ruleset",
+    # what a caller may not read the payload need not have; who is short of something: test below
+    "caller openat /etc*",
+    "caller openat /proc/sys/kernel/overflow?id",
+    # what is asked for to explain an error
+    "caller openat /proc/self/?id_map",
+    "caller read*",
+    "caller openat */cgroup.events",
+    "caller openat */cgroup.subtree_control",
+    "caller access *",
+    # a cgroup that does not go at once is removed by a walk
+    "caller rmdir *",
+    # by whoever is privileged namespaces are joined before, and else after, the user namespace
+    "helper setns",
+    # the caller is alive: nothing happens at its end
+    "helper prctl PR_SET_PDEATHSIG",
+]
+
+
+def faults_of(calls: list[Call], *, long: bool) -> dict[Fault, Call]:
+    """
+    Return the faults to try, and the call that each is about.
+
+    The short form tries the likeliest error, at the first and the last of calls that look alike.
+    """
+    alike: dict[str, list[Call]] = {}
+    for call in calls:
+        if call.text not in NEVER:
+            alike.setdefault(str(call), []).append(call)
+    return {
+        Fault(call.role, call.name, call.occurrence, getattr(errno, name), lasting): call
+        for group in alike.values()
+        for call in (group if long else dict.fromkeys((group[0], group[-1])))
+        for name in ERRORS[call.name].split()[: None if long else 1]
+        for lasting in ((False, True) if long and name == LASTING else (False,))
+    }
+
+
+def harmless(calls: list[Call]) -> set[Call]:
+    """Return those of the calls that may fail without consequence."""
+    found = {call for call in calls if any(fnmatchcase(str(call), pattern) for pattern in HARMLESS)}
+    cloned = ruled = exporting = False
+    for call in calls:
+        exporting = exporting or call.name == "memfd_create"
+        cloned = cloned or (call.name == "clone3" and call.role == CALLER)
+        ruled = ruled or call.name == "landlock_create_ruleset"
+        # The payload has been started: what is left is to end it, and figures that may be missing.
+        if cloned and call.role == CALLER:
+            found.add(call)
+        if exporting and call.role == CALLER and call.name == "write":
+            found.add(call)
+        # The watcher's: what it does not learn now it learns when it looks again.
+        if call.role == THREAD:
+            found.add(call)
+        # POSIX message queues, which are closed then.
+        if ruled and call.name in ("fsopen", "fsconfig", "fsmount"):
+            found.add(call)
+    return found
+
+
+def steps_of(call: Call) -> list[str]:
+    for pattern, steps in STEPS:
+        if fnmatchcase(str(call), pattern):
+            return steps.split()
+    return []

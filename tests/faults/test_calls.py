@@ -1,0 +1,159 @@
+"""
+Every system call of a set-up, made to fail: a typed error that names it, and nothing left.
+
+A workload runs once, and each call that the caller and the processes of the set-up
+make is noted. Then it runs once for each of them, and that one fails: see supervisor.py.
+"""
+
+import errno
+import gc
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from calls import CANNOT_FAIL, ERRORS, NO_CALL, STEPS, faults_of, harmless, steps_of
+from supervisor import UNREADABLE, Call, Fault, Gate, supervised
+from workloads import WORKLOADS, Workload
+
+from conftest import held
+from nsbox import NsboxError, Step
+
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+
+
+class Outcome(NamedTuple):
+    """
+    What came of a fault.
+
+    Args:
+        fault: Which.
+        fired: The call was made.
+        error: What was raised; "" if nothing.
+        step: Of that error.
+        code: Its errno.
+        left: What was there afterwards, and had not been before; "" if nothing.
+    """
+
+    fault: Fault
+    fired: bool
+    error: str
+    typed: bool
+    step: str
+    code: int
+    left: str
+
+
+def attempt(gate: Gate, workload: Workload, fault: Fault) -> Outcome:
+    before, raised = held(), None
+    gate.arm(fault)
+    try:
+        workload.act()
+    except Exception as error:
+        raised = error
+    fired = gate.rest()
+    text, code = "" if raised is None else repr(raised), getattr(raised, "errno", None) or 0
+    step = getattr(raised, "step", "")
+    typed = isinstance(raised, NsboxError)
+    del raised  # and with it the frames that hold what is to be collected
+    gc.collect()
+    after = held()
+    left = ", ".join(key for key in before if before[key] != after[key])
+    return Outcome(fault, fired, text, typed, step, code, left)
+
+
+def warm_up(workload: Workload) -> Callable[[], None]:
+    """Return what lets a process do all that is done but once."""
+
+    def prepare() -> None:
+        sys.unraisablehook = lambda _: None
+        workload.prepare()
+        for _ in range(3):
+            workload.act()
+        gc.collect()
+        gc.freeze()
+
+    return prepare
+
+
+def calls_of(workload: Workload) -> list[Call]:
+    """Return the calls of a workload."""
+
+    def watch(gate: Gate) -> None:
+        gate.watch()
+        workload.act()
+        gate.rest()
+
+    return supervised(watch, warm_up(workload))[1]
+
+
+def complaint(workload: Workload, call: Call, outcome: Outcome, may_succeed: bool) -> str | None:
+    """Return what is wrong with an outcome, or None."""
+    # A Python without it loses the pipes that are there when another one cannot be made.
+    careless = workload.pipes and not hasattr(subprocess.Popen, "_on_error_fd_closer")
+    if outcome.left and not (careless and outcome.left == "fds" and not outcome.step):
+        return f"left: {outcome.left} ({outcome.error})"
+    # What openat2(2) says EAGAIN to is a path below a root.
+    try_again = outcome.fault.error == errno.EINTR or (
+        outcome.fault.error == errno.EAGAIN and call.name == "openat2" and call.text[0] != "/"
+    )
+    if not outcome.fired:
+        return None  # a thread makes more or fewer calls each time
+    if not outcome.error:
+        return None if try_again or may_succeed else "no error"
+    if try_again and not may_succeed:
+        return f"not tried again: {outcome.error}"
+    if not outcome.typed:
+        return None if workload.pipes else f"not typed: {outcome.error}"
+    unsure = call.text == UNREADABLE or outcome.fault.lasting
+    if outcome.step and outcome.step not in steps_of(call) and not unsure:
+        return f"another step: {outcome.error}"
+    # pthread_create(3) says EAGAIN for whatever clone3(2) failed with.
+    if outcome.code not in (outcome.fault.error, 0) and outcome.step != Step.WATCH:
+        return f"another errno: {outcome.error}"
+    return None
+
+
+def complaints_about(
+    workload: Workload, faults: dict[Fault, Call], forgiven: set[Call]
+) -> list[str]:
+    """Run a workload once with each of some faults, all of one name; return what is wrong."""
+
+    def attempt_all(gate: Gate) -> list[Outcome]:
+        return [attempt(gate, workload, fault) for fault in faults]
+
+    names = {fault.name for fault in faults}
+    outcomes, _ = supervised(attempt_all, warm_up(workload), names)
+    found = []
+    for outcome in outcomes:
+        call = faults[outcome.fault]
+        what = complaint(workload, call, outcome, call in forgiven)
+        if what is not None:
+            found.append(f"{call}: {outcome.fault}: {what}")
+    return found
+
+
+def test_every_step_is_known() -> None:
+    """The table says of every step which call it is."""
+    known = {step for _, steps in STEPS for step in steps.split()}
+    assert known ^ {*Step} == NO_CALL
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workload", WORKLOADS, ids=str)
+def test_every_call_may_fail(workload: Workload, request: pytest.FixtureRequest) -> None:
+    """Whichever call fails: an error with its step and errno, or success, and nothing is left."""
+    workload.require(request)
+    calls = [call for call in calls_of(workload) if call.name not in CANNOT_FAIL]
+    unknown = {call.name for call in calls} - ERRORS.keys()
+    assert not unknown, f"calls whose errors nobody has listed: {unknown}"
+    forgiven, cases = harmless(calls), faults_of(calls, long=request.config.getoption("--long"))
+    complaints = [
+        complaint
+        for name in sorted({call.name for call in calls})
+        for complaint in complaints_about(
+            workload, {fault: call for fault, call in cases.items() if call.name == name}, forgiven
+        )
+    ]
+    assert complaints == [], "\n" + "\n".join(complaints)

@@ -1,0 +1,77 @@
+"""The caller is killed by SIGKILL, at any system call of its set-ups: nothing of it remains."""
+
+import os
+import random
+from collections.abc import Callable
+
+import pytest
+from supervisor import killed
+from workloads import LIMITED, MOUNTS, PLAIN, STAYING, TRUE, Workload
+
+import fingerprint
+from conftest import mounts
+from nsbox import _cgroup_layout
+from nsbox._cgroup_names import parse
+from nsbox.cgroup import remove_leftovers
+from support import in_child
+
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+
+PATIENCE = 1.0
+"""Seconds within which all must be gone."""
+BATCH = 10
+"""Rounds in one process, which reaps what is left of its children's."""
+
+
+def prepare() -> None:
+    """Do once what is done but once, so that the calls are those of a set-up."""
+    for box in (PLAIN, MOUNTS):
+        box.run(TRUE)
+
+
+def prepare_with_limits() -> None:
+    prepare()
+    LIMITED.run(TRUE)
+
+
+def cgroups_of_the_dead() -> set[str]:
+    """Return the cgroups whose makers' process ids are nobody's."""
+    found = set()
+    for hierarchy in _cgroup_layout.look().hierarchies:
+        for place in hierarchy.above():
+            for name in os.listdir(place):
+                owner = parse(name)
+                if owner is not None and not os.path.exists(f"/proc/{owner.pid}"):
+                    found.add(f"{place}/{name}")
+    return found
+
+
+def batch(workload: Workload, moments: list[int]) -> Callable[[], list[float]]:
+    def rounds() -> list[float]:
+        fingerprint.prctl(fingerprint.PR_SET_CHILD_SUBREAPER, 1)
+        before = prepare_with_limits if workload.cgroups else prepare
+        return [killed(workload.act, before, moment) for moment in moments]
+
+    return rounds
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workload", STAYING, ids=str)
+def test_killed_caller_leaves_nothing(workload: Workload, request: pytest.FixtureRequest) -> None:
+    """Within a second no process is left, and no mount; the next caller removes the cgroups."""
+    workload.require(request)
+    seed = f"{workload} {request.config.getoption('--seed')}"
+    print(f"seed: {seed}")
+    rounds = request.config.getoption("--rounds") or (
+        100 if request.config.getoption("--long") else 6
+    )
+    moments = [random.Random(f"{seed} {number}").randint(1, 600) for number in range(rounds)]
+    mounted = mounts()
+    times: list[float] = []
+    for start in range(0, rounds, BATCH):
+        times += in_child(batch(workload, moments[start : start + BATCH]))
+    remove_leftovers()
+    assert cgroups_of_the_dead() == set()
+    assert mounts() == mounted
+    late = [(moment, time) for moment, time in zip(moments, times, strict=True) if time > PATIENCE]
+    assert late == [], "calls at which it was killed, and seconds until all was gone"

@@ -1,0 +1,226 @@
+"""What is done under faults, kills and interruptions: each from its beginning to its end."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Thread
+
+import pytest
+
+from nsbox import (
+    DEVNULL,
+    PIPE,
+    Bind,
+    Cgroup,
+    Limits,
+    Namespace,
+    Overlay,
+    Sandbox,
+    TimeoutExpired,
+    Tmpfs,
+    _calls,
+    _filter,
+    _host,
+    sandbox,
+)
+
+TRUE = ["/bin/true"]
+SLEEP = ["/bin/sleep", "1000"]
+
+PLAIN = Sandbox()
+MOUNTS = Sandbox(
+    mounts=[Bind("/usr/share", "/x"), Tmpfs("/x/doc"), Overlay("/usr/lib", "/z")],
+    masks=["/etc/group"],
+    cwd="/tmp",
+)
+ASKING = Sandbox(
+    capabilities=["CAP_NET_BIND_SERVICE"],
+    limits=Limits(open_files=64, nice=5),
+    user_namespaces=True,
+)
+WITHOUT = Sandbox(namespaces="none")
+LIMITS = Limits(memory="64M", pids=16, cpu_time=60, wall_time=60, output="1M")
+LIMITED = Sandbox(limits=LIMITS)
+TERSE = Sandbox(limits=Limits(pids=16, output=100))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """
+    Something to do.
+
+    Args:
+        name: Of it.
+        act: Does it; may be called again and again.
+        cgroups: It needs a host where cgroups can be made.
+        pipes: It uses pipes, which the standard library makes, reads and writes.
+        lines: Its Python code differs from that of the others.
+        soaked: It is one of those that are repeated a hundred thousand times.
+        prepare: Called once in the process that does it, which ends afterwards.
+    """
+
+    name: str
+    act: Callable[[], object]
+    cgroups: bool = False
+    pipes: bool = False
+    lines: bool = True
+    soaked: bool = False
+    prepare: Callable[[], object] = lambda: None
+
+    def require(self, request: pytest.FixtureRequest) -> None:
+        """Skip the test where the workload cannot run."""
+        if self.cgroups:
+            request.getfixturevalue("cgroups")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _spawn() -> None:
+    with PLAIN.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE, stderr=DEVNULL) as process:
+        process.communicate(b"text")
+
+
+def _close_streams() -> None:
+    """So that what is opened gets the numbers 0, 1, 2, where it must not stay."""
+    for fd in range(3):
+        os.close(fd)
+
+
+def _capture() -> None:
+    PLAIN.run(["/bin/cat"], input=b"text", capture_output=True)
+
+
+def _group() -> None:
+    PLAIN.run(TRUE, start_new_session=False, process_group=0)
+
+
+def _timeout() -> None:
+    with pytest.raises(TimeoutExpired):
+        PLAIN.run(SLEEP, timeout=0.001)
+
+
+def _spawn_and_wait() -> None:
+    with PLAIN.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
+        process.poll()
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(60)
+        process.wait()
+
+
+def _kill() -> None:
+    with PLAIN.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+def _forget() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        PLAIN.spawn(SLEEP, stdin=DEVNULL)
+
+
+def _missing() -> None:
+    with pytest.raises(FileNotFoundError):
+        LIMITED.run(["/missing"], capture_output=True)
+
+
+def _too_much() -> None:
+    TERSE.run(["/usr/bin/yes"], stdout=PIPE)
+
+
+def _join() -> None:
+    with Namespace.create("user") as user, Namespace.create("net", owner=user) as net:
+        Sandbox(user=user, net=net).run(TRUE)
+
+
+def _first() -> None:
+    """The first run of a process, which looks at the host and remembers what it finds."""
+    for module in (_host, _filter, _calls, sandbox):
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+    box = Sandbox()
+    box.run(TRUE)
+    assert box._plan() == PLAIN._plan(), "what could not be seen was guessed"
+
+
+_terminal: list[int] = []
+
+
+def _open_terminal() -> None:
+    _terminal.extend(os.openpty())
+
+
+def _ask() -> None:
+    """Spawn with all that can be asked for of one process."""
+    ASKING.run(
+        TRUE,
+        stdin=_terminal[1],
+        controlling_terminal=True,
+        pass_fds=_terminal[:1],
+        user=0,
+        group=0,
+        extra_groups=[0] if os.geteuid() == 0 else None,
+        cwd="/usr",
+        umask=0o77,
+        env={"LANG": "C"},
+    )
+
+
+def _cgroup() -> None:
+    with Cgroup.create(Limits(pids=100)) as cgroup:
+        cgroup.freeze()
+        cgroup.thaw()
+
+
+def _spawn_many() -> None:
+    processes = [PLAIN.spawn(SLEEP), LIMITED.spawn(SLEEP)]
+    for process in processes:
+        process.wait()
+
+
+def _threads(function: Callable[[], object]) -> None:
+    threads = [Thread(target=function) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _join_and_stay() -> None:
+    with Namespace.create("user") as user, Namespace.create("net", owner=user) as net:
+        Sandbox(user=user, net=net).run(SLEEP)
+
+
+STAYING = [
+    Workload("run", lambda: PLAIN.run(SLEEP)),
+    Workload("limits", lambda: LIMITED.run(SLEEP), cgroups=True),
+    Workload("spawn", _spawn_many, cgroups=True),
+    Workload("threads", lambda: _threads(lambda: MOUNTS.run(SLEEP))),
+    Workload("join", _join_and_stay),
+]
+"""What does not come to an end by itself."""
+
+WORKLOADS = [
+    Workload("run", lambda: PLAIN.run(TRUE), soaked=True),
+    Workload("mounts", lambda: MOUNTS.run(TRUE), lines=False),
+    Workload("spawn", _spawn, pipes=True, lines=False),
+    Workload("capture", _capture, pipes=True, soaked=True),
+    Workload("wait", _spawn_and_wait, pipes=True),
+    Workload("kill", _kill, pipes=True),
+    Workload("timeout", _timeout),
+    Workload("forget", _forget, pipes=True),
+    Workload("missing", _missing, pipes=True, cgroups=True),
+    Workload("output", _too_much, pipes=True, cgroups=True),
+    Workload("limits", lambda: LIMITED.run(TRUE), cgroups=True, soaked=True),
+    Workload("streams", lambda: PLAIN.run(TRUE), prepare=_close_streams, lines=False),
+    Workload("first", _first, lines=False),
+    Workload("options", _ask, prepare=_open_terminal, lines=False),
+    Workload("group", _group, lines=False),
+    Workload("none", lambda: WITHOUT.run(TRUE), lines=False),
+    Workload("join", _join, lines=False),
+    Workload("cgroup", _cgroup, cgroups=True),
+]
