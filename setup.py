@@ -16,6 +16,7 @@ SOURCES = (
     "limits.c",
     "mounts.c",
     "spawn.c",
+    "adopt.c",
     "process.c",
     "control.c",
 )

@@ -252,8 +252,8 @@ static int set_session(struct spawn *spawn)
 /* ---- the caller's death ----------------------------------------------- */
 
 /*
- * Until the payload runs, and then too if it was asked for, this process dies
- * with its caller. Called again after each change of ids, which clears the
+ * Until the payload runs, and then too where its parent is a thread that stays, this
+ * process dies with its caller. Called again after each change of ids, which clears the
  * setting. If the caller died before that, no signal comes any more: look.
  */
 int die_with_caller(struct spawn *spawn)
@@ -261,6 +261,7 @@ int die_with_caller(struct spawn *spawn)
 	struct pollfd caller = { .fd = spawn->caller_pidfd, .events = POLLIN };
 	const uint64_t no_time[2] = { 0, 0 };
 
+	await_parent(spawn);
 	int err = nsbox_prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_PDEATHSIG, -1, err);
@@ -269,9 +270,9 @@ int die_with_caller(struct spawn *spawn)
 	return 0;
 }
 
-static int outlive_thread(struct spawn *spawn)
+static int outlive_parent(struct spawn *spawn)
 {
-	if (spawn->request->flags & NSBOX_REQUEST_DIE_WITH_THREAD)
+	if (spawn->parent == PARENT_STAYS)
 		return 0;
 	int err = nsbox_prctl(PR_SET_PDEATHSIG, 0);
 	return err < 0 ? fail(spawn, NSBOX_STEP_PDEATHSIG, -1, err) : 0;
@@ -373,7 +374,7 @@ static int set_up(struct spawn *spawn)
 	    restrict_self(spawn) < 0 || close_others(spawn) < 0)
 		return -1;
 	sys(__NR_umask, umask);
-	if (drop_privileges(spawn) < 0 || outlive_thread(spawn) < 0)
+	if (drop_privileges(spawn) < 0 || outlive_parent(spawn) < 0)
 		return -1;
 	if (change_directory(spawn) < 0)
 		return -1;

@@ -21,6 +21,7 @@ SOURCES = (
     "landlock.c",
     "limits.c",
     "files.c",
+    "adopt.c",
     "spawn.c",
     "copy.c",
     "make.c",

@@ -115,6 +115,15 @@ struct clone_call {
 	bool outside;       /* set if the child must enter the cgroup itself */
 };
 
+/*
+ * The thread whose child the payload is, by the end of which it dies. Either it is known
+ * to stay as long as it should, or the child has to wait until such a one has adopted it
+ * (adopt.c), or it does not stay, and the payload lives on without it.
+ */
+enum parent { PARENT_STAYS, PARENT_AWAITED, PARENT_LEAVES };
+
+enum { ERRAND_STACK_SIZE = 16 * 1024 };
+
 /* States of spawn.launcher; the kernel sets LAUNCHER_ENDED (CLONE_CHILD_CLEARTID). */
 enum { LAUNCHER_ENDED, LAUNCHER_RUNS, LAUNCHER_HAS_CLONED };
 
@@ -169,6 +178,8 @@ struct spawn {
 	uint64_t parent_flags; /* CLONE_PARENT in a launcher */
 	uint64_t clone_flags;  /* CLONE_NEW* of the child */
 	bool shielded;         /* the launcher clones with CLONE_VFORK */
+	uint32_t parent;       /* enum parent */
+	char *errand_stack;
 	uint32_t launcher;
 	struct clone_call call;
 	int *sources;       /* for each operation: fd of its detached source, or -1 */
@@ -216,6 +227,10 @@ __attribute__((noreturn)) void base_main(void *spawn);
 __attribute__((noreturn)) void ahead_main(void *spawn);
 int finish_root(struct spawn *spawn);
 uint64_t namespace_flag(int kind);
+/* adopt.c */
+enum parent choose_parent(const struct nsbox_request *request);
+long clone_adopted(struct spawn *spawn, struct clone_call *call);
+void await_parent(struct spawn *spawn);
 /* limits.c: in the child */
 int enter_cgroups(struct spawn *spawn);
 int set_limits(struct spawn *spawn);
@@ -253,6 +268,8 @@ enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err);
 /* syscalls.c */
 long clone_and_call(struct clone_call *call);
 long clone_by_clone(struct clone_call *call);
+long clone_thread(char *stack, size_t stack_size, uint32_t *running, void (*function)(void *),
+		  void *argument);
 long futex_wait(uint32_t *word, uint32_t value);
 long futex_wait_for(uint32_t *word, uint32_t value, uint64_t nanoseconds);
 long futex_wake(uint32_t *word);

@@ -208,8 +208,8 @@ enum nsbox_request_flag {
 	NSBOX_REQUEST_SETSID = 1,
 	NSBOX_REQUEST_CONTROLLING_TERMINAL = 2, /* make stdin the controlling terminal */
 	NSBOX_REQUEST_RESTORE_SIGNALS = 4,      /* SIGPIPE, SIGXFSZ back to SIG_DFL */
-	NSBOX_REQUEST_DIE_WITH_THREAD = 8,      /* SIGKILL when the calling thread ends */
-	NSBOX_REQUEST_BARE = 16,                /* clone and exec, nothing between */
+	NSBOX_REQUEST_DIE_WITH_THREAD = 8, /* SIGKILL when the calling thread ends, not the main */
+	NSBOX_REQUEST_BARE = 16,           /* clone and exec, nothing between */
 	NSBOX_REQUEST_INHERIT_FDS = 32, /* of pass_fds, keep those that are open and inheritable */
 	NSBOX_REQUEST_SHIELD = 64,      /* the cgroup may run out of memory: see spawn.c */
 	NSBOX_REQUEST_INIT = 128,       /* execute exec_fd: resource limits are not for it */

@@ -65,14 +65,14 @@ static size_t aligned(size_t size)
 	return (size + 4095) & ~(size_t)4095;
 }
 
-/* One mapping: struct spawn, its arrays, the stacks (child, launcher). */
+/* One mapping: struct spawn, its arrays, the stacks (child, launcher, errand). */
 struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 {
 	size_t per_op = sizeof(int64_t) + 2 * sizeof(int) + sizeof(bool);
 	size_t head = aligned(sizeof(struct spawn) + plan->n_ops * per_op);
 	int sharing = plan->flags & NSBOX_PLAN_PRIVATE_MEMORY ? MAP_SHARED : MAP_PRIVATE;
 
-	*size = head + 2 * STACK_SIZE;
+	*size = head + 2 * STACK_SIZE + ERRAND_STACK_SIZE;
 	long address = sys(__NR_mmap, 0, *size, PROT_READ | PROT_WRITE,
 			   sharing | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (address < 0 && address > -4096)
@@ -85,6 +85,7 @@ struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 	spawn->own = (bool *)(spawn->mounts + plan->n_ops);
 	spawn->call.stack = (char *)address + head;
 	spawn->call.stack_size = STACK_SIZE;
+	spawn->errand_stack = spawn->call.stack + 2 * STACK_SIZE;
 	for (uint32_t i = 0; i < plan->n_ops; i++)
 		spawn->sources[i] = spawn->mounts[i] = -1;
 	for (int i = 0; i < SPARE_COUNT; i++)
@@ -224,7 +225,7 @@ static int clone_child(struct spawn *spawn)
 	call->function = functions[spawn->stage];
 	call->argument = spawn;
 	spawn->alive = 1;
-	long pid = clone_and_call(call);
+	long pid = clone_adopted(spawn, call);
 	if (pid < 0) {
 		/* A clone that fails late has stored, and then withdrawn, a descriptor. */
 		spawn->result.pidfd = -1;
@@ -382,7 +383,7 @@ static void start_launcher(struct spawn *spawn)
 
 	spawn->parent_flags = CLONE_PARENT;
 	spawn->launcher = LAUNCHER_RUNS;
-	long pid = clone_and_call(&call);
+	long pid = clone_adopted(spawn, &call);
 	if (pid < 0) {
 		fail(spawn, NSBOX_STEP_CLONE, -1, pid);
 		return;
@@ -558,6 +559,7 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	/* With a copy of the memory it is the copy's processes that share a fate. */
 	spawn->shielded = (request->flags & NSBOX_REQUEST_SHIELD) &&
 			  !(plan->flags & NSBOX_PLAN_PRIVATE_MEMORY);
+	spawn->parent = choose_parent(request);
 
 	/* A handler of the program must not run in the child, nor here in between. */
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &spawn->mask, sizeof(signal_mask));

@@ -148,6 +148,24 @@ long clone_and_call(struct clone_call *call)
 	return clone_by_clone(call);
 }
 
+/*
+ * A thread of the calling one's process that libc does not know, with the thread-local
+ * storage of its maker. It ends by exit(2). The kernel clears and wakes *running then.
+ */
+long clone_thread(char *stack, size_t stack_size, uint32_t *running, void (*function)(void *),
+		  void *argument)
+{
+	const long flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
+			   CLONE_SYSVSEM | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+	long top = (long)(stack + stack_size), tid = (long)running;
+#if defined(__x86_64__)
+	const long args[5] = { flags, top, tid, tid, 0 };
+#else
+	const long args[5] = { flags, top, tid, 0, tid };
+#endif
+	return raw_clone(__NR_clone, args, function, argument);
+}
+
 /* ---- processes and signals ------------------------------------------ */
 
 void exit_process(int status)

@@ -67,7 +67,7 @@ class Request(NamedTuple):
         extra_groups: Supplementary group ids inside; None: none that are mapped.
         controlling_terminal: Make stdin its controlling terminal.
         restore_signals: SIGPIPE and SIGXFSZ back to their defaults.
-        die_with_thread: Kill the payload when the calling thread ends.
+        die_with_thread: Kill the payload when the calling thread ends, not the main thread.
         placement: Its cgroup and its deadlines.
     """
 

@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
@@ -281,7 +280,7 @@ class Sandbox:
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal,
             pass_directories=pass_directories,
-            die_with_thread=_in_main_thread(),
+            die_with_thread=False,
             **options,
         )
 
@@ -419,7 +418,7 @@ class Sandbox:
             args,
             cwd=self._directory() if cwd is None else self._resolve(cwd),
             env=self._environment() if env is None else check_environment("env", env),
-            die_with_thread=_in_main_thread(),
+            die_with_thread=False,
             **options,
         )
 
@@ -504,10 +503,6 @@ class Sandbox:
             without_namespaces=self.namespaces == "none",
             init=self.init,
         )
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _restore(cls: type[Sandbox], values: dict[str, Any]) -> Sandbox:
