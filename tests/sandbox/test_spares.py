@@ -7,12 +7,14 @@ it finish with fill(), which makes what is missing, and waits.
 
 import errno
 import gc
+import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -494,4 +496,198 @@ def test_caller_that_is_killed_leaves_nothing() -> None:
         os.close(reader)
 
 
+# ---- a host with many mounts -------------------------------------------------------
+
+_MANY = """
+import ctypes, json, os, sys
+from nsbox import Bind, Sandbox
+from nsbox._native import lib
+from nsbox._spares import maker
+libc = ctypes.CDLL(None, use_errno=True)
+for number in range(200):
+    os.mkdir(f"{sys.argv[1]}/{number}")
+    path = f"{sys.argv[1]}/{number}".encode()
+    assert libc.mount(b"none", path, b"tmpfs", 0, b"size=4k") == 0
+def look(box):
+    result = box.run(["/bin/sh", "-c", sys.argv[2]], capture_output=True, text=True)
+    return (result.stdout + result.stderr).splitlines()
+without, box = Sandbox(), Sandbox()
+for _ in range(2):
+    box.run(["/bin/true"], check=True)
+assert box._cache.store(box._cache.lowered(box)).fill() > 0
+lib.nsbox_maker_stop(maker.pointer)
+# The first has the spare, the second a copy of the base.
+print(json.dumps([look(without), look(box), look(box)]))
+"""
+
+
+def test_copy_of_the_base(source: Path) -> None:
+    """Where the host has many mounts, a spawn that finds no spare copies the base."""
+    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    result = subprocess.run(
+        [*unshare, "--propagation", "private", sys.executable, "-c", _MANY, source, INVENTORY],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    without, spare, copy = json.loads(result.stdout)
+    assert spare == without
+    assert copy == without
+
+
 # ---- faults ---------------------------------------------------------------------------
+
+_CALLER = """
+import json, os, sys
+import nsbox
+from nsbox import Sandbox
+box = Sandbox()
+null = os.open("/dev/null", os.O_RDWR)
+for _ in range(2):
+    box.run(["/bin/true"], stdout=null, stderr=null)
+try:
+    box.run(["/missing"])  # so that what a failure imports is there
+except nsbox.SpawnError:
+    pass
+try:
+    nsbox.lowlevel.prctl(0x59616D61, 2**64 - 1)  # PR_SET_PTRACER: whoever, where Yama asks
+except OSError:
+    pass
+store = box._cache.store(box._cache.lowered(box))
+def spawn():
+    try:
+        return {"returncode": box.run(["/bin/true"], stdout=null, stderr=null).returncode}
+    except nsbox.SpawnError as error:
+        return {"step": error.step, "errno": error.errno}
+def fill():
+    return {"made": store.fill()}
+def prepare(what):
+    nsbox._spares.drain()
+    return {"made": store.fill() if what == "spawn" else 0}
+for line in sys.stdin:
+    command, _, what = line.strip().partition(" ")
+    print(json.dumps({"spawn": spawn, "fill": fill, "prepare": lambda: prepare(what)}[command]()))
+    sys.stdout.flush()
+nsbox._spares.drain()
+with open("/proc/thread-self/children") as file:
+    assert file.read() == ""
+"""
+
+
+class Caller:
+    """A process with a Sandbox, which strace can be attached to."""
+
+    def __init__(self, strace: str, directory: Path) -> None:
+        self._strace, self._log = strace, directory / "log"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CALLER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            text=True,
+        )
+
+    def ask(self, command: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(command, file=self._process.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def traced(self, command: str, *options: str) -> tuple[dict[str, Any], list[str]]:
+        """Ask under a strace with these options; return the answer and the trace."""
+        self.ask(f"prepare {command}")
+        with subprocess.Popen(
+            [self._strace, "-f", "-o", self._log, *options, "-p", str(self._process.pid)],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as tracer:
+            assert tracer.stderr is not None
+            assert "attached" in tracer.stderr.readline()
+            answer = self.ask(command)
+            tracer.terminate()
+            tracer.wait(60)
+        return answer, self._log.read_text().splitlines()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        assert self._process.wait(60) == 0
+
+
+@pytest.fixture
+def caller(strace: str, tmp_path: Path) -> Iterator[Caller]:
+    """A caller for strace, which has no child left in the end."""
+    process = Caller(strace, tmp_path)
+    yield process
+    process.close()
+
+
+# Calls of the launcher and of the child, which make the rest when all else was made ahead.
+REST = [
+    ("clone3", 1, errno.EPERM, Step.CLONE),
+    ("setns", 1, errno.EPERM, Step.SETNS),
+    ("setresgid", 1, errno.EPERM, Step.SETRESGID),
+    ("setresuid", 1, errno.EPERM, Step.SETRESUID),
+    ("open_tree", 1, errno.EPERM, Step.OPEN_TREE),
+    ("fsopen", 1, errno.EPERM, Step.FSOPEN),
+    ("fsconfig", 1, errno.EPERM, Step.FSCONFIG_CREATE),
+    ("fsmount", 1, errno.EPERM, Step.FSMOUNT),
+    ("move_mount", 1, errno.EPERM, Step.MOVE_MOUNT),
+    ("move_mount", 2, errno.EPERM, Step.MASK),
+    ("openat2", 1, errno.ENOENT, Step.MASK_TARGET),
+    ("fstatfs", 1, errno.EPERM, Step.MASK_TARGET),
+    ("landlock_add_rule", 1, errno.EPERM, Step.LANDLOCK_RULE),
+    ("landlock_restrict_self", 1, errno.EPERM, Step.LANDLOCK_RESTRICT),
+    ("seccomp", 1, errno.EINVAL, Step.SECCOMP),
+    ("execve", 1, errno.ENOMEM, Step.EXECVE),
+]
+
+
+@pytest.mark.one_kernel
+def test_call_of_the_rest_that_fails(caller: Caller) -> None:
+    """A call that fails when a spare is used is the error of its step; the next spawn succeeds."""
+    wrong = []
+    for call, when, error, step in REST:
+        name = errno.errorcode[error]
+        answer, _ = caller.traced("spawn", "-e", f"inject={call}:error={name}:when={when}")
+        if answer != {"step": step, "errno": error}:
+            wrong.append((call, when, answer))
+        if caller.ask("spawn") != {"returncode": 0}:
+            wrong.append((call, when, "afterwards"))
+    assert wrong == []
+
+
+HARMLESS = {
+    # cannot fail, or not in a way that matters
+    "close", "exit", "exit_group", "futex", "munmap", "umask", "rt_sigprocmask", "getpid",
+    "waitid", "pidfd_send_signal", "ppoll", "clock_gettime", "geteuid", "getegid", "kcmp",
+    "sched_yield", "set_robust_list", "rseq", "madvise", "mprotect", "mmap", "uname",
+    # asked how many mounts there are: without an answer, few
+    "read",
+    # asked which of 0, 1, 2 to leave alone
+    "fcntl",
+}  # fmt: skip
+
+
+@pytest.mark.one_kernel
+def test_call_that_fails_ahead(caller: Caller) -> None:
+    """Whatever fails while something is made ahead, nobody notices, and it is made later."""
+    answer, lines = caller.traced("fill")
+    assert answer == {"made": 1}
+    tried_again = {"setns"}
+    does_not_matter = {"prctl", "statx", "setgroups"}
+    found = {match[1] for line in lines if (match := re.match(r"\d+ +([a-z0-9_]+)\(", line))}
+    wrong = []
+    for call in sorted(found - HARMLESS - {"write", "clone3"}):
+        answer, _ = caller.traced("fill", "-e", f"inject={call}:error=EPERM:when=1")
+        if answer != {"made": 0} and call not in tried_again | does_not_matter:
+            wrong.append((call, answer))
+        if caller.ask("spawn") != {"returncode": 0} or caller.ask("fill") != {"made": 1}:
+            wrong.append((call, "afterwards"))
+    assert {"unshare", "sendmsg", "recvmsg", "socketpair", "pivot_root"} <= found
+    assert wrong == []
