@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from . import _bpf, _calls, _diagnose, _filter, _init, _unshared
+from ._ahead import can_be_made_ahead
 from ._constants import NAMESPACE_FLAGS
 from ._enforced import layers_of
 from ._layers import Enforced
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
-from ._spares import Store, can_be_made_ahead, maker
+from ._spares import Store, maker
 from ._watch import Watch
 from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error
 from .namespace import Namespace, create_id_map_namespace

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from . import _constants
+from ._ahead import can_be_made_ahead
 from ._constants import CAPABILITIES, NAMESPACE_FLAGS
 from ._enforced import layers_of
 from ._landlock import SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS
@@ -52,20 +53,29 @@ class Explanation(tuple[Action, ...]):
 
     Attributes:
         enforced: The layers that will be in force: :class:`Enforced`.
+        ahead: From the second spawn of a Sandbox on, the steps that need neither the
+            payload's pid namespace nor its process may have been done before, by a
+            thread of the caller; each such preparation serves one spawn.
     """
 
     enforced: Enforced
+    ahead: bool
 
-    def __new__(cls, actions: Iterable[Action], enforced: Enforced) -> "Explanation":
+    def __new__(cls, actions: Iterable[Action], enforced: Enforced, ahead: bool) -> "Explanation":
         self = super().__new__(cls, actions)
         self.enforced = enforced
+        self.ahead = ahead
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (tuple(self), self.enforced)
+        return type(self), (tuple(self), self.enforced, self.ahead)
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self), "", *map(str, self.enforced)])
+        note = [_AHEAD] if self.ahead else []
+        return "\n".join([*map(str, self), *note, "", *map(str, self.enforced)])
+
+
+_AHEAD = "from the second spawn on, done ahead by a thread: all but what needs the new process"
 
 
 def explain_plan(plan: Plan, cwd: str) -> Explanation:
@@ -95,7 +105,7 @@ def explain_plan(plan: Plan, cwd: str) -> Explanation:
     for index, op in enumerate(plan.ops):
         actions += [Action("child", *text, op=index) for text in _operation(op, plan)]
     actions += _finish(plan, cwd)
-    return Explanation(actions, layers_of(plan))
+    return Explanation(actions, layers_of(plan), can_be_made_ahead(plan))
 
 
 NAME_OF_KIND = {

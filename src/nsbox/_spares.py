@@ -9,9 +9,7 @@ import atexit
 import os
 from typing import Any, Final
 
-from ._constants import NAMESPACE_FLAGS
 from ._native import ffi, lib
-from ._plan import Code, Op, OpFlag, Plan
 
 
 class _Maker:
@@ -85,37 +83,3 @@ class Store:
     def fill(self) -> int:
         """Make ahead now, whatever has failed before; return how many spawns can use it."""
         return 0 if self.pointer == ffi.NULL else int(lib.nsbox_store_fill(self.pointer))
-
-
-def can_be_made_ahead(plan: Plan) -> bool:
-    """
-    Tell whether the spawns of a plan can use a set of namespaces that was made before.
-
-    All that is mounted has to lie in file systems of the sandbox's own: in a tree of the
-    host somebody could remove the mount point meanwhile, and the mount with it. An
-    overlay shows what its layers were when it was mounted.
-    """
-    own = NAMESPACE_FLAGS["user"] | NAMESPACE_FLAGS["mnt"]
-    procs = [index for index, op in enumerate(plan.ops) if _is_proc(op)]
-    return (
-        not plan.joins
-        and plan.clone_flags & own == own
-        and not plan.clone_flags & NAMESPACE_FLAGS["time"]
-        and (plan.parent_sources or plan.ids.deny_setgroups)
-        and len(procs) <= 1
-        and all(_stays(op, plan, procs) for op in plan.ops)
-    )
-
-
-def _is_proc(op: Op) -> bool:
-    return op.code is Code.MOUNT and OpFlag.LATE in op.flags
-
-
-def _stays(op: Op, plan: Plan, procs: list[int]) -> bool:
-    if op.code in (Code.SCRATCH, Code.OVERLAY):
-        return False
-    if op.code is Code.MASK:
-        return op.parent == -1 or op.parent in procs
-    if op.code not in (Code.BIND, Code.MOUNT) or not op.target:
-        return True
-    return op.parent >= 0 and OpFlag.OWN in plan.ops[op.parent].flags

@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_filter", "_cgroup_files"),
     ("_cgroup_choice", "_cgroup_tree"),
     ("lowlevel", "namespace", "cgroup", "_plan", "_interpreter"),
-    ("_operations", "_unshared", "_enforced", "_diagnose"),
+    ("_operations", "_unshared", "_enforced", "_diagnose", "_ahead"),
     ("_compile",),
     ("_explain",),
     ("_watch", "_init", "_spares"),
@@ -46,6 +46,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_spares", "_bridge", "_control"}
 WITHOUT_NATIVE = (
+    "_ahead",
     "_bpf",
     "_cgroup_choice",
     "_cgroup_files",
