@@ -101,7 +101,7 @@ def test_world_is_the_same(options: Callable[[], dict[str, Any]]) -> None:
 
     def look(box: Sandbox) -> list[str]:
         result = box.run(["/bin/sh", "-c", INVENTORY], capture_output=True, text=True)
-        return (result.stdout + result.stderr).splitlines()
+        return f"{result.stdout}{result.stderr}".splitlines()
 
     without, with_spare = Sandbox(**options()), Sandbox(**options())
     assert look(warm(with_spare)) == look(without)
@@ -176,7 +176,7 @@ def test_nothing_is_carried_over() -> None:
 
 
 def read(box: Sandbox, path: str = "/data/text") -> str:
-    return box.run(["/bin/cat", path], capture_output=True, text=True).stdout
+    return str(box.run(["/bin/cat", path], capture_output=True, text=True).stdout)
 
 
 @pytest.fixture
@@ -391,8 +391,8 @@ def test_descriptors_are_closed_on_exec_and_reach_nobody() -> None:
 def test_few_descriptors_left() -> None:
     """A caller that runs short of descriptors has its spawns, or an error of its own."""
 
-    def child() -> list[int | None]:
-        box, outcomes = warm(Sandbox()), []
+    def child() -> list[int]:
+        box, outcomes = warm(Sandbox()), list[int]()
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         least = max(own_fds()) + 1
         for more in range(40):
@@ -400,7 +400,7 @@ def test_few_descriptors_left() -> None:
             try:
                 outcomes.append(box.run(["/bin/true"]).returncode)
             except SpawnError as error:
-                outcomes.append(-error.errno)
+                outcomes.append(-(error.errno or 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         warm(box)
         return outcomes
@@ -425,7 +425,8 @@ def test_fork_has_none_of_it() -> None:
         return shared, first, namespaces(warm(box))["net"]
 
     ours = {_link(fd) for fd in kept}
-    _, first, second = in_child(child)
+    shared, first, second = in_child(child)
+    assert shared == 0
     assert {first, second}.isdisjoint(ours)
     assert namespaces(box)["net"] in ours
 
@@ -653,7 +654,7 @@ REST = [
 @pytest.mark.one_kernel
 def test_call_of_the_rest_that_fails(caller: Caller) -> None:
     """A call that fails when a spare is used is the error of its step; the next spawn succeeds."""
-    wrong = []
+    wrong: list[object] = []
     for call, when, error, step in REST:
         name = errno.errorcode[error]
         answer, _ = caller.traced("spawn", "-e", f"inject={call}:error={name}:when={when}")
@@ -684,7 +685,7 @@ def test_call_that_fails_ahead(caller: Caller) -> None:
     tried_again = {"setns"}
     does_not_matter = {"prctl", "statx", "setgroups"}
     found = {match[1] for line in lines if (match := re.match(r"\d+ +([a-z0-9_]+)\(", line))}
-    wrong = []
+    wrong: list[object] = []
     for call in sorted(found - HARMLESS - {"write", "clone3"}):
         answer, _ = caller.traced("fill", "-e", f"inject={call}:error=EPERM:when=1")
         if answer != {"made": 0} and call not in tried_again | does_not_matter:
