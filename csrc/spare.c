@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FILLED = 8, USED = 64 };
+enum { FILLED = 8, USED = 64, IDLE = 1000 * 1000 * 1000 /* ns */ };
 
 /* After failures in a row: 10 ms, twice as long each time, 10 s at most. */
 enum { FIRST_PAUSE = 10 * 1000 * 1000, DOUBLINGS = 10 };
@@ -99,13 +99,43 @@ static bool is_complete(const struct nsbox_store *store)
 	return store->base.mounts >= 0 && store->n_spares == SPARES;
 }
 
+/*
+ * Descriptors are the program's, too: only so many stores have any. One that has not
+ * been used for a while is emptied for another. The caller holds the lock.
+ */
+static bool has_room(struct nsbox_maker *maker)
+{
+	struct nsbox_store *oldest = NULL;
+	int filled = 0;
+
+	for (struct nsbox_store *store = maker->first; store; store = store->next) {
+		if (store->base.mounts < 0)
+			continue;
+		filled++;
+		oldest = store->busy ? oldest : store;
+	}
+	if (filled < FILLED)
+		return true;
+	if (!oldest || monotonic_time() - oldest->last_use < IDLE)
+		return false;
+	empty(oldest);
+	return true;
+}
+
+static bool needs_work(struct nsbox_store *store)
+{
+	if (!store->wanted || store->unfit || monotonic_time() < store->pause_ends)
+		return false;
+	return store->base.mounts >= 0 || has_room(store->maker);
+}
+
 /* The caller holds the lock. */
 static struct nsbox_store *find_work(const struct nsbox_maker *maker)
 {
 	if (maker->stopped)
 		return NULL;
 	for (struct nsbox_store *store = maker->first; store; store = store->next)
-		if (store->wanted && !store->unfit && monotonic_time() >= store->pause_ends)
+		if (needs_work(store))
 			return store;
 	return NULL;
 }
@@ -118,16 +148,6 @@ static void note_failure(struct nsbox_store *store, int err)
 	store->failures++;
 	store->pause_ends = monotonic_time() + ((int64_t)FIRST_PAUSE << doublings);
 	store->wanted = false;
-}
-
-/* Descriptors are the program's, too: only the stores that were used last have any. */
-static void empty_the_rest(struct nsbox_maker *maker)
-{
-	int filled = 0;
-
-	for (struct nsbox_store *store = maker->first; store; store = store->next)
-		if (store->base.mounts >= 0 && ++filled > FILLED && !store->busy)
-			empty(store);
 }
 
 /* Make what is missing, a base or a spare. The caller holds the lock, and has it again after. */
@@ -149,7 +169,6 @@ static void work(struct nsbox_store *store)
 			empty(store);
 	} else if (lacks_base) {
 		store->base = base;
-		empty_the_rest(maker);
 	} else if (generation == store->generation) {
 		store->spares[store->n_spares++] = spare;
 	} else {
@@ -251,6 +270,7 @@ static void to_front(struct nsbox_store *store)
 	unlist(store);
 	store->next = store->maker->first;
 	store->maker->first = store;
+	store->last_use = monotonic_time();
 }
 
 /* The caller holds the lock. */

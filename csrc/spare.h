@@ -34,6 +34,7 @@ struct nsbox_store {
 	bool unfit;          /* the plan cannot be done ahead */
 	uint32_t failures;
 	int64_t pause_ends;
+	int64_t last_use;
 };
 
 /* copy.c */

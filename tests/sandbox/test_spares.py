@@ -362,11 +362,10 @@ def test_sandbox_that_dies_while_something_is_made() -> None:
 
 
 def test_many_sandboxes_hold_few_descriptors() -> None:
-    """Only those that were used last have something made ahead."""
+    """Eight at a time have something made ahead."""
     before = len(own_fds())
-    boxes = [Sandbox(hostname=f"host{number}") for number in range(20)]
-    for box in boxes:
-        warm(box)
+    boxes = [Sandbox(hostname=f"host{number}") for number in range(12)]
+    assert sum(bool(store_of(box).fill()) for box in boxes) >= 8
     assert len(own_fds()) - before <= 8 * 12
     assert all(box.run(["/bin/true"]).returncode == 0 for box in boxes)
 
