@@ -185,20 +185,20 @@ static void let_go(struct spawn *spawn, uint32_t state)
 
 /*
  * On the host, and in a pid namespace that it joins, a process with the
- * payload's uid may send the child SIGSTOP, and would keep us waiting for ever,
- * with all signals blocked. A child that is found stopped several times in a row
- * was not stopped together with us: its set-up is over. (Only its parent learns
- * anything here; in a launcher this does nothing, and the caller looks.)
+ * payload's uid may send the child SIGSTOP, or the launcher if that uid is the caller's,
+ * and would keep us waiting for ever, with all signals blocked. Who is found stopped
+ * several times in a row was not stopped together with us: the set-up is over. (Only
+ * the parent learns anything here; in a launcher this does nothing, and the caller looks.)
  */
-static void kill_if_stopped(struct spawn *spawn)
+static void kill_if_stopped(const int32_t *who, uint32_t *stops)
 {
-	int pidfd = __atomic_load_n(&spawn->result.pidfd, __ATOMIC_ACQUIRE);
+	int pidfd = __atomic_load_n(who, __ATOMIC_ACQUIRE);
 	siginfo_t info;
 
 	info.si_pid = 0;
 	sys(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
-	spawn->stops = info.si_pid ? spawn->stops + 1 : 0;
-	if (spawn->stops >= STOPS)
+	*stops = info.si_pid ? *stops + 1 : 0;
+	if (*stops >= STOPS)
 		nsbox_pidfd_send_signal(pidfd, SIGKILL, 0);
 }
 
@@ -241,7 +241,7 @@ void await_exec(struct spawn *spawn, uint32_t *alive)
 {
 	while (__atomic_load_n(alive, __ATOMIC_ACQUIRE))
 		if (futex_wait_for(alive, 1, STOP_TICK) == -ETIMEDOUT)
-			kill_if_stopped(spawn);
+			kill_if_stopped(&spawn->result.pidfd, &spawn->stops);
 }
 
 /* Map the child's ids, and wait until it has become the payload or recorded why not. */
@@ -354,10 +354,13 @@ int pid_in_fdinfo(int pidfd)
 }
 
 /* The launcher is suspended until the child executes, or has ended: what is left is ours. */
-static void accompany_from_outside(struct spawn *spawn)
+static void accompany_from_outside(struct spawn *spawn, int launcher)
 {
+	uint32_t stops = 0;
+
 	while (__atomic_load_n(&spawn->launcher, __ATOMIC_ACQUIRE) == LAUNCHER_RUNS)
-		futex_wait(&spawn->launcher, LAUNCHER_RUNS);
+		if (futex_wait_for(&spawn->launcher, LAUNCHER_RUNS, STOP_TICK) == -ETIMEDOUT)
+			kill_if_stopped(&launcher, &stops);
 	if (spawn->result.step || spawn->result.pidfd < 0)
 		return;
 	if (!spawn->result.pid)
@@ -389,11 +392,14 @@ static void start_launcher(struct spawn *spawn)
 		return;
 	}
 	if (outside)
-		accompany_from_outside(spawn);
+		accompany_from_outside(spawn, pidfd);
 	struct pollfd launcher = { .fd = pidfd, .events = POLLIN };
 	const uint64_t tick[2] = { 0, STOP_TICK };
-	while (sys(__NR_ppoll, &launcher, 1, tick, 0, sizeof(signal_mask)) == 0)
-		kill_if_stopped(spawn);
+	uint32_t stops = 0;
+	while (sys(__NR_ppoll, &launcher, 1, tick, 0, sizeof(signal_mask)) == 0) {
+		kill_if_stopped(&spawn->result.pidfd, &spawn->stops);
+		kill_if_stopped(&pidfd, &stops);
+	}
 	wait_for(P_PID, (int)pid, WEXITED);
 	sys(__NR_close, pidfd);
 	/* Its end comes after the child's exec or record, or somebody has killed it. */
