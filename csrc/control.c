@@ -313,7 +313,7 @@ static int receive(int channel, struct answer *answer)
 	long size = sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (size == -ECONNRESET)
 		size = 0;
-	if (size <= 0)
+	if (size < 0)
 		return (int)size;
 	take_control(answer, &control.head, message.msg_controllen);
 	/* We have no room for the descriptor. */
@@ -325,7 +325,7 @@ static int receive(int channel, struct answer *answer)
 	    answer->reply.version == PROTOCOL_VERSION)
 		return 1;
 	nsbox_close(&answer->fd);
-	return -EPROTO;
+	return size == 0 ? 0 : -EPROTO;
 }
 
 /* The same, and wait for it; 0 also if the init has ended without one. */
@@ -606,7 +606,7 @@ enum { MOST_ERROR = 4095 };
  */
 static bool is_of(int pidfd, int pid)
 {
-	if (pidfd < 0 || pid <= 0)
+	if (pidfd < 0 || pid <= 0 || pid == (int)sys(__NR_getpid))
 		return false;
 	/* What has been reaped has no pid any more, and is no danger. */
 	return pid_of(pidfd) == pid || nsbox_pidfd_send_signal(pidfd, 0, 0) == -ESRCH;
@@ -624,6 +624,34 @@ static int await_word(int channel, int init, struct answer *answer, struct nsbox
 	return await(channel, init, answer);
 }
 
+/* What can fail in an init, or in what it starts: see follow_request() in child.c. */
+static bool is_step_of_init(int32_t step)
+{
+	switch (step) {
+	case NSBOX_STEP_CLONE:
+	case NSBOX_STEP_KILLED:
+	case NSBOX_STEP_MESSAGE:
+	case NSBOX_STEP_CGROUP_JOIN:
+	case NSBOX_STEP_DUP:
+	case NSBOX_STEP_PASS_FD:
+	case NSBOX_STEP_CLOSE_RANGE:
+	case NSBOX_STEP_SETSID:
+	case NSBOX_STEP_CONTROLLING_TERMINAL:
+	case NSBOX_STEP_SETPGID:
+	case NSBOX_STEP_EXTRA_GROUPS:
+	case NSBOX_STEP_GROUP:
+	case NSBOX_STEP_USER:
+	case NSBOX_STEP_KEEP_CAPABILITIES:
+	case NSBOX_STEP_PDEATHSIG:
+	case NSBOX_STEP_CHDIR:
+	case NSBOX_STEP_SETPRIORITY:
+	case NSBOX_STEP_LIMIT:
+	case NSBOX_STEP_SECCOMP:
+	case NSBOX_STEP_EXECVE: return true;
+	default: return false;
+	}
+}
+
 /* It is not what was hoped for: no word at all, a failure, or nonsense. */
 static int refused(int ret, struct answer *answer, struct nsbox_result *result)
 {
@@ -632,8 +660,8 @@ static int refused(int ret, struct answer *answer, struct nsbox_result *result)
 	nsbox_close(&answer->fd);
 	if (ret != 1)
 		return failed(result, NSBOX_STEP_INIT, -1, ret == 0 ? -ESRCH : ret);
-	if (reply->kind != REPLY_STARTED || reply->step <= 0 || reply->step >= NSBOX_STEP_COUNT ||
-	    reply->error <= 0 || reply->error > MOST_ERROR)
+	if (reply->kind != REPLY_STARTED || !is_step_of_init(reply->step) || reply->error <= 0 ||
+	    reply->error > MOST_ERROR)
 		return failed(result, NSBOX_STEP_INIT, -1, -EPROTO);
 	return failed(result, (enum nsbox_step)reply->step, reply->index, -reply->error);
 }

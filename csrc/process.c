@@ -265,19 +265,27 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 	if (is_foreign(child))
 		return 1;
 	lock(&child->lock);
-	if (timeout && !child->end.code && child->pidfd >= 0) {
-		child->waiters++; /* as long as somebody sleeps on it, the descriptor stays open */
+	if (!timeout || child->end.code || child->pidfd < 0) {
+		int ret = look(child);
+		unlock(&child->lock);
+		return ret;
+	}
+	/* As long as somebody sleeps on it, the descriptor stays open. */
+	child->waiters++;
+	for (;;) {
 		unlock(&child->lock);
 		long slept = sleep_until_end(child, timeout);
 		lock(&child->lock);
 		child->waiters--;
 		int ret = look(child);
+		/* What we slept on may have told only that its end is to be seen elsewhere. */
+		if (ret == 0 && slept >= 0 && timeout < 0) {
+			child->waiters++;
+			continue;
+		}
 		unlock(&child->lock);
 		return ret == 0 && slept < 0 ? (int)slept : ret;
 	}
-	int ret = look(child);
-	unlock(&child->lock);
-	return ret;
 }
 
 /* Send a signal; 0 also if the child has ended. */

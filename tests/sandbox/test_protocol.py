@@ -1,0 +1,601 @@
+"""What an init and its caller say to each other, said wrong: csrc/protocol.h."""
+
+import array
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nsbox import Limits, Sandbox, SpawnError, Step
+from nsbox._bridge import Child, Lowered, Request
+from nsbox._control import Control, Mode
+from nsbox._native import ffi, lib
+from nsbox.errors import STEPS
+from support import ends
+
+pytestmark = pytest.mark.usefixtures("box")
+
+DEADLINE = 30.0
+VERSION, START, OPEN = 1, 1, 2
+HERE, STARTED, ENDED, OPENED = 1, 2, 3, 4
+HEAD = struct.Struct("=4I 3Q 2q 4i 8I")  # struct start_request
+REPLY = struct.Struct("=2I 4i 2i 4q")  # struct reply
+
+
+def request(*command: bytes) -> Request:
+    env = {"PATH": "/usr/bin"}
+    return Request(argv=command, executable=command[0], env=env, cwd="/", stdio=(-1, -1, -1))
+
+
+@pytest.fixture
+def lowered() -> Lowered:
+    box = Sandbox()
+    return box._cache.lowered(box)
+
+
+@pytest.fixture
+def control(lowered: Lowered) -> Iterator[Control]:
+    made = Control(lowered)
+    yield made
+    made.close()
+
+
+def works(control: Control) -> bool:
+    child = Child()
+    try:
+        control.start(request(b"/bin/true"), child)
+    except SpawnError as error:
+        if error.step is Step.INIT:
+            return False
+        raise
+    end = child.wait(-1)
+    return end is not None and end.returncode == 0
+
+
+# ---- the three modes ----------------------------------------------------------
+
+
+def test_replace(control: Control) -> None:
+    """With REPLACE the init becomes the process: our own child, and the first of its world."""
+    reader, writer = os.pipe()
+    command = (b"/bin/sh", b"-c", b"echo $$; ls /proc/self/fd | wc -w; exit 7")
+    child = Child()
+    pid = control.init.pid
+    control.start(request(*command)._replace(stdio=(-1, writer, -1)), child, Mode.REPLACE)
+    os.close(writer)
+    assert child.pid == pid
+    end = child.wait(-1)
+    assert end is not None
+    assert end.returncode == 7
+    with open(reader) as output:
+        assert output.read().split() == ["1", "4"]
+    assert control.init.pidfd == -1
+    assert not control.close()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_failures(control: Control, mode: Mode) -> None:
+    """In each mode a program that does not exist is the failure of an execve."""
+    with pytest.raises(SpawnError) as caught:
+        control.start(request(b"/no/such"), Child(), mode)
+    assert caught.value.step is Step.EXECVE
+    assert works(control) == (mode is not Mode.REPLACE)
+
+
+def test_replace_passes_descriptors(control: Control) -> None:
+    """Descriptors for the process stay, and the channel, which is above them, does not."""
+    reader, writer = os.pipe()
+    fds = [os.dup2(writer, number) for number in (64, 99)]
+    child = Child()
+    wanted = request(b"/bin/ls", b"/proc/self/fd")._replace(stdio=(-1, writer, -1), pass_fds=fds)
+    control.start(wanted, child, Mode.REPLACE)
+    for fd in (writer, *fds):
+        os.close(fd)
+    with open(reader) as output:
+        assert output.read().split() == ["0", "1", "2", "3", "64", "99"]
+    child.wait(-1)
+
+
+def test_shield(cgroups: None, lowered: Lowered) -> None:
+    """A process in a cgroup whose memory runs out on the way ends alone, and not the init."""
+    control = Control(lowered)
+    box = Sandbox(limits=Limits(memory="64K"))
+    for _ in range(5):
+        fence = box._cache.fence(box)
+        assert fence is not None
+        child = Child()
+        with suppress(SpawnError):
+            control.start(request(b"/bin/true")._replace(placement=fence.open()), child)
+        child.discard()
+        fence.discard()
+    assert works(control)
+    control.close()
+
+
+def test_own_cgroup_and_deadline(cgroups: None, lowered: Lowered) -> None:
+    """A process can have limits of its own, and the deadline begins at its start."""
+    control = Control(lowered)
+    box = Sandbox(limits=Limits(memory="64M", wall_time=0.3))
+    fence = box._cache.fence(box)
+    assert fence is not None
+    child = Child()
+    control.start(request(b"/bin/sleep", b"1000")._replace(placement=fence.open()), child)
+    fence.started()
+    assert fence.cgroup is not None
+    assert list(fence.cgroup.processes()) == [child.pid]
+    end = child.wait(-1)
+    assert end is not None
+    assert fence.end(end, 0.3).reason == "wall_time"
+    assert works(control)
+    control.close()
+
+
+def test_file(control: Control) -> None:
+    """A file of the world is opened from its root, by no link and no "..", without waiting."""
+    child = Child()
+    command = (
+        b"cd /tmp; echo text > file; ln -s file link; ln -s /tmp dir; mkfifo fifo; mkdir sub; "
+        b"chmod 0 sub"
+    )
+    control.start(request(b"/bin/sh", b"-c", command), child)
+    child.wait(-1)
+    with control.open("/tmp/file", os.O_RDONLY) as fd:
+        assert os.read(fd, 99) == b"text\n"
+        assert not os.get_inheritable(fd)
+    control.open("/tmp/", os.O_RDONLY).close()
+    control.open("/", os.O_PATH).close()
+    control.open("/tmp/fifo", os.O_RDONLY).close()
+    for path, number in (
+        ("/tmp/link", "ELOOP"),
+        ("/tmp/dir/file", "ENOTDIR"),
+        ("/proc/self/root/tmp/file", "ENOTDIR"),
+        ("/proc/1/exe", "ELOOP"),
+        (f"/proc/{os.getpid()}/exe", "ENOENT"),
+        ("/tmp/../tmp/file", "EXDEV"),
+        ("/no", "ENOENT"),
+        ("/proc/1/mem", "EACCES"),
+        ("/" + "x" * 5000, "ENAMETOOLONG"),
+    ):
+        with pytest.raises(OSError) as caught:  # noqa: PT011  # its number is looked at
+            control.open(path, os.O_RDONLY)
+        assert caught.value.errno == getattr(errno, number), path
+    assert works(control)
+
+
+# ---- a caller that talks nonsense ------------------------------------------------
+
+
+def body(*strings: Sequence[bytes], cwd: bytes = b"/", targets: Sequence[int] = ()) -> bytes:
+    """Return the body of a start: executables, argv, envp; and the offset of cwd, packed before."""
+    slots = sum(len(items) + 1 for items in strings)
+    at = slots * 8 + 4 * len(targets)
+    text, addresses = cwd + b"\0", b""
+    for items in strings:
+        for string in items:
+            addresses += struct.pack("=Q", at + len(text))
+            text += string + b"\0"
+        addresses += struct.pack("=Q", 0)
+    return addresses + struct.pack(f"={len(targets)}i", *targets) + text
+
+
+def start(*, descriptors: int = 0, **changes: int) -> bytes:
+    """Return a message that starts /bin/true, with some fields changed."""
+    content = body([b"/bin/true"], [b"true"], [], targets=range(descriptors))
+    fields = {
+        "version": VERSION,
+        "kind": START,
+        "mode": 0,
+        "flags": 0,
+        "body_size": len(content),
+        "mask": 0,
+        "cwd": 5 * 8 + 4 * descriptors,
+        "uid": -1,
+        "gid": -1,
+        "umask": -1,
+        "process_group": -1,
+        "nice": 0,
+        "n_groups": -1,
+        "n_executables": 1,
+        "n_argv": 1,
+        "n_envp": 0,
+        "n_rlimits": 0,
+        "filter_length": 0,
+        "n_tasks": 0,
+        "n_fds": descriptors,
+        "in_memfd": 0,
+    }
+    fields.update(changes)
+    return HEAD.pack(*fields.values()) + content
+
+
+def say(control: Control, message: bytes, *fds: int) -> socket.socket:
+    """Send a message with a channel and descriptors; return our end of the channel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with socket.socket(fileno=os.dup(control._struct.socket)) as line, theirs:
+        rights = array.array("i", [theirs.fileno(), *fds])
+        with suppress(BrokenPipeError):
+            line.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    return ours
+
+
+def listen(channel: socket.socket) -> list[tuple[int, ...]]:
+    """Return kind, step and status of all that comes, until the channel ends."""
+    heard: list[tuple[int, ...]] = []
+    with channel:
+        channel.settimeout(DEADLINE)
+        while True:
+            try:
+                data, control, _, _ = channel.recvmsg(4096, 256)
+            except ConnectionResetError:
+                return heard
+            for _level, _kind, rights in control:
+                for (fd,) in struct.iter_unpack("=i", rights):
+                    os.close(fd)
+            if not data:
+                return heard
+            _, kind, step, _, _, _, _, status, *_ = REPLY.unpack(data)
+            heard.append((kind, step, status))
+
+
+def test_right(control: Control) -> None:
+    """The message that the others are made from is right."""
+    assert listen(say(control, start())) == [(HERE, 0, 0), (STARTED, 0, 0), (ENDED, 0, 0)]
+    with open(os.devnull) as null:
+        fds = [null.fileno()] * 3
+        assert listen(say(control, start(descriptors=3), *fds))[-1] == (ENDED, 0, 0)
+
+
+WRONG: dict[str, Callable[[], bytes]] = {
+    "nothing": lambda: b"",
+    "one byte": lambda: b"\1",
+    "no header": lambda: start()[:8],
+    "half a header": lambda: start()[:50],
+    "no body": lambda: start()[: HEAD.size],
+    "half a body": lambda: start()[:-1],
+    "more than the body": lambda: start() + b"\0",
+    "another version": lambda: start(version=2),
+    "another kind": lambda: start(kind=77),
+    "another mode": lambda: start(mode=3),
+    "no end of the strings": lambda: start()[:-1] + b"x",
+    "empty": lambda: start(body_size=0)[: HEAD.size],
+    "more arguments than there are": lambda: start(n_argv=2),
+    "less": lambda: start(n_argv=0),
+    "as many as a number can say": lambda: start(n_argv=0xFFFFFFFF, n_envp=0xFFFFFFFF),
+    "so many groups": lambda: start(n_groups=0x7FFFFFFF),
+    "so many limits": lambda: start(n_rlimits=0xFFFFFFFF),
+    "such a filter": lambda: start(filter_length=0xFFFFFFFF),
+    "so many descriptors": lambda: start(n_fds=0xFFFFFFFF),
+    "so many cgroups": lambda: start(n_tasks=0xFFFFFFFF),
+    "a descriptor that did not come": lambda: start(n_fds=1),
+    "a cgroup that did not come": lambda: start(n_tasks=1),
+    "a memfd that did not come": lambda: start(in_memfd=1),
+    "a memfd that is two": lambda: start(in_memfd=2),
+    "a directory outside": lambda: start(cwd=1 << 40),
+    "a directory in the arrays": lambda: start(cwd=0),
+    "an address outside": lambda: (
+        start()[: HEAD.size] + struct.pack("=Q", 1 << 62) + start()[HEAD.size + 8 :]
+    ),
+    "a body of 2^63": lambda: start(body_size=1 << 63),
+    "too long": lambda: start() + bytes(60_000),
+    "a path without an end": lambda: struct.pack("=2I2Q", VERSION, OPEN, 0, 0) + b"/tmp",
+    "no path": lambda: struct.pack("=2I2Q", VERSION, OPEN, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong(control: Control, name: str) -> None:
+    """What makes no sense is the end of the init, and of everything in its world."""
+    child = Child()
+    control.start(request(b"/bin/sleep", b"1000"), child)
+    assert listen(say(control, WRONG[name]())) == []
+    end = child.wait(-1)
+    assert end is not None
+    assert end.returncode == -signal.SIGKILL
+    assert not works(control)
+
+
+@pytest.mark.parametrize("count", [1, 251])
+def test_more_descriptors_than_said(control: Control, count: int) -> None:
+    """So are descriptors that nobody has spoken of."""
+    with open(os.devnull) as null:
+        assert listen(say(control, start(), *[null.fileno()] * count)) == []
+    assert not works(control)
+
+
+def test_short_memfd(control: Control) -> None:
+    """A memfd that is shorter than it should be is never read beyond its end."""
+    fd = os.memfd_create("short")
+    os.write(fd, b"x" * 100)
+    message = start(in_memfd=1, body_size=1 << 20)[: HEAD.size]
+    assert listen(say(control, message, fd)) == []
+    os.close(fd)
+    assert not works(control)
+
+
+def test_without_channel(control: Control) -> None:
+    """A message without a channel is the end, too."""
+    with socket.socket(fileno=os.dup(control._struct.socket)) as line:
+        line.send(start())
+    assert ends(control.init.pidfd, DEADLINE)
+
+
+def test_channel_that_is_closed(control: Control) -> None:
+    """Whoever closes a channel gives up the process: it is killed."""
+    reader, writer = os.pipe()
+    content = body([b"/bin/sleep"], [b"sleep", b"1000"], [], targets=[1])
+    message = start(body_size=len(content), n_argv=2, n_fds=1, cwd=6 * 8 + 4, descriptors=0)[
+        : HEAD.size
+    ]
+    channel = say(control, message + content, writer)
+    os.close(writer)
+    assert channel.recv(4096)
+    channel.close()
+    assert ends(reader, DEADLINE)
+    os.close(reader)
+    assert works(control)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, HEAD.size + 60), st.integers(0, 255)), min_size=1, max_size=4
+    ),
+    cut=st.integers(-40, 40),
+)
+def test_any_message(lowered: Lowered, changes: list[tuple[int, int]], cut: int) -> None:
+    """Whatever is sent, the init starts something, or ends; never does it hang."""
+    control = Control(lowered)
+    message = bytearray(start())
+    for position, value in changes:
+        if position < len(message):
+            message[position] = value
+    message = message[:cut] if cut < 0 else message + bytes(cut)
+    ours = say(control, bytes(message))
+    ready, _, _ = select.select([ours], [], [], DEADLINE)
+    assert ready
+    ours.close()
+    control.close()
+
+
+# ---- an init that talks nonsense --------------------------------------------------
+
+
+class Liar:
+    """A process that seems to be an init, whose part the test plays."""
+
+    def __init__(self) -> None:
+        self.init = Child()
+        box = Sandbox()
+        self.lowered = box._cache.lowered(box)
+        self.lowered.spawn(request(b"/bin/sleep", b"1000"), self.init)
+        ours, self.line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control = Control.__new__(Control)
+        self.control._lowered, self.control.init = self.lowered, self.init
+        memory = ffi.new("struct nsbox_control *", {"socket": ours.detach(), "owner": os.getpid()})
+        memory.init = self.init.record
+        self.control._struct = ffi.gc(memory, lib.nsbox_control_close)
+
+    def close(self) -> None:
+        self.control.close()
+        self.line.close()
+
+    def answer(self, *answers: tuple[bytes, Sequence[int]]) -> None:
+        """Take one request, and answer it, and close the channel."""
+        _, control, _, _ = self.line.recvmsg(65536, 4096)
+        fds = [fd for *_, rights in control for (fd,) in struct.iter_unpack("=i", rights)]
+        for fd in fds[1:]:
+            os.close(fd)
+        with socket.socket(fileno=fds[0]) as channel:
+            for data, passed in answers:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passed))]
+                with suppress(BrokenPipeError):
+                    channel.sendmsg([data], rights if passed else [])
+
+    def asked(self, call: Callable[[], object], *answers: tuple[bytes, Sequence[int]]) -> OSError:
+        """Make a call, answer it, and return its error."""
+        thread = threading.Thread(target=self.answer, args=answers)
+        thread.start()
+        try:
+            with pytest.raises(OSError) as caught:  # noqa: PT011  # its number is looked at
+                call()
+        finally:
+            thread.join()
+        return caught.value
+
+
+@pytest.fixture
+def liar() -> Iterator[Liar]:
+    made = Liar()
+    yield made
+    made.close()
+
+
+def reply(
+    kind: int, *, version: int = VERSION, step: int = 0, error: int = 0, index: int = -1
+) -> bytes:
+    return REPLY.pack(version, kind, step, error, index, 0, 0, 0, 0, 0, 0, 0)
+
+
+def test_lies_about_a_start(liar: Liar) -> None:
+    """An answer that makes no sense is an error, and none of its descriptors is kept."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    own = os.pidfd_open(os.getpid())
+    lies: list[tuple[tuple[bytes, Sequence[int]], ...]] = [
+        (),
+        ((b"", ()),),
+        ((b"x", ()),),
+        ((reply(STARTED)[:-1], ()),),
+        ((reply(STARTED) + b"x", ()),),
+        ((reply(HERE), ()),),
+        ((reply(HERE), [null]),),
+        ((reply(HERE), ()), (reply(HERE), ())),
+        ((reply(STARTED), ()),),
+        ((reply(STARTED), [null]),),
+        ((reply(STARTED), [own]),),
+        ((reply(HERE), ()), (reply(STARTED), ())),
+        ((reply(HERE), ()), (reply(STARTED), [null])),
+        ((reply(HERE), ()), (reply(STARTED), [null, null])),
+        ((reply(HERE), ()), (reply(STARTED), [null] * 200)),
+        ((reply(HERE), ()), (reply(ENDED), ())),
+        ((reply(HERE), ()), (reply(77), [null])),
+        ((reply(STARTED, version=2), ()),),
+        ((reply(STARTED, step=1, error=0), ()),),
+        ((reply(STARTED, step=1, error=-1), ()),),
+        ((reply(STARTED, step=1, error=1 << 30), ()),),
+        ((reply(STARTED, step=-1, error=1), ()),),
+        ((reply(STARTED, step=10_000, error=1), ()),),
+    ]
+    for answers in lies:
+        before = set(os.listdir("/proc/self/fd"))
+        child = Child()
+        call = partial(liar.control.start, request(b"/bin/true"), child)
+        error = liar.asked(call, *answers)
+        assert isinstance(error, SpawnError)
+        assert error.step is Step.INIT, answers
+        assert error.errno in (errno.EPROTO, errno.ESRCH, errno.EMFILE)
+        assert child.pidfd == -1
+        assert set(os.listdir("/proc/self/fd")) == before, answers
+    os.close(null)
+    os.close(own)
+
+
+def test_our_own_pidfd_is_refused(liar: Liar) -> None:
+    """Whatever an init claims, nobody is told to signal the caller itself."""
+    own = os.pidfd_open(os.getpid())
+    child = Child()
+    # The kernel adds to HERE who has sent it, and that is us.
+    error = liar.asked(
+        lambda: liar.control.start(request(b"/bin/true"), child),
+        (reply(HERE), ()),
+        (reply(STARTED), [own]),
+    )
+    assert error.errno == errno.EPROTO
+    os.close(own)
+
+
+def test_failure_as_the_init_tells_it(liar: Liar) -> None:
+    """A failure that can be is passed on; a step that is none of an init's is a lie."""
+    passed = set()
+    for number, step in enumerate(STEPS, 1):
+        for index in (-1, 3, 10_000):
+            error = liar.asked(
+                partial(liar.control.start, request(b"/bin/true"), Child()),
+                (reply(STARTED, step=number, error=errno.ENOTTY, index=index), ()),
+            )
+            assert isinstance(error, SpawnError)
+            if error.errno == errno.ENOTTY:
+                passed.add(error.step)
+                assert error.step is step
+            else:
+                assert (error.step, error.errno) == (Step.INIT, errno.EPROTO)
+    assert {Step.CLONE, Step.CHDIR, Step.EXECVE} <= passed
+    assert {Step.SETNS, Step.OPEN_TREE, Step.UID_MAP, Step.INIT}.isdisjoint(passed)
+
+
+def test_lies_about_a_file(liar: Liar) -> None:
+    """So it is with files."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    for data, passed in (
+        (b"x", [null]),
+        (reply(OPENED), ()),
+        (reply(OPENED, error=errno.EPERM), [null]),
+        (reply(OPENED, error=-errno.EPERM), ()),
+        (reply(STARTED), [null]),
+    ):
+        before = set(os.listdir("/proc/self/fd"))
+        error = liar.asked(lambda: liar.control.open("/", 0), (data, passed))
+        assert error.errno == errno.EPROTO
+        assert set(os.listdir("/proc/self/fd")) == before
+    os.close(null)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    answers=st.lists(
+        st.tuples(
+            st.binary(max_size=70)
+            | st.builds(
+                REPLY.pack,
+                st.integers(0, 2),
+                st.integers(0, 5),
+                *[st.integers(-(1 << 31), (1 << 31) - 1)] * 6,
+                *[st.integers(0, 9)] * 4,
+            ),
+            st.integers(0, 3),
+        ),
+        max_size=4,
+    )
+)
+def test_any_answer(liar: Liar, answers: list[tuple[bytes, int]]) -> None:
+    """Whatever comes, the caller gets an error, and keeps no descriptor."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    before = set(os.listdir("/proc/self/fd"))
+    child = Child()
+    liar.asked(
+        lambda: liar.control.start(request(b"/bin/true"), child),
+        *((data, [null] * count) for data, count in answers),
+    )
+    assert set(os.listdir("/proc/self/fd")) == before
+    os.close(null)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"x",
+        reply(ENDED),
+        reply(STARTED),
+        REPLY.pack(VERSION, ENDED, 0, 0, 0, 0, 1, 256, 0, 0, 0, 0),  # CLD_EXITED
+        REPLY.pack(VERSION, ENDED, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0),  # CLD_KILLED
+        REPLY.pack(VERSION, ENDED, 0, 0, 0, 0, 9, 9, 0, 0, 0, 0),
+    ],
+)
+def test_lies_about_an_end(control: Control, said: bytes) -> None:
+    """An end that cannot be is not believed: the process is killed."""
+    child = Child()
+    control.start(request(b"/bin/sleep", b"1000"), child)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(said)
+        os.dup2(ours.fileno(), child.record.report, inheritable=False)
+        end = child.wait(-1)
+    assert end is not None
+    assert end.returncode == -signal.SIGKILL
+
+
+def test_answer_never_comes(liar: Liar) -> None:
+    """An init that dies before it answers is an error, though a fork keeps its sockets open."""
+
+    def die() -> None:
+        _, control, _, _ = liar.line.recvmsg(65536, 4096)
+        os.kill(liar.init.pid, signal.SIGKILL)
+        died.append(control)
+
+    died: list[object] = []
+    thread = threading.Thread(target=die)
+    thread.start()
+    with pytest.raises(SpawnError) as caught:
+        liar.control.start(request(b"/bin/true"), Child())
+    thread.join()
+    assert (caught.value.step, caught.value.errno) == (Step.INIT, errno.ESRCH)
+    for *_, rights in died[0]:  # type: ignore[attr-defined]
+        for (fd,) in struct.iter_unpack("=i", rights):
+            os.close(fd)
