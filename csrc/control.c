@@ -421,7 +421,8 @@ static void put_body(struct writer *to, struct start_request *head, const struct
 	uint64_t addresses = 0;
 
 	to->size = (head->n_executables + head->n_argv + head->n_envp + 3) * sizeof addresses;
-	put(to, plan->rlimits, head->n_rlimits * sizeof *plan->rlimits);
+	put(to, plan->rlimits, plan->n_rlimits * sizeof *plan->rlimits);
+	put(to, request->rlimits, request->n_rlimits * sizeof *request->rlimits);
 	put(to, plan->filter, head->filter_length * sizeof(uint64_t));
 	if (head->n_groups > 0)
 		put(to, request->groups, (uint64_t)head->n_groups * sizeof *request->groups);
@@ -552,12 +553,12 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		.gid = request->gid,
 		.umask = request->umask,
 		.process_group = request->process_group,
-		.nice = plan->nice,
+		.nice = plan->nice > request->nice ? plan->nice : request->nice,
 		.n_groups = request->n_groups,
 		.n_executables = count(request->executables),
 		.n_argv = count(request->argv),
 		.n_envp = count(request->envp),
-		.n_rlimits = plan->n_rlimits,
+		.n_rlimits = plan->n_rlimits + request->n_rlimits,
 		.filter_length = late ? plan->filter_length : 0,
 	};
 	sys(__NR_rt_sigprocmask, SIG_BLOCK, NULL, &head->mask, sizeof(signal_mask));

@@ -16,6 +16,7 @@ SOURCES = (
     "overlays.c",
     "mounts.c",
     "ahead.c",
+    "layers.c",
     "child.c",
     "privileges.c",
     "landlock.c",

@@ -256,6 +256,7 @@ static bool take_start(const struct start_request *head, char *body)
 		.n_groups = head->n_groups,
 		.flags = head->flags,
 		.cgroup = -1,
+		.layers = -1,
 		.n_tasks = head->n_tasks,
 		.tasks = fds + 1 + head->n_fds,
 		.cwd = body + head->cwd,

@@ -246,6 +246,8 @@ struct nsbox_result no_result(void);
 int receive_end(int channel, struct nsbox_exit *end);
 /* watcher.c */
 int watch_begin(struct nsbox_watch *watch, int pidfd);
+/* layers.c */
+int hand_out_layers(struct spawn *spawn, uint32_t index);
 /* mounts.c */
 int open_source(struct spawn *spawn, uint32_t index);
 int run_operations(struct spawn *spawn);

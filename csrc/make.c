@@ -124,7 +124,7 @@ static int receive(int socket, struct spare *spare)
 }
 
 /* The request of nobody: no cgroup, nothing to hand on. */
-static const struct nsbox_request nothing = { .cgroup = -1, .umask = -1 };
+static const struct nsbox_request nothing = { .cgroup = -1, .umask = -1, .layers = -1 };
 
 /* Start the child of that stage, wait for its end, and take what it has made. */
 static int make_by_child(struct spawn *spawn, struct nsbox_dumpable *dumpable, struct spare *spare,

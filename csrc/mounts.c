@@ -104,6 +104,9 @@ static int op_mount(struct spawn *spawn, uint32_t index)
 	int fd = make_filesystem(spawn, index);
 	if (fd < 0)
 		return fd;
+	if (op->code == NSBOX_OP_OVERLAY && spawn->request->layers >= 0 &&
+	    hand_out_layers(spawn, index) < 0)
+		return -1;
 	if (op->code == NSBOX_OP_SCRATCH)
 		spawn->scratch = fd;
 	else if (!*op->target)

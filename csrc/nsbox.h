@@ -64,6 +64,7 @@ enum nsbox_step {
 	NSBOX_STEP_WRITE_FILE,
 	NSBOX_STEP_DEVICE,
 	NSBOX_STEP_MOVE_MOUNT,
+	NSBOX_STEP_LAYERS,
 	NSBOX_STEP_MASK_TARGET,
 	NSBOX_STEP_MASK,
 	NSBOX_STEP_FCHDIR,
@@ -268,6 +269,11 @@ struct nsbox_request {
 	int32_t exec_fd;           /* an nsbox-init; with NSBOX_REQUEST_INIT one of pass_fds */
 	struct nsbox_store *store; /* NULL: nothing is made ahead for it */
 	struct nsbox_maker *maker; /* NULL: nothing at all is made ahead in this process */
+	int32_t layers;            /* socket that the layers of overlays are sent to, or -1 */
+	/* By an init: limits of this process, besides the plan's; the stricter ones hold. */
+	int32_t nice;
+	uint32_t n_rlimits;
+	const struct nsbox_rlimit *rlimits;
 };
 
 /* A child's end, as waitid(2) and getrusage(2) tell it. */
@@ -369,8 +375,23 @@ int nsbox_control_close(struct nsbox_control *control);
 int nsbox_gate_close(struct nsbox_gate *gate);
 int nsbox_gate_open(struct nsbox_gate *gate);
 
+/*
+ * The layers of an overlay, as O_PATH descriptors: the upper one, then the lower ones,
+ * topmost first. An overlay with many has several of these, in order.
+ */
+struct nsbox_layers {
+	int32_t op; /* index of the overlay's operation */
+	uint32_t count;
+	int32_t fds[128];
+};
+
+int nsbox_receive_layers(int socket, struct nsbox_layers *layers);
+int nsbox_release_layers(struct nsbox_layers *layers);
 /* open(2), close-on-exec, into *fd, which is never lost on the way to Python; 0 or -errno. */
 int nsbox_open(const char *path, int flags, int32_t *fd);
+/* The same by openat2(2). */
+int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uint64_t resolve,
+		      int32_t *fd);
 /* Close *fd, and set it to -1; without effect the second time. */
 int nsbox_close(int32_t *fd);
 
@@ -436,6 +457,8 @@ int nsbox_fsmount(int fd, uint32_t flags, uint32_t attr_flags);
 int nsbox_pidfd_open(int pid, uint32_t flags);
 int nsbox_pidfd_send_signal(int pidfd, int sig, uint32_t flags);
 int nsbox_close_range(uint32_t first, uint32_t last, uint32_t flags);
+int nsbox_fallocate(int fd, int mode, int64_t offset, int64_t length);
+int64_t nsbox_filesystem(int fd); /* its type by fstatfs(2), *_MAGIC */
 int nsbox_sethostname(const char *name, uint64_t length);
 int nsbox_prctl(int option, uint64_t argument);
 

@@ -132,6 +132,17 @@ int nsbox_open(const char *path, int flags, int32_t *fd)
 	return 0;
 }
 
+int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uint64_t resolve,
+		      int32_t *fd)
+{
+	int opened =
+		(int)RETRY(nsbox_openat2(dirfd, path, (uint64_t)flags | O_CLOEXEC, mode, resolve));
+	if (opened < 0)
+		return opened;
+	*fd = opened;
+	return 0;
+}
+
 int nsbox_close(int32_t *fd)
 {
 	int number = __atomic_exchange_n(fd, -1, __ATOMIC_ACQ_REL);

@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <sys/vfs.h>
 
 #ifndef P_PIDFD
 #define P_PIDFD 3
@@ -436,6 +437,19 @@ int nsbox_pidfd_send_signal(int pidfd, int sig, uint32_t flags)
 int nsbox_close_range(uint32_t first, uint32_t last, uint32_t flags)
 {
 	return (int)sys(__NR_close_range, first, last, flags);
+}
+
+int nsbox_fallocate(int fd, int mode, int64_t offset, int64_t length)
+{
+	return (int)sys(__NR_fallocate, fd, mode, offset, length);
+}
+
+int64_t nsbox_filesystem(int fd)
+{
+	struct statfs info;
+
+	long err = sys(__NR_fstatfs, fd, &info);
+	return err < 0 ? err : (int64_t)info.f_type;
 }
 
 int nsbox_sethostname(const char *name, uint64_t length)

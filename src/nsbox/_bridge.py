@@ -70,6 +70,9 @@ class Request(NamedTuple):
         restore_signals: SIGPIPE and SIGXFSZ back to their defaults.
         die_with_thread: Kill the payload when the calling thread ends, not the main thread.
         placement: Its cgroup and its deadlines.
+        layers: Descriptor of a socket that the layers of overlays are sent to, or -1.
+        nice: Niceness, besides the plan's; by an init only.
+        rlimits: Resource limits, likewise: of both the stricter ones hold.
     """
 
     argv: Sequence[bytes]
@@ -89,6 +92,9 @@ class Request(NamedTuple):
     restore_signals: bool = True
     die_with_thread: bool = False
     placement: Placement = NOWHERE
+    layers: int = -1
+    nice: int = 0
+    rlimits: tuple[tuple[int, int], ...] = ()
 
 
 class End(NamedTuple):
@@ -523,6 +529,9 @@ class Lowered:
         )
         placement = request.placement
         struct.cgroup = placement.cgroup
+        struct.layers, struct.nice = request.layers, request.nice
+        rlimits = ffi.new("struct nsbox_rlimit[]", request.rlimits)
+        struct.rlimits, struct.n_rlimits = rlimits, len(rlimits)
         tasks = ffi.new("int32_t[]", placement.tasks)
         struct.tasks, struct.n_tasks = tasks, len(placement.tasks)
         if placement.watch is not None:
@@ -536,7 +545,7 @@ class Lowered:
         if request.extra_groups is not None:
             groups = ffi.new("uint32_t[]", list(request.extra_groups))
             struct.groups, struct.n_groups = groups, len(groups)
-        return struct, (executables, argv, envp, cwd, pass_fds, groups, tasks)
+        return struct, (executables, argv, envp, cwd, pass_fds, groups, tasks, rlimits)
 
     def _lower_environment(self, env: Mapping[str, str]) -> tuple[object, list[object]]:
         """Return ``envp``; the last one is kept, since it hardly ever changes."""

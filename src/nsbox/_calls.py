@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NoReturn
 
+from ._constants import AT_FDCWD
 from ._native import ffi, lib
 from ._values import PathArg, check_text
 
@@ -102,6 +103,48 @@ def read_files(paths: Sequence[str]) -> list[str]:
 def _joined(items: Iterable[str]) -> bytes:
     """Return strings as csrc/files.c takes them."""
     return os.fsencode("".join(f"{item}\0" for item in items))
+
+
+def open_within(
+    path: PathArg, flags: int, resolve: int, *, dirfd: int = AT_FDCWD, mode: int = 0
+) -> Descriptor:
+    """Open a path, close-on-exec, under rules of resolution, RESOLVE_*: openat2(2)."""
+
+    def opener(path: bytes, flags: int, fd: Any) -> int:
+        return int(lib.nsbox_open_within(dirfd, path, flags, mode, resolve, fd))
+
+    return Descriptor(path, flags, opener)
+
+
+class Layers:
+    """
+    Descriptors of layers of an overlay, as the child of a spawn has sent them.
+
+    Args:
+        op: Index of the overlay's operation in the plan.
+        fds: O_PATH descriptors, open as long as this object is there.
+    """
+
+    __slots__ = ("_memory", "fds", "op")
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        self.op = int(memory.op)
+        self.fds = tuple(int(memory.fds[position]) for position in range(memory.count))
+
+    @classmethod
+    def receive(cls, socket: int) -> "Layers | None":
+        """
+        Return what the next message has brought; None if there is none.
+
+        Raises:
+            OSError: EMFILE if this process may not open so many descriptors.
+        """
+        memory = ffi.gc(ffi.new("struct nsbox_layers *"), lib.nsbox_release_layers)
+        ret = lib.nsbox_receive_layers(socket, memory)
+        if ret < 0:
+            _fail(ret)
+        return cls(memory) if ret else None
 
 
 def unshare(flags: int) -> None:
@@ -239,6 +282,21 @@ def close_range(first: int, last: int, flags: int = 0) -> None:
         _fail(ret)
 
 
+def filesystem(fd: int) -> int:
+    """Return the type of the file system that a file is on: f_type of fstatfs(2)."""
+    ret = lib.nsbox_filesystem(fd)
+    if ret < 0:
+        _fail(ret)
+    return int(ret)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate the space of a file, or fail and change nothing: fallocate(2)."""
+    ret = lib.nsbox_fallocate(fd, mode, offset, length)
+    if ret < 0:
+        _fail(ret)
+
+
 def sethostname(name: str) -> None:
     """Set the host name of the calling thread's uts namespace: sethostname(2)."""
     encoded = _path(name)
@@ -315,6 +373,7 @@ def clone(
             "gid": -1,
             "n_groups": -1,
             "cgroup": -1,
+            "layers": -1,
             "flags": lib.NSBOX_REQUEST_BARE,
         },
     )

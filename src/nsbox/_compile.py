@@ -116,14 +116,15 @@ def _plan(box: Description, host: Host, ids: Ids) -> Plan:
         # One costs quota, of which a plain user has 200: not where no call can reach it.
         new_keyring=box.seccomp is None or not refuses_keys(box.seccomp),
         landlock=_landlock_of(box, host, ops),
-        rlimits=_rlimits(box.limits),
+        rlimits=rlimits_of(box.limits),
         nice=0 if box.limits is None else box.limits.nice or 0,
         fenced=() if box.limits is None else wanted_fields(box.limits),
         init=box.init,
     )
 
 
-def _rlimits(limits: Limits | None) -> tuple[tuple[int, int], ...]:
+def rlimits_of(limits: Limits | None) -> tuple[tuple[int, int], ...]:
+    """Return the resource limits among some limits: number of the resource, value."""
     if limits is None:
         return ()
     values = ((number, getattr(limits, name)) for name, number in RLIMITS.items())

@@ -5,16 +5,20 @@ csrc/control.c speaks the protocol (csrc/protocol.h); here is who owns what. A C
 is nobody's after a fork: the copy closes its descriptors, and raises if it is used.
 """
 
+import errno
 import os
+import signal
+import socket
 import weakref
 from enum import IntEnum
 from functools import partial
 from typing import Any, Final
 
 from ._bridge import NOWHERE, Child, Lowered, Placement, Request, gate
-from ._calls import Descriptor
+from ._calls import Descriptor, Layers
 from ._native import ffi, lib
 from ._values import PathArg
+from .errors import SpawnError, Step, spawn_error
 
 
 class Mode(IntEnum):
@@ -54,9 +58,12 @@ class Control:
 
     Attributes:
         init: The init process: its pid, pidfd and end. Nobody, after a REPLACE.
+        layers: Of the overlays, if they were asked for; this object owns them.
     """
 
-    def __init__(self, lowered: Lowered, placement: Placement = NOWHERE) -> None:
+    def __init__(
+        self, lowered: Lowered, placement: Placement = NOWHERE, *, layers: bool = False
+    ) -> None:
         """
         Make the world, and start the init in it.
 
@@ -64,16 +71,39 @@ class Control:
             lowered: The plan.
             placement: Where the init goes, and with it all that it starts. Its watch, if
                 any, begins now.
+            layers: Get descriptors of the layers of overlays.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
         self._lowered = lowered
+        self.layers: list[Layers] = []
         self.init = Child()
         self._memory = ffi.new("struct nsbox_control *", {"socket": -1})
         self._struct = ffi.gc(self._memory, lib.nsbox_control_close)
         _controls.add(self)
-        lowered.prepare(self._struct, _INIT._replace(placement=placement), self.init)
+        request = _INIT._replace(placement=placement)
+        if layers:
+            self._prepare_with_layers(request)
+        else:
+            lowered.prepare(self._struct, request, self.init)
+
+    def _prepare_with_layers(self, request: Request) -> None:
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise spawn_error(error.errno or errno.EIO, Step.SOCKETPAIR) from None
+        try:
+            with ours, theirs:
+                request = request._replace(layers=theirs.fileno())
+                self._lowered.prepare(self._struct, request, self.init)
+                while (received := Layers.receive(ours.fileno())) is not None:
+                    self.layers.append(received)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError) and not isinstance(error, SpawnError):
+                raise spawn_error(error.errno or errno.EIO, Step.LAYERS) from None
+            raise
 
     def start(self, request: Request, child: Child, mode: Mode = Mode.NORMAL) -> None:
         """
@@ -117,7 +147,12 @@ class Control:
         """No process can be started any more, by a :meth:`close`, or after a fork."""
         return bool(self._struct.closed) or self._struct.owner != os.getpid()
 
+    def kill(self) -> None:
+        """Kill everything in the world; does not wait for the end."""
+        self.init.signal(signal.SIGKILL)
+
     def close(self) -> bool:
         """Kill everything in the world, and wait for that; tell if the init was running."""
         lib.nsbox_control_close(self._struct)
+        self.layers = []  # whoever is reading them has a copy of the list
         return self.init.discard()

@@ -106,6 +106,12 @@ def _join_cgroup(error: int, plan: Plan, op: Op | None, path: str | None) -> str
     return _CGROUP.get(error)
 
 
+def _init(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ESRCH:
+        return "the sandbox has ended, killed by somebody or for a limit"
+    return None
+
+
 def _clone(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     found = _refused_clone(error, plan)
     if error not in (errno.EPERM, errno.ENOSPC):
@@ -437,6 +443,7 @@ def _foreign_owner(plan: Plan) -> str | None:
 _Advisor = Callable[[int, Plan, Op | None, str | None], str | None]
 _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.CLONE: _clone,
+    Step.INIT: _init,
     Step.CGROUP_JOIN: _join_cgroup,
     Step.SETGROUPS_DENY: _maps,
     Step.UID_MAP: _maps,

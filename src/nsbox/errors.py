@@ -11,6 +11,7 @@ What can go wrong, as types.
       +-- SpawnError (OSError)          a system call of the set-up failed; nothing is left of it
       +-- NamespaceError (OSError)      a namespace could not be made, opened or entered
       +-- CgroupError (OSError)         a cgroup could not be made, set, read or removed
+      +-- FileError (OSError)           a file inside could not be read, written or copied
 
 An exec that finds no program, may not run it, or whose working directory is
 missing, and an id or process group that the payload may not take on, raises a
@@ -75,6 +76,7 @@ class Step(StrEnum):
     WRITE_FILE = "write_file"
     DEVICE = "device"
     MOVE_MOUNT = "move_mount"
+    LAYERS = "layers"
     MASK_TARGET = "mask_target"
     MASK = "mask"
     FCHDIR = "fchdir"
@@ -183,6 +185,60 @@ class CgroupError(NsboxError, OSError):
 
     def __str__(self) -> str:
         return _message("cgroup", self.strerror, self.filename, self.hint)
+
+
+class FileError(NsboxError, OSError):
+    """
+    A file of a live sandbox could not be opened, read, written or copied.
+
+    Where Python has a class for the error number it is also of that class:
+    FileNotFoundError, PermissionError, ...
+
+    Attributes:
+        errno: The error number.
+        filename: The path that it was about.
+        hint: What to do about it, or None.
+    """
+
+    def __init__(self, errno: int, filename: str, hint: str | None = None) -> None:
+        super().__init__(errno, os.strerror(errno), filename)
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return file_error, (self.errno, self.filename, self.hint)
+
+    def __str__(self) -> str:
+        return _message("file", self.strerror, self.filename, self.hint)
+
+
+class FileMissingError(FileError, FileNotFoundError):
+    """There is no such file, or no such directory on the way to it."""
+
+
+class FilePermissionError(FileError, PermissionError):
+    """The payload may not do that, or Landlock forbids it."""
+
+
+class FileIsADirectoryError(FileError, IsADirectoryError):
+    """It is a directory, and no regular file."""
+
+
+class FileNotADirectoryError(FileError, NotADirectoryError):
+    """A part of the path is no directory."""
+
+
+_FILE_ERRORS: dict[int, type[FileError]] = {
+    errno_codes.ENOENT: FileMissingError,
+    errno_codes.EACCES: FilePermissionError,
+    errno_codes.EPERM: FilePermissionError,
+    errno_codes.EISDIR: FileIsADirectoryError,
+    errno_codes.ENOTDIR: FileNotADirectoryError,
+}
+
+
+def file_error(errno: int, filename: str, hint: str | None = None) -> FileError:
+    """Return the FileError of the fitting class."""
+    return _FILE_ERRORS.get(errno, FileError)(errno, filename, hint)
 
 
 class SpawnError(NsboxError, OSError):
