@@ -10,6 +10,7 @@ from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ._changes import Change, ChangeKind
 from ._explain import Action, Explanation
 from ._interpreter import interpreter_mounts
 from ._layers import Enforced, Layer
@@ -18,6 +19,7 @@ from .cgroup import Cgroup, Events, Stats
 from .doctor import Diagnosis, Finding, doctor
 from .errors import (
     CgroupError,
+    FileError,
     NamespaceError,
     NsboxError,
     PlanError,
@@ -45,11 +47,14 @@ __all__ = [
     "CalledProcessError",
     "Cgroup",
     "CgroupError",
+    "Change",
+    "ChangeKind",
     "Dev",
     "Diagnosis",
     "Enforced",
     "Events",
     "Explanation",
+    "FileError",
     "Finding",
     "IoLimit",
     "Layer",

@@ -7,6 +7,7 @@ that names the controller, its mount and the remedy.
 
 import os
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Final, NamedTuple
 
 from ._cgroup_files import CONTROLLER_OF, ONLY_V2, Setting, settings
@@ -27,6 +28,19 @@ _DELEGATE: Final = {
         "'systemd-run --user --scope -p Delegate=yes COMMAND', or name one with cgroup="
     ),
 }
+
+
+class Purpose(Enum):
+    """
+    What a cgroup is made for, besides its limits.
+
+    ``LIMIT``: a process is born in it. ``FREEZE``: only to freeze and kill what is in it.
+    ``JOIN``: processes enter that run already.
+    """
+
+    LIMIT = 1
+    FREEZE = 2
+    JOIN = 3
 
 
 class Part(NamedTuple):
@@ -57,6 +71,23 @@ class Choice(NamedTuple):
 
     parts: tuple[Part, ...]
     degraded: frozenset[str]
+
+
+def narrowed(layout: Layout, purpose: Purpose) -> Layout:
+    """
+    Return the hierarchies that serve a purpose.
+
+    One is enough to freeze. To enter a cgroup of version 2 costs a grace period of RCU, and
+    without controllers gives nothing that those of version 1 do not.
+    """
+    unified = layout.unified
+    if purpose is Purpose.FREEZE:
+        freezers = [item for item in layout.hierarchies if "freezer" in item.controllers]
+        return Layout((unified,) if unified else tuple(freezers))
+    if purpose is Purpose.JOIN and unified is not None and not unified.controllers:
+        others = tuple(item for item in layout.hierarchies if item is not unified)
+        return Layout(others or layout.hierarchies)
+    return layout
 
 
 def wanted_fields(limits: Limits) -> tuple[str, ...]:

@@ -64,6 +64,12 @@ class Layout(NamedTuple):
         """The v2 hierarchy; without controllers too, it freezes, kills and counts CPU time."""
         return next((item for item in self.hierarchies if item.version == 2), None)
 
+    def holds(self, path: str) -> bool:
+        """Tell whether a directory is in one of the hierarchies."""
+        return any(
+            (path + "/").startswith(item.mount.rstrip("/") + "/") for item in self.hierarchies
+        )
+
     @property
     def kind(self) -> str:
         """ "v2", "v1", "hybrid" (controllers on v1, and a v2 mount beside them) or "none"."""

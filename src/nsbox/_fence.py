@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from ._bridge import End, Placement
 from ._calls import Descriptor
-from ._cgroup_choice import Choice, wanted_fields
+from ._cgroup_choice import Choice, Purpose, wanted_fields
 from ._cgroup_files import FIGURES
 from ._cgroup_tree import reported
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
@@ -30,6 +30,8 @@ _PATIENCE: Final = 2.0
 
 
 _PAGE: Final = 4096
+
+_HITS: Final = {HIT_WALL_TIME: Reason.WALL_TIME, HIT_CPU_TIME: Reason.CPU_TIME}
 
 _RUSAGE: Final = dict.fromkeys(
     ("user_time", "system_time", "voluntary_switches", "involuntary_switches", "cpu_time"),
@@ -45,19 +47,23 @@ class Terms(NamedTuple):
         limits: Of a run.
         parent: Where the cgroups are made, as for ``Cgroup.create()``.
         sole: The payload is the init of its pid namespace: nothing outlives it.
+        purpose: What the cgroups are for, besides the limits.
+        spares: What outlives the payload lives on, in its cgroup.
     """
 
     limits: Limits
     parent: Cgroup | tuple[str, ...] | None
     sole: bool
+    purpose: Purpose = Purpose.LIMIT
+    spares: bool = False
 
     @property
     def want_cgroup(self) -> bool:
         """Also without a setting in it: what outlives the payload is killed by its cgroup."""
         limits = self.limits
         killed = limits.wall_time is not None or limits.output is not None
-        fenced = bool(wanted_fields(limits)) or (killed and not self.sole)
-        return self.parent is not None or fenced
+        fenced = bool(wanted_fields(limits)) or (killed and not self.sole and not self.spares)
+        return self.parent is not None or fenced or self.purpose is Purpose.FREEZE
 
 
 class Verdict(NamedTuple):
@@ -117,10 +123,12 @@ class Fence:
         if self.cgroup is not None:
             for part, directory in zip(choice.parts, self.cgroup.directories, strict=True):
                 shield = shield or "memory" in part.controllers
-                if part.version == 2:
-                    born = self.cgroup.fileno()
-                else:
+                if part.version == 1:
                     tasks.append(self._opened(f"{directory}/tasks", os.O_WRONLY))
+                elif self._terms.purpose is Purpose.JOIN:
+                    tasks.append(self._opened(f"{directory}/cgroup.procs", os.O_WRONLY))
+                else:
+                    born = self.cgroup.fileno()
         self._watch = self._make_watch()
         return Placement(born, tuple(tasks), shield, self._watch)
 
@@ -133,7 +141,7 @@ class Fence:
     def _make_watch(self) -> Watch | None:
         limits = self._terms.limits
         cpu_time = None if "cpu_time" in self.degraded else limits.cpu_time
-        outlived = self.cgroup is not None and not self._terms.sole
+        outlived = self.cgroup is not None and not self._terms.sole and not self._terms.spares
         if limits.wall_time is None and cpu_time is None and not outlived:
             return None
         usage = -1 if cpu_time is None else self._open_usage()
@@ -202,7 +210,7 @@ class Fence:
         if self._watch is not None:
             self._watch.remove()
         if self.cgroup is not None and not self.cgroup.closed:
-            if not self._terms.sole:
+            if not self._terms.sole and not self._terms.spares:
                 with suppress(CgroupError):  # discard() will say so
                     self.cgroup.empty(_PATIENCE)
             usage = _measured(usage, self.cgroup)
@@ -217,10 +225,14 @@ class Fence:
         if self.output_reached:
             return Reason.OUTPUT
         # A payload that ended by itself in the same moment was not killed by us.
-        hit = self._watch.hit if self._watch is not None else 0
-        if hit and end.returncode == -signal.SIGKILL:
-            return {HIT_WALL_TIME: Reason.WALL_TIME, HIT_CPU_TIME: Reason.CPU_TIME}[hit]
+        if self.hit is not None and end.returncode == -signal.SIGKILL:
+            return self.hit
         return plain_reason(end)
+
+    @property
+    def hit(self) -> Reason | None:
+        """The deadline at which nsbox has killed, if it has."""
+        return None if self._watch is None else _HITS.get(self._watch.hit)
 
     def discard(self) -> None:
         """Release everything; without effect the second time."""
@@ -232,11 +244,14 @@ class Fence:
         if self._owner != os.getpid():
             self.cgroup.close()  # after a fork: this process's copy of a descriptor
             return
+        self._remove(self.cgroup)
+
+    def _remove(self, cgroup: Cgroup) -> None:
         try:
-            self.cgroup.remove(_PATIENCE)
+            cgroup.remove(_PATIENCE)
         except CgroupError as error:
             # A process in an uninterruptible sleep: it is dead to all but the kernel.
-            self.cgroup.abandon()
+            cgroup.abandon()
             warnings.warn(f"left behind: {error}", ResourceWarning, stacklevel=2)
 
 
@@ -341,7 +356,12 @@ class Site:
 
     def _make_elsewhere(self) -> tuple[Choice, Cgroup | None]:
         terms = self._terms
-        choice = choose(terms.limits, terms.parent, measure=terms.parent is not None)
+        choice = choose(
+            terms.limits,
+            terms.parent,
+            measure=terms.parent is not None or terms.purpose is Purpose.FREEZE,
+            purpose=terms.purpose,
+        )
         self._known = _caller(), choice
         return choice, self._fresh(choice) if choice.parts else None
 

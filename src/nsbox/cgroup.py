@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from . import _calls, _cgroup_choice, _cgroup_layout, _cgroup_names
 from ._calls import Descriptor
-from ._cgroup_choice import Choice, Part
+from ._cgroup_choice import Choice, Part, Purpose, narrowed
 from ._cgroup_files import Reader, read
 from ._cgroup_layout import UNIFIED, read_words
 from ._cgroup_tree import (
@@ -277,6 +277,12 @@ class Cgroup:
                 remove_tree(directory, deadline)
         self._forget()
 
+    def remove_if_empty(self) -> bool:
+        """Remove it unless something is in it; tell whether it is gone."""
+        if self._removed_at_once():
+            self._forget()
+        return self._closed
+
     def _removed_at_once(self) -> bool:
         """Remove it if nothing is in it, by far the most common case: the kernel knows best."""
         try:
@@ -378,6 +384,7 @@ def choose(
     *,
     enable: bool = False,
     measure: bool = False,
+    purpose: Purpose = Purpose.LIMIT,
 ) -> Choice:
     """
     Decide where to make a cgroup: :func:`nsbox._cgroup_choice.choose` with this host's facts.
@@ -387,10 +394,14 @@ def choose(
     """
     owned = isinstance(parent, Cgroup)
     with reported("/proc/self/cgroup"):
+        layout = narrowed(_cgroup_layout.look(), purpose)
+        parents = _directories(parent)
+        if purpose is Purpose.JOIN:
+            parents = [path for path in parents if layout.holds(path)]
         return _cgroup_choice.choose(
             limits,
-            _cgroup_layout.look(),
-            parents=_directories(parent),
+            layout,
+            parents=parents,
             owned=owned or enable,
             measure=measure,
         )

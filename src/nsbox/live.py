@@ -4,14 +4,28 @@ A sandbox that stays: one world, in which any number of commands run.
 Made by ``Sandbox.open()``. Everything in it ends with the object, or with the caller.
 """
 
+import errno
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, Self, Unpack
 
-from ._bridge import Child, Request
+from . import _files
+from ._bridge import Child, Lowered, Request
+from ._calls import Descriptor
+from ._changes import MOST, Change, ChangeKind, Stack, changes_of
+from ._compile import rlimits_of
 from ._control import Control
+from ._plan import Code, OpFlag
 from ._run import Place, SpawnOptions, run
-from .errors import PlanError
+from ._values import PathArg, check_mode, check_path, check_target, parse_size
+from ._whole import Whole
+from .cgroup import Stats
+from .errors import CgroupError, PlanError, PlanTypeError, SpawnError, file_error
+from .limits import Limits, check_limits
 from .process import Args, Process
 from .result import Result
 
@@ -24,35 +38,63 @@ class Live:
     fork it is the parent's: the copy does nothing, and says that it is closed.
     """
 
-    def __init__(self, spawn: Callable[..., Process], control: Control) -> None:
+    def __init__(self, spawn: Callable[..., Process], lowered: Lowered, whole: Whole) -> None:
         """
+        Make the world.
+
         Args:
             spawn: ``Sandbox._spawn``.
-            control: Of the init, which this object owns from now on.
+            lowered: The plan.
+            whole: The limits, which this object owns from now on.
         """
         self._spawn = spawn
-        self._control = control
+        self._whole = whole
+        self._frozen = False
+        self._plan = lowered.plan
+        self._started_at = time.monotonic()
+        try:
+            layers = any(op.code is Code.OVERLAY for op in self._plan.ops)
+            self._control = Control(lowered, whole.open(), layers=layers)
+            whole.started()
+            self._made = {change.path for change in self._changes(MOST, given=False)}
+        except BaseException as error:
+            if isinstance(error, SpawnError):
+                whole.advise(error)
+            self._end()
+            raise
 
-    def spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
+    # ---- commands ----
+
+    def spawn(
+        self, args: Args, *, limits: Limits | None = None, **options: Unpack[SpawnOptions]
+    ) -> Process:
         """
         Start a process in this world; the arguments are those of ``Sandbox.spawn()``.
 
         It is a child of the world's init, not its first process: signals without a
         handler end it, and what it has started may outlive it, until the world ends.
 
+        Args:
+            limits: For this process and all that it starts, besides those of the sandbox.
+                What it leaves behind is then killed when it ends, unless these are resource
+                limits only.
+
         Raises:
-            SpawnError, PlanError, LookupError: As from ``Sandbox.spawn()``.
-                A SpawnError with step "init" with ESRCH: the world has ended, killed by somebody.
-            PlanError: Also if the sandbox is closed.
+            SpawnError, PlanError, LookupError, UnsupportedError, CgroupError: As from
+                ``Sandbox.spawn()``. A SpawnError with step "init" and ESRCH: the world has
+                ended, killed by somebody or for a limit.
+            PlanError: Also if the sandbox is closed, or frozen.
         """
-        if self._control.closed:
-            raise PlanError("the sandbox is closed")
-        return self._spawn(args, die_with_thread=False, place=Place(self._start, None), **options)
+        check_limits("limits", limits)
+        self._check_active()
+        place = Place(partial(self._start, limits), self._whole.inside(limits))
+        return self._spawn(args, die_with_thread=False, place=place, **options)
 
     def run(
         self,
         args: Args,
         *,
+        limits: Limits | None = None,
         input: Any = None,
         capture_output: bool = False,
         timeout: float | None = None,
@@ -63,9 +105,12 @@ class Live:
         Run a process in this world, and wait for its end: as ``Sandbox.run()``.
 
         At the timeout that process is killed, not the world.
+
+        Args:
+            limits: As for :meth:`spawn`.
         """
         return run(
-            self.spawn,
+            partial(self.spawn, limits=limits),
             args,
             input=input,
             capture_output=capture_output,
@@ -75,23 +120,256 @@ class Live:
             **options,
         )
 
-    def _start(self, request: Request, child: Child) -> None:
+    def _start(self, limits: Limits | None, request: Request, child: Child) -> None:
+        if limits is not None:
+            request = request._replace(rlimits=rlimits_of(limits), nice=limits.nice or 0)
         self._control.start(request, child)
 
-    # ---- its end ----
+    # ---- files ----
+
+    def read_file(self, path: PathArg, *, max_size: int | str = _files.MAX_SIZE) -> bytes:
+        """
+        Return what a file inside holds.
+
+        With the payload's rights, through no symbolic link; a regular file only, of a file
+        system that stores what is written to it: none of /proc.
+
+        Args:
+            path: Absolute path inside.
+            max_size: Most bytes that it may have. Default 64M.
+
+        Raises:
+            FileError: If it cannot be opened (also FileNotFoundError, ...), is another kind
+                of file (EINVAL, EISDIR), too large (EFBIG), or the sandbox has ended (ESRCH).
+            PlanError: If an argument cannot be meant, or the sandbox is closed, or frozen.
+        """
+        target, most = check_target("path", path), parse_size("max_size", max_size)
+        return _files.read(self._opener(), target, most)
+
+    def write_file(self, path: PathArg, data: bytes, *, mode: int = 0o644) -> None:
+        """
+        Make a file inside, or replace the content of one, in place.
+
+        Args:
+            path: Absolute path inside.
+            data: What it shall hold.
+            mode: Permission bits of a file that is made, up to 0o777.
+
+        Raises:
+            FileError: As for :meth:`read_file`. If there is no room (ENOSPC), what was
+                there is as before.
+            PlanError: The same.
+        """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise PlanTypeError(f"data: must be bytes, not {type(data).__name__}; encode() it")
+        if check_mode("mode", mode) > 0o777:
+            raise PlanError(f"mode: {mode:#o} has more than permission bits")
+        target = check_target("path", path)
+        _files.write(self._opener(), target, bytes(data), mode)
+
+    def copy_in(
+        self, host_path: PathArg, path: PathArg, *, max_size: int | str = _files.MAX_SIZE
+    ) -> None:
+        """
+        Copy a file of the host, with its permission bits, as :meth:`write_file` writes it.
+
+        Args:
+            host_path: Of a regular file; read with the caller's rights, links followed.
+            path: Absolute path inside, of the file itself.
+            max_size: Most bytes to copy. Default 64M.
+
+        Raises:
+            FileError, PlanError: As for :meth:`write_file`.
+        """
+        source, most = check_path("host_path", host_path), parse_size("max_size", max_size)
+        target = check_target("path", path)
+        _files.copy_in(self._opener(), source, target, most)
+
+    def copy_out(
+        self, path: PathArg, host_path: PathArg, *, max_size: int | str = _files.MAX_SIZE
+    ) -> None:
+        """
+        Copy a file to the host, as :meth:`read_file` reads it.
+
+        It is made with the caller's umask, not executable, and gets its name when it is
+        whole: it replaces a file or a link that has the name.
+
+        Args:
+            path: Absolute path inside.
+            host_path: Of the file to be made. No symbolic link on the way is followed.
+            max_size: Most bytes to copy. Default 64M.
+
+        Raises:
+            FileError, PlanError: As for :meth:`read_file`.
+        """
+        target, most = check_target("path", path), parse_size("max_size", max_size)
+        _files.copy_out(self._opener(), target, check_path("host_path", host_path), most)
+
+    def _opener(self) -> _files.Opener:
+        self._check_active()
+        return self._open
+
+    def _open(self, path: str, flags: int, mode: int) -> Descriptor:
+        try:
+            return self._control.open(path, flags, mode)
+        except ProcessLookupError:
+            raise file_error(errno.ESRCH, path, "the sandbox has ended") from None
+
+    # ---- changes ----
+
+    def changes(self, *, most: int = MOST) -> list[Change]:
+        """
+        Return what the payload has changed in the sandbox's overlays.
+
+        It reads their upper layers, also while the sandbox is frozen, which is how to get
+        a list of one moment. Of an upper layer of the host the list has all, what
+        earlier sandboxes have changed, too.
+
+        Args:
+            most: How many entries of directories may be looked at in one overlay.
+
+        Returns:
+            Changes, overlay by overlay, each directory before what is in it.
+
+        Raises:
+            FileError: If there are more entries (EFBIG), or one cannot be looked at.
+            PlanError: If the sandbox is closed.
+            UnsupportedError: If the kernel has renamed a directory by a redirect.
+        """
+        self._check_open()
+        parse_size("most", most)
+        # What nsbox has made before the payload came: mount points.
+        return [
+            change
+            for change in self._changes(most)
+            if change.kind is not ChangeKind.ADDED or change.path not in self._made
+        ]
+
+    def _changes(self, most: int, *, given: bool = True) -> Iterator[Change]:
+        """Yield the changes in all overlays; without given ones, in those of memory."""
+        layers = self._control.layers  # which are open as long as this list is held
+        overlays = [
+            (op.path(self._plan.ops), index, op)
+            for index, op in enumerate(self._plan.ops)
+            if op.code is Code.OVERLAY and (given or OpFlag.OWN in op.flags)
+        ]
+        prefix = "user.overlay." if self._plan.user_xattr else "trusted.overlay."
+        for target, index, _ in sorted(overlays):
+            upper, *lowers = (fd for part in layers if part.op == index for fd in part.fds)
+            yield from changes_of(Stack(target, upper, lowers, prefix), most)
+
+    # ---- everything together ----
+
+    @property
+    def pid(self) -> int:
+        """Process id of its init in the caller's pid namespace."""
+        return self._control.init.pid
+
+    @property
+    def pidfd(self) -> int | None:
+        """
+        A file descriptor of its init, which this object owns; None once it is closed.
+
+        Becomes readable when the sandbox has ended.
+        """
+        pidfd = self._control.init.pidfd
+        return pidfd if pidfd >= 0 else None
+
+    def processes(self) -> list[int]:
+        """Return the ids of its processes in the caller's pid namespace, without the init."""
+        self._check_open()
+        init = self._control.init
+        found = sorted(_descendants(init.pid))
+        # The number could be another process's by now, unless ours has not been reaped.
+        return found if init.wait(0) is None else []
+
+    def stats(self) -> Stats:
+        """
+        Return what its processes use, and have used together so far.
+
+        Raises:
+            UnsupportedError: If it has no cgroup; says why.
+            PlanError: If the sandbox is closed.
+        """
+        self._check_open()
+        return self._whole.required("stats()").stats()
+
+    @property
+    def frozen(self) -> bool:
+        """It has been frozen, and not thawed."""
+        return self._frozen
+
+    def freeze(self) -> None:
+        """
+        Stop everything in it, and return when it has stopped.
+
+        Raises:
+            UnsupportedError: If it has no cgroup that can be frozen; says why.
+            CgroupError: If it does not stop within 10 s (ETIMEDOUT).
+            PlanError: If the sandbox is closed.
+        """
+        self._check_open()
+        self._frozen = True
+        try:
+            self._whole.freeze()
+        except BaseException:
+            self._frozen = False
+            raise
+
+    def thaw(self) -> None:
+        """
+        Let everything in it go on.
+
+        Raises:
+            As :meth:`freeze`.
+        """
+        self._check_open()
+        self._whole.thaw()
+        self._frozen = False
+
+    def kill(self) -> None:
+        """
+        Kill everything in it; does not wait for the end.
+
+        Who closes many sandboxes kills all of them first, and they end at the same time.
+        """
+        self._control.kill()
+        self._thaw_killed()
+
+    def close(self) -> None:
+        """Kill everything in it, and wait for the end; without effect the second time."""
+        self.kill()
+        self._end()
 
     @property
     def closed(self) -> bool:
         """It has been closed, or this process is a fork of the one that it belongs to."""
         return self._control.closed
 
-    def kill(self) -> None:
-        """Kill every process of the world, and wait for that; nothing can be started after."""
-        self._control.close()
+    def _thaw_killed(self) -> None:
+        """On cgroup v1 what is frozen dies only when it is thawed."""
+        if self._frozen and not self._control.closed:
+            with suppress(CgroupError):
+                self._whole.thaw()
 
-    def close(self) -> None:
-        """The same; without effect the second time."""
-        self._control.close()
+    def _end(self) -> bool:
+        """Wait for the end, and remove what is left; tell if it was running."""
+        control = getattr(self, "_control", None)
+        running = control is not None and control.close()
+        end = None if control is None else control.init.wait(0)
+        if end is not None:
+            self._whole.end(end, time.monotonic() - self._started_at)
+        self._whole.discard()
+        return running
+
+    def _check_open(self) -> None:
+        if self._control.closed:
+            raise PlanError("the sandbox is closed")
+
+    def _check_active(self) -> None:
+        self._check_open()
+        if self._frozen:
+            raise PlanError("the sandbox is frozen: thaw() it first")
 
     def __enter__(self) -> Self:
         return self
@@ -100,9 +378,9 @@ class Live:
         self.close()
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        control = getattr(self, "_control", None)
-        if control is not None and control.close():
-            _warn(f"live sandbox {control.init.pid} was still open", ResourceWarning, source=self)
+        if getattr(self, "_control", None) is not None and self._end():
+            pid = self._control.init.pid
+            _warn(f"live sandbox {pid} was still open", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"init is process {self._control.init.pid}"
@@ -110,3 +388,38 @@ class Live:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a live sandbox cannot be pickled; pickle its Sandbox instead")
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Yield the ids of a process's descendants, as the kernel lists them at this moment."""
+    waiting = [pid]
+    while waiting:
+        found = [child for task in _tasks(waiting.pop()) for child in _children(task)]
+        yield from found
+        waiting += found
+
+
+def _tasks(pid: int) -> list[Path]:
+    """Return the directories of a process's threads."""
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _children(task: Path) -> list[int]:
+    """Return the ids of a thread's children that have not ended."""
+    try:
+        found = [int(pid) for pid in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [pid for pid in found if _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # The name, in parentheses, may contain anything; the state comes after.
+    return stat[stat.rindex(b")") + 2 :][:1] not in (b"Z", b"X")

@@ -184,7 +184,8 @@ class Overlay:
 
     Without upper, the changes go to a file system in memory and vanish with
     the sandbox. The lower directories are never changed. Mounts below a lower
-    directory are not part of the overlay.
+    directory are not part of the overlay. In memory, directories of lower layers cannot
+    be removed or replaced before Linux 6.6 (EIO): tmpfs keeps no marks for it.
 
     Args:
         lower: Directory of the host, or several, the topmost first; at most 500,

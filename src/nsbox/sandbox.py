@@ -13,7 +13,6 @@ from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._compile import check_init, compile_plan
 from ._constants import CAPABILITIES
-from ._control import Control
 from ._explain import Explanation, explain_plan
 from ._fence import Fence, Site, Terms
 from ._host import Host
@@ -34,6 +33,7 @@ from ._values import (
     check_target,
     check_text,
 )
+from ._whole import Whole, terms_of
 from .cgroup import CgroupArg, check_parent
 from .errors import PlanError, Step, spawn_error
 from .limits import NO_LIMITS, Limits, check_limits
@@ -347,7 +347,7 @@ class Sandbox:
         """
         check_init(self._describe(), "open()")
         sys.audit("nsbox.open")
-        return Live(self._spawn, Control(self._cache.lowered(self)))
+        return Live(self._spawn, self._cache.lowered(self), self._cache.whole(self))
 
     def _spawn(
         self,
@@ -519,7 +519,7 @@ class _Cache:
     one, and either will do.
     """
 
-    __slots__ = ("_made", "_modules", "_store", "_terms", "_used")
+    __slots__ = ("_made", "_modules", "_store", "_terms", "_used", "_whole_terms")
 
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
@@ -527,6 +527,7 @@ class _Cache:
         self._terms: tuple[Terms, Site] | None = None
         self._used: Lowered | None = None
         self._store: tuple[Lowered, Store | None] | None = None
+        self._whole_terms: tuple[Terms, Site] | None = None
 
     def fence(self, box: Sandbox) -> Fence | None:
         """Return the fence for one run, or None if there is nothing to keep."""
@@ -537,6 +538,13 @@ class _Cache:
             terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init())
             self._terms = terms, Site(terms)
         return Fence(*self._terms)
+
+    def whole(self, box: Sandbox) -> Whole:
+        """Return the limits for one live sandbox."""
+        if self._whole_terms is None:
+            terms = terms_of(box.limits, check_parent(box.cgroup))
+            self._whole_terms = terms, Site(terms)
+        return Whole(*self._whole_terms)
 
     def lowered(self, box: Sandbox) -> Lowered:
         caller, made = (os.geteuid(), os.getegid()), self._made

@@ -1,0 +1,177 @@
+"""
+The limits of a sandbox that stays: those of the whole, and those of each command in it.
+
+The whole has a cgroup, if it has limits that need one, or else one that only freezes,
+where the host has it. Those of commands are made in it. What a limit of the whole has
+ended, it has ended for every command: they say so, by what the kernel has counted and
+what nsbox itself has killed.
+"""
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+
+from ._bridge import NOWHERE, End, Placement
+from ._cgroup_choice import Purpose
+from ._cgroup_layout import read_words
+from ._fence import Fence, Site, Terms
+from .cgroup import Cgroup, choose, make
+from .errors import CgroupError, UnsupportedError
+from .limits import NO_LIMITS, Limits
+from .result import Reason, Usage
+
+
+def terms_of(limits: Limits | None, parent: Cgroup | tuple[str, ...] | None) -> Terms:
+    """Return the terms of a whole; without a limit that needs a cgroup, one to freeze."""
+    terms = Terms(limits or NO_LIMITS, parent, sole=True)
+    return terms if terms.want_cgroup else terms._replace(purpose=Purpose.FREEZE)
+
+
+class Whole(Fence):
+    """What holds for all that runs in a live sandbox together."""
+
+    def __init__(self, terms: Terms, site: Site) -> None:
+        super().__init__(terms, site)
+        self._missing: str | None = None
+        self._seat: Cgroup | None = None  # of the init, where that is not the whole's
+        self._left: list[Cgroup] = []
+        self._ran_out = False
+
+    @property
+    def fenced(self) -> bool:
+        """It has a cgroup because of its limits; so has every command, for its own figures."""
+        return self._terms.purpose is Purpose.LIMIT and self.cgroup is not None
+
+    def open(self) -> Placement:
+        """
+        Make the cgroup, and the place in it where the init goes.
+
+        On version 2 a cgroup whose children have controllers may have no processes of its
+        own: the init gets a child, too.
+        """
+        try:
+            placement = super().open()
+            if self.cgroup is None or not self._has_controllers(self.cgroup):
+                return placement
+            choice = choose(NO_LIMITS, self.cgroup, measure=True)
+            self._seat = make(NO_LIMITS, choice, enable=True)
+            return placement._replace(cgroup=self._seat.fileno())
+        except (UnsupportedError, CgroupError) as error:
+            self.discard()
+            if self._terms.purpose is not Purpose.FREEZE:
+                raise
+            self._missing = str(error)
+            self.cgroup = None
+            self._watch = self._make_watch()
+            return NOWHERE._replace(watch=self._watch)
+        except BaseException:
+            self.discard()
+            raise
+
+    @staticmethod
+    def _has_controllers(cgroup: Cgroup) -> bool:
+        return bool(read_words(f"{cgroup.directories[0]}/cgroup.controllers"))
+
+    def required(self, what: str) -> Cgroup:
+        """
+        Return the cgroup.
+
+        Raises:
+            UnsupportedError: If there is none; says why.
+        """
+        if self.cgroup is None:
+            raise UnsupportedError(f"{what} needs a cgroup: {self._missing or 'it was left out'}")
+        return self.cgroup
+
+    def freeze(self) -> None:
+        """Stop everything in it."""
+        self._set_frozen(Cgroup.freeze)
+
+    def thaw(self) -> None:
+        """Let everything in it go on."""
+        self._set_frozen(Cgroup.thaw)
+
+    def _set_frozen(self, act: Callable[[Cgroup], None]) -> None:
+        cgroup = self.required("freezing")
+        try:
+            act(cgroup)
+        except CgroupError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise UnsupportedError(f"freezing needs a cgroup: {error}") from None
+            raise
+
+    # ---- commands ----
+
+    def inside(self, limits: Limits | None) -> "Inside | None":
+        """Return the fence of a command, or None if there is nothing to keep, nor to tell."""
+        if limits is None and not self.fenced and self._watch is None and self.output is None:
+            return None
+        return Inside(self, limits)
+
+    def cause(self, end: End) -> Reason | None:
+        """Return the limit of the whole that a command was ended by, if it was by one."""
+        if end.returncode != -signal.SIGKILL:
+            return None
+        return self.hit or (Reason.MEMORY if self._init_ran_out() else None)
+
+    def _init_ran_out(self) -> bool:
+        """Tell whether the OOM killer has ended the init, and everything with it."""
+        seat = self._seat or self.cgroup
+        if self.fenced and seat is not None and not seat.closed:
+            self._ran_out = bool(seat.events().oom_kills)
+        return self._ran_out
+
+    def leave(self, cgroup: Cgroup) -> None:
+        """Take over the cgroup of a command that has ended, with what lives on in it."""
+        if self.cgroup is None or self.cgroup.closed:
+            self._remove(cgroup)  # all of it has ended
+            return
+        with self._lock:
+            self._left = [other for other in self._left if not other.remove_if_empty()]
+            if not cgroup.remove_if_empty():
+                self._left.append(cgroup)
+
+    def discard(self) -> None:
+        if self._owner == os.getpid():
+            self._init_ran_out()
+            for cgroup in (*self._left, *filter(None, [self._seat])):
+                if not cgroup.closed:
+                    self._remove(cgroup)
+        super().discard()
+
+
+class Inside(Fence):
+    """
+    The limits of one command.
+
+    What it leaves behind lives on, as it does in a shell, unless the command has limits
+    that need a cgroup: those hold for all that it starts, and all of it ends with it.
+    """
+
+    def __init__(self, whole: Whole, limits: Limits | None) -> None:
+        self._whole = whole
+        alone = Terms(limits or NO_LIMITS, None, sole=False, purpose=Purpose.JOIN)
+        terms = alone._replace(
+            limits=_with_output(alone.limits, whole.output),
+            parent=whole.cgroup if whole.fenced or alone.want_cgroup else None,
+            spares=not alone.want_cgroup,
+        )
+        super().__init__(terms, Site(terms))
+
+    def _reason(self, end: End, usage: Usage) -> Reason:
+        reason = super()._reason(end, usage)
+        return self._whole.cause(end) or reason if reason is Reason.SIGNAL else reason
+
+    def _remove(self, cgroup: Cgroup) -> None:
+        if self._terms.spares:
+            self._whole.leave(cgroup)
+        else:
+            super()._remove(cgroup)
+
+
+def _with_output(limits: Limits, most: int | None) -> Limits:
+    """Return limits whose output is no more than that of the whole."""
+    given = [int(value) for value in (limits.output, most) if value is not None]
+    return replace(limits, output=min(given)) if given else limits
