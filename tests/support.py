@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import nsbox
-from nsbox import Process, Sandbox, interpreter_mounts, lowlevel
+from nsbox import Live, Process, Sandbox, interpreter_mounts, lowlevel
 from nsbox.lowlevel import CloneFlag, MountFlag
 from nsbox.mount import Mount
 
@@ -52,6 +53,17 @@ def stdout_of(process: Process) -> IO[Any]:
     """Return the pipe from a process that was spawned with one."""
     assert process.stdout is not None
     return process.stdout
+
+
+@contextmanager
+def running(live: Live, code: str, **options: Any) -> Iterator[Process]:
+    """Let Python code run in a live sandbox, which writes "x" when it has begun; kill it after."""
+    with live.spawn([*PYTHON, code], stdout=nsbox.PIPE, **options) as process:
+        try:
+            assert stdout_of(process).read(1) == b"x"
+            yield process
+        finally:
+            process.kill()
 
 
 def in_child(function: Callable[[], T], deadline: float = CHILD_DEADLINE) -> T:

@@ -1,0 +1,334 @@
+"""What a live sandbox has changed in its overlays, read from the upper layer."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import unavailable
+from nsbox import Bind, FileError, Live, Overlay, Sandbox, Tmpfs
+from nsbox.mount import Mount
+from support import PYTHON, expose, python_box, running
+
+pytestmark = pytest.mark.usefixtures("box")
+
+Found = list[tuple[str, str]]
+
+RELEASE = tuple(int(part) for part in os.uname().release.split(".")[:2])
+
+
+@pytest.fixture
+def lower(tmp_path: Path) -> Path:
+    """A lower layer: files, directories, and a link; everything belongs to the payload."""
+    layer = expose(tmp_path) / "lower"
+    for name in ("dir/sub", "gone/deep", "again"):
+        (layer / name).mkdir(parents=True)
+    for name in ("file", "other", "dir/file", "gone/file", "gone/deep/file", "again/old"):
+        (layer / name).write_text(name)
+    (layer / "link").symlink_to("file")
+    return expose(layer)
+
+
+def changes(live: Live) -> Found:
+    return [(change.path, change.kind.value) for change in live.changes()]
+
+
+def after(lower: Path, script: str, **fields: object) -> Found:
+    """Return what a shell script changes in an overlay on /work."""
+    with Sandbox(mounts=[Overlay(lower, "/work", **fields)]).open() as live:  # type: ignore[arg-type]
+        live.run(["/bin/sh", "-ec", script], cwd="/work", check=True)
+        return changes(live)
+
+
+SCRIPTS: dict[str, tuple[str, Found]] = {
+    "nothing": ("cat file dir/file; ls -lR", []),
+    "added": ("echo x > new", [("new", "added")]),
+    "added_deep": (
+        "mkdir -p dir/a/b; echo x > dir/a/b/c",
+        [("dir/a", "added"), ("dir/a/b", "added"), ("dir/a/b/c", "added")],
+    ),
+    "added_link": ("ln -s /etc/passwd new", [("new", "added")]),
+    "added_fifo": ("mkfifo new", [("new", "added")]),
+    "added_and_removed": ("echo x > new; rm new", []),
+    "changed": ("echo x >> file", [("file", "changed")]),
+    "changed_deep": ("echo x >> dir/file", [("dir/file", "changed")]),
+    "changed_mode": ("chmod 600 file", [("file", "changed")]),
+    "changed_directory": ("chmod 700 dir", [("dir", "changed")]),
+    "replaced": ("rm file; echo x > file", [("file", "changed")]),
+    "replaced_link": ("rm link; ln -s other link", [("link", "changed")]),
+    "file_to_directory": (
+        "rm file; mkdir file; echo x > file/x",
+        [("file", "changed"), ("file/x", "added")],
+    ),
+    "directory_to_file": ("rm -r gone; echo x > gone", [("gone", "changed")]),
+    "deleted": ("rm file link", [("file", "deleted"), ("link", "deleted")]),
+    "deleted_tree": ("rm -r gone", [("gone", "deleted")]),
+    "deleted_inside": ("rm gone/deep/file", [("gone/deep/file", "deleted")]),
+    "renamed": ("mv file new", [("file", "deleted"), ("new", "added")]),
+    "renamed_over": ("mv file other", [("file", "deleted"), ("other", "changed")]),
+    "made_again": (
+        "rm -r again; mkdir again; echo x > again/new",
+        [("again/new", "added"), ("again/old", "deleted")],
+    ),
+    "made_again_with_the_same": (
+        "rm -r gone; mkdir -p gone/deep; echo x > gone/file",
+        [("gone/deep/file", "deleted"), ("gone/file", "changed")],
+    ),
+    "odd_names": (
+        "mkdir 'a b'; echo x > 'a b/new\nline'; echo x > -n",
+        [("-n", "added"), ("a b", "added"), ("a b/new\nline", "added")],
+    ),
+}
+
+
+def needs_attributes() -> None:
+    """To replace a directory the overlay needs an upper layer that keeps its marks."""
+    if RELEASE < (6, 6):
+        unavailable("tmpfs keeps user.* attributes since Linux 6.6", newer_kernel=True)
+
+
+_REPLACING = ("rm -r", "rm file; mkdir file")
+
+
+@pytest.mark.parametrize(("script", "expected"), SCRIPTS.values(), ids=SCRIPTS)
+def test_kinds(lower: Path, script: str, expected: Found) -> None:
+    """Each change is listed once, by what has become of the path."""
+    if script.startswith(_REPLACING):
+        needs_attributes()
+    assert after(lower, script) == [(f"/work/{path}", kind) for path, kind in expected]
+
+
+def test_renamed_directory(lower: Path) -> None:
+    """A directory that is moved is deleted in one place and added, with its content, in another."""
+    needs_attributes()
+    assert after(lower, "mv gone dir/moved") == [
+        ("/work/dir/moved", "added"),
+        ("/work/dir/moved/deep", "added"),
+        ("/work/dir/moved/deep/file", "added"),
+        ("/work/dir/moved/file", "added"),
+        ("/work/gone", "deleted"),
+    ]
+
+
+def test_names_that_are_no_text(lower: Path) -> None:
+    """Bytes that are no UTF-8 come as surrogates, for os.fsencode()."""
+    found = after(lower, r"""echo x > "$(printf 'new\377')" """)
+    assert [os.fsencode(path) for path, _ in found] == [b"/work/new\xff"]
+
+
+def test_state_between_commands(lower: Path) -> None:
+    """Changes of one command are there for the next, and the list grows with them."""
+    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+        assert changes(live) == []
+        live.run(["/bin/sh", "-c", "echo x > /work/new"], check=True)
+        assert changes(live) == [("/work/new", "added")]
+        live.run(["/bin/rm", "/work/new", "/work/file"], check=True)
+        assert changes(live) == [("/work/file", "deleted")]
+    assert (lower / "file").read_text() == "file"
+
+
+def test_root(rootfs: Path) -> None:
+    """The root can be an overlay; the mount points that nsbox has made in it are no changes."""
+    box = Sandbox(root=Overlay(rootfs), mounts=[Tmpfs("/deep/mount/point")])
+    with box.open() as live:
+        assert changes(live) == []
+        live.run(["/bin/sh", "-c", "echo x > /tmp/x; mkdir /made; rm /bin/id"], check=True)
+        assert changes(live) == [("/bin/id", "deleted"), ("/made", "added")]
+
+
+def test_several(lower: Path, tmp_path: Path) -> None:
+    """All overlays are listed, in the order of their mount points."""
+    other = tmp_path / "other"
+    other.mkdir()
+    mounts = [Overlay(expose(other), "/b"), Overlay(lower, "/a")]
+    with Sandbox(mounts=mounts).open() as live:
+        live.run(["/bin/sh", "-c", "touch /b/new /a/new"], check=True)
+        assert changes(live) == [("/a/new", "added"), ("/b/new", "added")]
+
+
+def test_no_overlay() -> None:
+    """Without an overlay there is nothing to list."""
+    with Sandbox().open() as live:
+        assert live.changes() == []
+
+
+def test_given_upper(lower: Path, tmp_path: Path) -> None:
+    """An upper layer of the host keeps the changes, and lists those of earlier sandboxes too."""
+    upper, work = tmp_path / "upper, :", tmp_path / "work"
+    for path in (upper, work):
+        path.mkdir()
+    try:
+        overlay = Overlay(lower, "/work", upper=upper, work=work)
+        for name in ("one", "two"):
+            with Sandbox(mounts=[overlay]).open() as live:
+                live.run(["/bin/sh", "-c", f"echo x > /work/{name}; rm -rf /work/gone"], check=True)
+                found = changes(live)
+        assert found == [("/work/gone", "deleted"), ("/work/one", "added"), ("/work/two", "added")]
+    finally:
+        for path in work.iterdir():
+            path.chmod(0o700)
+
+
+def test_many_lowers(tmp_path: Path) -> None:
+    """What is in any lower layer, and not hidden by one above it, is there to be changed."""
+    if RELEASE < (6, 8):
+        unavailable("overlays of more than 88 layers need Linux 6.8", newer_kernel=True)
+    layers = []
+    for number in range(300):
+        layer = expose(tmp_path) / str(number)
+        (layer / "dir").mkdir(parents=True)
+        (layer / "dir" / str(number)).touch()
+        layers.append(expose(layer))
+    with Sandbox(mounts=[Overlay(layers, "/work")]).open() as live:
+        live.run(["/bin/sh", "-c", "cd /work/dir; echo x >> 0; echo x >> 299; rm 150"], check=True)
+        assert changes(live) == [
+            ("/work/dir/0", "changed"),
+            ("/work/dir/150", "deleted"),
+            ("/work/dir/299", "changed"),
+        ]
+
+
+def test_lowers_with_whiteouts(lower: Path, tmp_path: Path) -> None:
+    """Layers that are the uppers of earlier overlays hide what those had deleted."""
+    middle, work = tmp_path / "middle", tmp_path / "work"
+    for path in (middle, work):
+        path.mkdir()
+    try:
+        script = "rm file; rm -r again; mkdir again; echo x > again/new"
+        after(lower, script, upper=middle, work=work)
+        assert after_stack([middle, lower], "echo x > file; echo x > again/old; rm other") == [
+            ("/work/again/old", "added"),
+            ("/work/file", "added"),
+            ("/work/other", "deleted"),
+        ]
+        assert after_stack([middle, lower], "rm -r again; mkdir again; rm again/new || true") == [
+            ("/work/again/new", "deleted"),
+        ]
+    finally:
+        for path in work.iterdir():
+            path.chmod(0o700)
+
+
+def after_stack(layers: list[Path], script: str) -> Found:
+    with Sandbox(mounts=[Overlay(layers, "/work")]).open() as live:
+        live.run(["/bin/sh", "-c", script], cwd="/work", check=True)
+        return changes(live)
+
+
+def test_lower_is_replaced(lower: Path) -> None:
+    """The lower layer is the one that was mounted, whatever its path means by now."""
+    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+        lower.rename(lower.parent / "moved")
+        lower.mkdir()
+        live.run(["/bin/sh", "-c", "echo x >> /work/file"], check=True)
+        assert changes(live) == [("/work/file", "changed")]
+
+
+def test_host_users(tmp_path: Path, root: None) -> None:
+    """With the host's users, marks are in trusted attributes: root reads them, too."""
+    lower = expose(tmp_path) / "lower"
+    (lower / "again").mkdir(parents=True)
+    (lower / "again" / "old").touch()
+    for path in (lower, lower / "again", lower / "again" / "old"):
+        path.chmod(0o777)
+    box = Sandbox(mounts=[Overlay(lower, "/work")], user="host")
+    with box.open() as live:
+        live.run(["/bin/sh", "-c", "cd /work; rm -r again; mkdir -m 777 again"], check=True)
+        assert changes(live) == [("/work/again/old", "deleted")] or changes(live) == [
+            ("/work/again", "changed"),  # it belongs to the payload now
+            ("/work/again/old", "deleted"),
+        ]
+
+
+# ---- hostile trees ------------------------------------------------------------
+
+
+def test_too_many(lower: Path) -> None:
+    """More entries than asked for are an error that says what to raise."""
+    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+        live.run(["/bin/sh", "-c", "cd /work; for i in $(seq 50); do : > $i; done"], check=True)
+        assert len(live.changes(most=100)) == 50
+        with pytest.raises(FileError, match="most=") as caught:
+            live.changes(most=40)
+        assert caught.value.errno == errno.EFBIG
+
+
+_DEEP = """
+import os
+os.chdir("/work")
+for _ in range(int(__import__("sys").argv[1])):
+    os.mkdir("d")
+    os.chdir("d")
+"""
+
+
+def test_deep(lower: Path) -> None:
+    """A tree as deep as a path can say is listed; a deeper one is an error, not a crash."""
+    with python_box(mounts=[Overlay(lower, "/work")]).open() as live:
+        live.run([*PYTHON, _DEEP, "2000"], check=True)
+        assert len(live.changes()) == 2000
+        live.run(["/bin/sh", "-c", "rm -r /work/d"], check=True)
+        live.run([*PYTHON, _DEEP, "3000"], check=True)
+        with pytest.raises(FileError) as caught:
+            live.changes()
+        assert caught.value.errno == errno.ENAMETOOLONG
+
+
+def test_closed_directory(lower: Path, plain_user: None) -> None:
+    """A directory that the payload has closed cannot be listed by a caller with the same rights."""
+    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+        live.run(["/bin/sh", "-c", "mkdir /work/new; chmod 0 /work/new"], check=True)
+        with pytest.raises(PermissionError, match="/work/new"):
+            live.changes()
+
+
+_CHURN = """
+import os
+os.makedirs("/work/x/y", exist_ok=True)
+os.write(1, b"x")
+while True:
+    open("/work/x/y/file", "w").close()
+    os.rename("/work/x", "/work/dir/x")
+    os.symlink("/", "/work/x")
+    os.unlink("/work/x")
+    os.rename("/work/dir/x", "/work/x")
+    os.unlink("/work/x/y/file")
+"""
+
+
+def test_changed_meanwhile(lower: Path) -> None:
+    """A tree that is changed while it is listed makes neither an error nor a way out of it."""
+    box = python_box(mounts=[Overlay(lower, "/work")])
+    with box.open() as live, running(live, _CHURN):
+        for _ in range(300):
+            for change in live.changes():
+                assert change.path.startswith("/work/"), change
+                assert "/etc" not in change.path
+
+
+def test_from_threads(lower: Path) -> None:
+    """Any number of threads may list at the same time."""
+    found: list[Found] = []
+    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+        live.run(["/bin/sh", "-c", "echo x > /work/new"], check=True)
+        act: Callable[[], None] = lambda: found.append(changes(live))  # noqa: E731
+        threads = [threading.Thread(target=act) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [[("/work/new", "added")]] * 8
+
+
+def test_submount_of_a_lower(tmp_path: Path, lower: Path) -> None:
+    """A bind over a directory of the overlay hides it, and is none of its changes."""
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    bound.chmod(0o777)
+    mounts: list[Mount] = [Overlay(lower, "/work"), Bind(bound, "/work/dir", readonly=False)]
+    with Sandbox(mounts=mounts).open() as live:
+        live.run(["/bin/sh", "-c", "touch /work/dir/x /work/y"], check=True)
+        assert changes(live) == [("/work/y", "added")]

@@ -1,0 +1,410 @@
+"""Limits of a live sandbox as a whole and of each command in it; freezing, figures, the end."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from nsbox import (
+    PIPE,
+    Cgroup,
+    Limits,
+    Live,
+    PlanError,
+    Process,
+    Reason,
+    Sandbox,
+    SpawnError,
+    UnsupportedError,
+)
+from support import PYTHON, ends, python_box, running, stdout_of
+
+pytestmark = pytest.mark.usefixtures("box")
+
+_FILL = "data = []\nwhile True: data.append(bytearray(1 << 20))"
+_SPIN = "while True: pass"
+_DAEMON = "sleep 1000 > /dev/null 2>&1 & echo $!"
+
+
+def started(live: Live, code: str = "") -> AbstractContextManager[Process]:
+    """Let Python code run until it is killed, as at the end of the with block."""
+    return running(live, f"import os, signal\nos.write(1, b'x')\n{code or 'signal.pause()'}")
+
+
+# ---- of each command --------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_memory_of_a_command() -> None:
+    """A command that uses up its own memory is ended for it; the next is not."""
+    with python_box().open() as live:
+        result = live.run([*PYTHON, _FILL], limits=Limits(memory="32M"))
+        assert (result.returncode, result.reason) == (-signal.SIGKILL, Reason.MEMORY)
+        assert result.usage.oom_kills
+        assert result.usage.memory_peak is not None
+        result = live.run([*PYTHON, "x = bytearray(40 << 20)"])
+        assert (result.returncode, result.reason) == (0, Reason.EXIT)
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_pids_of_a_command() -> None:
+    """A command that may not fork says so; its neighbours may."""
+    fork = "import os\nfor _ in range(20):\n if not os.fork(): os._exit(0)"
+    with python_box().open() as live:
+        assert live.run([*PYTHON, fork], limits=Limits(pids=4), stderr=-3).reason is Reason.PIDS
+        assert live.run([*PYTHON, fork]).reason is Reason.EXIT
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_times_of_a_command() -> None:
+    """Deadlines of a command begin with it, and end it alone."""
+    with python_box().open() as live, started(live) as other:
+        result = live.run([*PYTHON, _SPIN], limits=Limits(cpu_time=0.05))
+        assert (result.returncode, result.reason) == (-signal.SIGKILL, Reason.CPU_TIME)
+        result = live.run(["/bin/sleep", "1000"], limits=Limits(wall_time=0.05))
+        assert (result.returncode, result.reason) == (-signal.SIGKILL, Reason.WALL_TIME)
+        assert other.poll() is None
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_all_of_a_command_ends_with_its_limits() -> None:
+    """With limits, what a command leaves behind ends with it; without, it lives on."""
+    with Sandbox().open() as live:
+        command = ["/bin/sh", "-c", _DAEMON]
+        live.run(command, limits=Limits(pids=10), stdout=subprocess.DEVNULL)
+        assert live.processes() == []
+        live.run(command, stdout=subprocess.DEVNULL)
+        assert len(live.processes()) == 1
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_output_of_a_command() -> None:
+    """A command that writes more than may be captured is killed."""
+    with Sandbox().open() as live:
+        result = live.run(
+            ["/bin/cat", "/dev/zero"], limits=Limits(output="10K"), capture_output=True
+        )
+        assert (len(result.stdout), result.reason) == (10240, Reason.OUTPUT)
+
+
+def test_resource_limits_of_a_command() -> None:
+    """Limits of single processes need no cgroup, and hold for the command that has them."""
+    limits = Limits(open_files=17, file_size=4096, stack="1M", nice=5)
+    code = (
+        "import json, os, resource as r; print(json.dumps([r.getrlimit(r.RLIMIT_NOFILE), "
+        "r.getrlimit(r.RLIMIT_FSIZE), r.getrlimit(r.RLIMIT_STACK), os.nice(0)]))"
+    )
+    with python_box().open() as live:
+        result = live.run([*PYTHON, code], limits=limits, capture_output=True, text=True)
+        assert result.stdout == "[[17, 17], [4096, 4096], [1048576, 1048576], 5]\n"
+        result = live.run([*PYTHON, code], capture_output=True, text=True)
+        assert "[17, 17]" not in result.stdout
+
+
+def test_resource_limits_of_the_whole() -> None:
+    """Those of the sandbox hold for each command, which may have stricter ones only."""
+    code = "import resource as r; print(r.getrlimit(r.RLIMIT_NOFILE)[1])"
+    with python_box(limits=Limits(open_files=30)).open() as live:
+        for limits, expected in (
+            (None, 30),
+            (Limits(open_files=20), 20),
+            (Limits(open_files=40), 30),
+        ):
+            result = live.run([*PYTHON, code], limits=limits, capture_output=True)
+            assert int(result.stdout) == expected
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_memory_below_what_starting_needs() -> None:
+    """A limit too small to start with is an error, and the sandbox goes on."""
+    with Sandbox().open() as live:
+        try:
+            result = live.run(["/bin/true"], limits=Limits(memory=4096))
+        except SpawnError:
+            pass
+        else:
+            assert result.reason is Reason.MEMORY
+        assert live.run(["/bin/true"]).returncode == 0
+
+
+@pytest.mark.usefixtures("no_cgroups")
+def test_no_place_for_a_command() -> None:
+    """Where there is no place for a cgroup, a limit that needs one is refused; nothing starts."""
+    with Sandbox().open() as live:
+        for limits in (Limits(memory="64M"), Limits(wall_time=1)):
+            with pytest.raises(UnsupportedError):
+                live.run(["/bin/true"], limits=limits)
+        assert live.run(["/bin/true"], limits=Limits(open_files=20)).returncode == 0
+
+
+@pytest.mark.parametrize("value", [1, "64M", {"memory": 1}])
+def test_no_limits(value: object) -> None:
+    """What is no Limits is refused."""
+    with Sandbox().open() as live, pytest.raises(TypeError, match="limits"):
+        live.run(["/bin/true"], limits=value)  # type: ignore[arg-type]
+
+
+# ---- of the whole -------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_memory_of_the_whole() -> None:
+    """All commands together stay below the limit of the whole; who is killed for it says so."""
+    with python_box(limits=Limits(memory="64M")).open() as live:
+        with started(live, "data = b'x' * (8 << 20)\nsignal.pause()") as other:
+            result = live.run([*PYTHON, _FILL])
+            assert (result.returncode, result.reason) == (-signal.SIGKILL, Reason.MEMORY)
+            assert other.poll() is None
+            other.kill()
+            other.wait()
+            assert other.reason is Reason.SIGNAL
+        assert live.run(["/bin/true"]).reason is Reason.EXIT
+        assert live.stats().memory_peak is not None
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_memory_of_a_command_below_that_of_the_whole() -> None:
+    """Both limits hold, and the one that is met first ends the command."""
+    with python_box(limits=Limits(memory="256M")).open() as live:
+        result = live.run([*PYTHON, _FILL], limits=Limits(memory="32M"))
+        assert result.reason is Reason.MEMORY
+        assert result.usage.memory_peak is not None
+        assert result.usage.memory_peak <= 32 << 20
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_pids_of_the_whole() -> None:
+    """A command that is refused a process because of the limit of the whole says so."""
+    fork = "import os\nfor _ in range(20):\n if not os.fork(): signal.pause()"
+    with python_box(limits=Limits(pids=8)).open() as live:
+        result = live.run([*PYTHON, f"import signal\n{fork}"], stderr=subprocess.DEVNULL)
+        assert result.reason is Reason.PIDS
+
+
+def test_wall_time_of_the_whole() -> None:
+    """At the deadline of the whole everything ends, and every command says why."""
+    with Sandbox(limits=Limits(wall_time=2)).open() as live:
+        for process in [live.spawn(["/bin/sleep", "1000"]) for _ in range(2)]:
+            assert process.wait() == -signal.SIGKILL
+            assert process.reason is Reason.WALL_TIME
+        with pytest.raises(Exception, match="ended"):
+            live.run(["/bin/true"])
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_cpu_time_of_the_whole() -> None:
+    """The processor time of all commands together is counted, of those that ended too."""
+    with python_box(limits=Limits(cpu_time=0.3)).open() as live:
+        reasons: list[Reason] = []
+        burn = "import time\nwhile time.process_time() < 0.1: pass"
+        while not reasons or reasons[-1] is Reason.EXIT:
+            reasons.append(live.run([*PYTHON, burn]).reason)
+        assert reasons[-1] is Reason.CPU_TIME
+        assert len(reasons) <= 4
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_output_of_the_whole() -> None:
+    """The limit of output is for each command; a command's own may only be smaller."""
+    with Sandbox(limits=Limits(output=1000)).open() as live:
+        for limits, most in ((None, 1000), (Limits(output=10), 10), (Limits(output=5000), 1000)):
+            result = live.run(["/bin/cat", "/dev/zero"], limits=limits, capture_output=True)
+            assert (len(result.stdout), result.reason) == (most, Reason.OUTPUT)
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_daemon_in_a_limited_whole() -> None:
+    """In a whole with limits, too, what a command leaves behind lives on, and ends with it all."""
+    with Sandbox(limits=Limits(pids=20)).open() as live:
+        for count in range(1, 4):
+            live.run(["/bin/sh", "-c", _DAEMON], stdout=subprocess.DEVNULL)
+            assert len(live.processes()) == count
+        for pid in live.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_killed_by_itself() -> None:
+    """A command that was killed by nobody's limit does not blame one."""
+    with Sandbox(limits=Limits(memory="64M", pids=20, wall_time=1000)).open() as live:
+        result = live.run(["/bin/sh", "-c", "kill -9 $$"])
+        assert (result.returncode, result.reason) == (-signal.SIGKILL, Reason.SIGNAL)
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_earlier_command_is_not_blamed() -> None:
+    """What ended one command is no reason for another."""
+    with python_box(limits=Limits(memory="32M")).open() as live:
+        assert live.run([*PYTHON, _FILL]).reason is Reason.MEMORY
+        with started(live) as process:
+            process.kill()
+        assert process.reason is Reason.SIGNAL
+        with started(live) as process:
+            live.kill()
+            process.wait()
+        assert process.reason is Reason.SIGNAL
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_given_cgroup() -> None:
+    """The whole goes into the cgroup that the sandbox names."""
+    with (
+        Cgroup.create(Limits(pids=50)) as jobs,
+        python_box(cgroup=jobs).open() as live,
+        started(live) as process,
+    ):
+        assert process.pid in jobs.processes()
+
+
+# ---- processes, figures -------------------------------------------------------
+
+
+def test_processes() -> None:
+    """All processes are listed, however they were started, without the init."""
+    with Sandbox().open() as live:
+        assert live.processes() == []
+        with live.spawn(["/bin/sh", "-c", _DAEMON + "; wait"], stdout=PIPE) as process:
+            stdout_of(process).readline()
+            assert process.pid in live.processes()
+            assert len(live.processes()) == 2
+            process.kill()
+        live.run(["/bin/sh", "-c", f"({_DAEMON})&"], stdout=subprocess.DEVNULL)
+        assert len(live.processes()) >= 2
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_stats() -> None:
+    """Figures are those of everything in it, of what has ended too."""
+    with python_box(limits=Limits(memory="128M")).open() as live:
+        live.run([*PYTHON, "import time\nwhile time.process_time() < 0.1: pass"])
+        stats = live.stats()
+        assert stats.cpu_time is not None
+        assert stats.cpu_time >= 0.1
+        assert stats.memory_peak
+
+
+@pytest.mark.usefixtures("no_cgroups")
+def test_no_stats() -> None:
+    """Without a cgroup there are no figures; the error says what is missing."""
+    with Sandbox().open() as live:
+        for act in (live.stats, live.freeze):
+            with pytest.raises(UnsupportedError, match="cgroup"):
+                act()
+
+
+# ---- freezing -------------------------------------------------------------------
+
+_COUNT = "n = 0\nwhile True:\n n += 1\n os.pwrite(2, b'%d' % n, 0)"
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_freeze(tmp_path: Path) -> None:
+    """What is frozen does nothing; thawed, it goes on."""
+    with python_box().open() as live, open(tmp_path / "count", "w+b") as file:
+        code = f"import os\nos.write(1, b'x')\n{_COUNT}"
+        with running(live, code, stderr=file):
+            _await_change(file.fileno(), b"")
+            live.freeze()
+            assert live.frozen
+            seen = os.pread(file.fileno(), 100, 0)
+            for _ in range(5):
+                subprocess.run(["/bin/true"], check=True)  # others get the processor meanwhile
+            assert os.pread(file.fileno(), 100, 0) == seen
+            live.freeze()  # without effect the second time
+            live.thaw()
+            assert not live.frozen
+            _await_change(file.fileno(), seen)
+
+
+def _await_change(fd: int, seen: bytes) -> None:
+    deadline = time.monotonic() + 60
+    while os.pread(fd, 100, 0) == seen:
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_while_frozen() -> None:
+    """Commands and files wait for nobody: they are errors that say what to do."""
+    with Sandbox().open() as live:
+        live.freeze()
+        for act in (
+            lambda: live.run(["/bin/true"]),
+            lambda: live.spawn(["/bin/true"]),
+            lambda: live.read_file("/etc/passwd"),
+            lambda: live.write_file("/tmp/x", b""),
+            lambda: live.copy_in("/etc/passwd", "/tmp/x"),
+            lambda: live.copy_out("/etc/passwd", "/tmp/never"),
+        ):
+            with pytest.raises(PlanError, match="thaw"):
+                act()
+        assert live.processes() == []
+        assert live.changes() == []
+        live.thaw()
+        assert live.run(["/bin/true"]).returncode == 0
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("end", ["close", "kill", "limit"])
+def test_end_while_frozen(end: str) -> None:
+    """What is frozen can be ended, in each way."""
+    limits = Limits(wall_time=2) if end == "limit" else None
+    live = python_box(limits=limits).open()
+    with live, started(live) as process:
+        live.freeze()
+        if end == "kill":
+            live.kill()
+        elif end == "close":
+            live.close()
+        assert process.wait() == -signal.SIGKILL
+        assert process.reason is (Reason.WALL_TIME if limits else Reason.SIGNAL)
+
+
+# ---- many -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_many_commands_at_once() -> None:
+    """Commands with limits of their own, from many threads, do not disturb each other."""
+    reasons: list[Reason] = []
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            code, limits = (_FILL, Limits(memory="24M")) if number % 2 else ("", Limits(pids=5))
+            reasons.append(live.run([*PYTHON, code], limits=limits).reason)
+
+    with python_box(limits=Limits(memory="512M", pids=200)).open() as live:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(reasons) == [Reason.EXIT] * 15 + [Reason.MEMORY] * 15
+
+
+def test_many_sandboxes() -> None:
+    """Many sandboxes live at the same time, and end together."""
+    lives = [Sandbox().open() for _ in range(50)]
+    try:
+        for live in lives:
+            assert live.run(["/bin/true"]).returncode == 0
+    finally:
+        for live in lives:
+            live.kill()
+        for live in lives:
+            live.close()
+
+
+def test_end_from_outside() -> None:
+    """A sandbox whose init is killed ends; its commands are told, and nothing hangs."""
+    with python_box().open() as live, started(live) as process:
+        os.kill(live.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert process.reason is Reason.SIGNAL
+        assert live.pidfd is not None
+        assert ends(live.pidfd)
