@@ -335,14 +335,12 @@ static int await(int channel, int init, struct answer *answer)
 				    { .fd = init, .events = POLLIN } };
 
 	for (;;) {
-		/* In this order: an init that has ended says nothing after this look. */
-		bool ended = events[1].revents;
+		RETRY(sys(__NR_ppoll, events, 2, 0, 0, sizeof(signal_mask)));
 		int ret = receive(channel, answer);
 		if (ret != -EAGAIN)
 			return ret;
-		if (ended)
+		if (events[1].revents)
 			return 0;
-		RETRY(sys(__NR_ppoll, events, 2, 0, 0, sizeof(signal_mask)));
 	}
 }
 
