@@ -6,6 +6,7 @@ Two dialects, version 1 and version 2. Nothing here makes or removes a cgroup.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from ._cgroup_layout import UNIFIED
@@ -209,17 +210,16 @@ class Reader:
     def __init__(
         self, directories: Mapping[tuple[str, int], str], names: Iterable[str], read: Read
     ) -> None:
-        self._found = {name: _present(directories, FIGURES[name]) for name in names}
-        paths = list({path: None for found in self._found.values() for path, _ in found})
-        self._texts = dict(zip(paths, read(paths), strict=True))
+        files, self._found = _find(tuple(directories), tuple(names))
+        self._texts = read([f"{directories[place]}/{file}" for place, file in files])
         self.sources: dict[str, str] = {}
 
     def figure(self, name: str) -> float | None:
         """Return a figure, and note its source; None if nothing here measures it."""
-        for path, source in self._found[name]:
-            number = _number(self._texts[path], source.key)
+        for index, source, text in self._found[name]:
+            number = _number(self._texts[index], source.key)
             if number is not None:
-                self.sources[name] = str(source)
+                self.sources[name] = text
                 return number * source.unit
         return None
 
@@ -229,16 +229,32 @@ class Reader:
         return None if number is None else int(number)
 
 
-def _present(
-    directories: Mapping[tuple[str, int], str], sources: Iterable[Source]
-) -> list[tuple[str, Source]]:
-    """Return the sources that a cgroup has, each after its path."""
-    found = []
-    for source in sources:
-        directory = directories.get((source.controller, source.version))
-        if directory is not None:
-            found.append((f"{directory}/{source.file}", source))
-    return found
+_Place = tuple[str, int]
+_Files = list[tuple[_Place, str]]
+_Found = dict[str, list[tuple[int, Source, str]]]
+
+
+@lru_cache(maxsize=64)
+def _find(places: tuple[_Place, ...], names: tuple[str, ...]) -> tuple[_Files, _Found]:
+    """
+    Return the files that hold some figures, and for each figure its sources.
+
+    Args:
+        places: Controllers of a cgroup, and the versions of their hierarchies.
+        names: The figures.
+
+    Returns:
+        The files, and sources as index of a file, source, and its text.
+    """
+    files: dict[tuple[_Place, str], int] = {}
+    found: _Found = {name: [] for name in names}
+    for name in names:
+        for source in FIGURES[name]:
+            place = (source.controller, source.version)
+            if place in places:
+                index = files.setdefault((place, source.file), len(files))
+                found[name].append((index, source, str(source)))
+    return list(files), found
 
 
 def read(path: str) -> str | None:
