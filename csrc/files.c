@@ -52,3 +52,23 @@ int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t s
 	}
 	return (int)used;
 }
+
+int nsbox_open_files(const char *paths, uint32_t count, int flags, struct nsbox_files *files)
+{
+	if (count > sizeof files->fds / sizeof files->fds[0])
+		return -E2BIG;
+	for (files->count = 0; files->count < count; files->count++) {
+		int err = nsbox_open(paths, flags, &files->fds[files->count]);
+		if (err < 0)
+			return err;
+		paths = after(paths);
+	}
+	return 0;
+}
+
+int nsbox_close_files(struct nsbox_files *files)
+{
+	while (files->count)
+		nsbox_close(&files->fds[--files->count]);
+	return 0;
+}

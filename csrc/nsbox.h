@@ -398,10 +398,17 @@ int nsbox_close(int32_t *fd);
 /*
  * Several small files in one call (files.c). Write: count paths and texts by turns, *done
  * of them when one fails. Read: each text ends with a NUL, and is empty if its file cannot
- * be read; returns the size of them all.
+ * be read; returns the size of them all. Open, close-on-exec: files->count of them when one
+ * fails. Close: without effect the second time.
  */
+struct nsbox_files {
+	uint32_t count;
+	int32_t fds[16];
+};
 int nsbox_write_files(const char *items, uint32_t count, uint32_t *done);
 int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t size);
+int nsbox_open_files(const char *paths, uint32_t count, int flags, struct nsbox_files *files);
+int nsbox_close_files(struct nsbox_files *files);
 
 /* The watcher of this process, or NULL without memory; one is enough, and is never freed. */
 struct nsbox_watcher *nsbox_watcher_create(void);

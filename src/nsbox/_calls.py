@@ -71,6 +71,30 @@ class Descriptor:
         self.close()
 
 
+class Descriptors:
+    """Several open files, as a Descriptor is one: opened and closed in one call each."""
+
+    def __init__(self, paths: Sequence[str], flags: int) -> None:
+        """
+        Open at most 16 paths, close-on-exec.
+
+        Raises:
+            OSError: For the first that cannot be opened, with its path.
+        """
+        self._files = ffi.gc(ffi.new("struct nsbox_files *"), lib.nsbox_close_files)
+        ret = lib.nsbox_open_files(_joined(paths), len(paths), flags, self._files)
+        if ret < 0:
+            _fail(ret, paths[self._files.count])
+
+    def filenos(self) -> tuple[int, ...]:
+        """Return their numbers in the order of the paths; none once they are closed."""
+        return tuple(self._files.fds[0 : self._files.count])
+
+    def close(self) -> None:
+        """Close them; without effect the second time."""
+        lib.nsbox_close_files(self._files)
+
+
 def write_files(items: Sequence[tuple[str, str]]) -> None:
     """
     Write texts into files of the kernel's, in order: pairs of a path and a text.

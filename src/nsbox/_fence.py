@@ -11,11 +11,12 @@ import signal
 import threading
 import warnings
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from ._bridge import End, Placement
-from ._calls import Descriptor
+from ._calls import Descriptors
 from ._cgroup_choice import Choice, Purpose, wanted_fields
 from ._cgroup_files import FIGURES
 from ._cgroup_tree import reported
@@ -88,7 +89,7 @@ class Fence:
         self._lock = threading.RLock()
         self._verdict: Verdict | None = None
         self._watch: Watch | None = None
-        self._to_start: list[Descriptor] = []
+        self._to_start: list[Descriptors] = []
         self.cgroup: Cgroup | None = None
         self.degraded: frozenset[str] = frozenset()
         self.output_reached = False
@@ -116,7 +117,7 @@ class Fence:
 
     def _open(self) -> Placement:
         born, shield = -1, False
-        tasks: list[int] = []
+        tasks: list[str] = []
         if self._terms.want_cgroup:
             choice, self.cgroup = self._site.make()
             self.degraded = choice.degraded
@@ -124,19 +125,20 @@ class Fence:
             for part, directory in zip(choice.parts, self.cgroup.directories, strict=True):
                 shield = shield or "memory" in part.controllers
                 if part.version == 1:
-                    tasks.append(self._opened(f"{directory}/tasks", os.O_WRONLY))
+                    tasks.append(f"{directory}/tasks")
                 elif self._terms.purpose is Purpose.JOIN:
-                    tasks.append(self._opened(f"{directory}/cgroup.procs", os.O_WRONLY))
+                    tasks.append(f"{directory}/cgroup.procs")
                 else:
                     born = self.cgroup.fileno()
+        entrances = self._opened(tasks, os.O_WRONLY) if tasks else ()
         self._watch = self._make_watch()
-        return Placement(born, tuple(tasks), shield, self._watch)
+        return Placement(born, entrances, shield, self._watch)
 
-    def _opened(self, path: str, flags: int) -> int:
-        """Return a descriptor that is open until the payload has started."""
-        with reported(path):
-            self._to_start.append(Descriptor(path, flags))
-        return self._to_start[-1].fileno()
+    def _opened(self, paths: Sequence[str], flags: int) -> tuple[int, ...]:
+        """Return descriptors that are open until the payload has started."""
+        with reported(paths[0]):
+            self._to_start.append(Descriptors(paths, flags))
+        return self._to_start[-1].filenos()
 
     def _make_watch(self) -> Watch | None:
         limits = self._terms.limits
@@ -160,7 +162,7 @@ class Fence:
         for source in FIGURES["cpu_time"]:
             directory = directories.get((source.controller, source.version))
             if directory is not None:
-                return self._opened(f"{directory}/{source.file}", os.O_RDONLY)
+                return self._opened([f"{directory}/{source.file}"], os.O_RDONLY)[0]
         raise AssertionError("the choice of hierarchies has one that counts")
 
     def started(self) -> None:

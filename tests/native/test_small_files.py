@@ -1,6 +1,7 @@
 """Several small files in one call into C."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,33 @@ def test_no_room_at_all() -> None:
     buffer = ffi.new("char[]", 1)
     ret = lib.nsbox_read_files(b"/proc/self/stat\0/proc/self/stat\0", 2, buffer, 1)
     assert ret == -errno.ENOBUFS
+
+
+def test_opens_all_and_closes_all(tmp_path: Path) -> None:
+    """The numbers come in the order of the paths; closed twice is closed once."""
+    paths = _files(tmp_path, "one", "two")
+    opened = _calls.Descriptors(paths, os.O_RDONLY)
+    numbers = opened.filenos()
+    assert [os.readlink(f"/proc/self/fd/{number}") for number in numbers] == paths
+    assert not any(os.get_inheritable(number) for number in numbers)
+    opened.close()
+    opened.close()
+    assert opened.filenos() == ()
+    for number in numbers:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+
+
+def test_one_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """What was opened before it is closed again: the check after each test looks."""
+    (first,) = _files(tmp_path, "first")
+    missing = str(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError) as caught:
+        _calls.Descriptors([first, missing], os.O_RDONLY)
+    assert caught.value.filename == missing
+
+
+def test_more_than_there_is_room_for() -> None:
+    """Nothing is opened then."""
+    with pytest.raises(OSError, match="too long"):
+        _calls.Descriptors(["/dev/null"] * 17, os.O_RDONLY)
