@@ -394,6 +394,8 @@ int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uin
 		      int32_t *fd);
 /* Close *fd, and set it to -1; without effect the second time. */
 int nsbox_close(int32_t *fd);
+/* Duplicate fd, close-on-exec, into *copy. 0 or -errno. */
+int nsbox_dup(int fd, int32_t *copy);
 
 /*
  * Several small files in one call (files.c). Write: count paths and texts by turns, *done

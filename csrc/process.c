@@ -143,6 +143,15 @@ int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uin
 	return 0;
 }
 
+int nsbox_dup(int fd, int32_t *copy)
+{
+	long duplicate = sys(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+	if (duplicate < 0)
+		return (int)duplicate;
+	*copy = (int32_t)duplicate;
+	return 0;
+}
+
 int nsbox_close(int32_t *fd)
 {
 	int number = __atomic_exchange_n(fd, -1, __ATOMIC_ACQ_REL);
@@ -260,7 +269,8 @@ static long sleep_until_end(const struct nsbox_result *child, int timeout)
 
 	if (timeout < 0 && own) {
 		long ret = sys(__NR_waitid, P_PIDFD, pidfd, 0, WEXITED | WNOWAIT | __WALL, 0);
-		if (ret != -ECHILD)
+		/* EAGAIN: somebody has made the pidfd non-blocking, as uvloop does. */
+		if (ret != -ECHILD && ret != -EAGAIN)
 			return ret;
 	}
 	return sys(__NR_ppoll, &ended, 1, timeout < 0 ? 0 : &limit, 0, sizeof(signal_mask));

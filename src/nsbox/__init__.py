@@ -7,8 +7,7 @@ often as needed, each time in fresh namespaces.
 
 from importlib import import_module
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._changes import Change, ChangeKind
 from ._explain import Action, Explanation
@@ -37,12 +36,14 @@ from .sandbox import Sandbox
 
 if TYPE_CHECKING:
     from . import lowlevel
+    from ._async import AsyncProcess
 
 __all__ = [
     "DEVNULL",
     "PIPE",
     "STDOUT",
     "Action",
+    "AsyncProcess",
     "Bind",
     "CalledProcessError",
     "Cgroup",
@@ -84,10 +85,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     # Its flag types take a tenth of the whole import; few programs need them.
     if name == "lowlevel":
         return import_module("nsbox.lowlevel")
+    # Importing asyncio takes longer than all of this.
+    if name == "AsyncProcess":
+        return import_module("nsbox._async").AsyncProcess
     raise AttributeError(f"module 'nsbox' has no attribute {name!r}")
 
 

@@ -8,7 +8,7 @@ they are used from here, since making flag types takes time at import.
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 from ._constants import AT_FDCWD
 from ._native import ffi, lib
@@ -51,10 +51,25 @@ class Descriptor:
         Raises:
             OSError: If that fails.
         """
-        self._fd = ffi.gc(ffi.new("int32_t *", -1), lib.nsbox_close)
+        self._fd = _none()
         ret = opener(_path(path), flags, self._fd)
         if ret < 0:
             _fail(ret, path)
+
+    @classmethod
+    def duplicate(cls, fd: int) -> Self:
+        """
+        Duplicate a descriptor, close-on-exec: fcntl(2), F_DUPFD_CLOEXEC.
+
+        Raises:
+            OSError: If that fails.
+        """
+        descriptor = cls.__new__(cls)
+        descriptor._fd = _none()
+        ret = lib.nsbox_dup(fd, descriptor._fd)
+        if ret < 0:
+            _fail(ret)
+        return descriptor
 
     def fileno(self) -> int:
         """Return its number, -1 once it is closed."""
@@ -169,6 +184,11 @@ class Layers:
         if ret < 0:
             _fail(ret)
         return cls(memory) if ret else None
+
+
+def _none() -> Any:
+    """Return room for a descriptor, which will be closed with the last reference to it."""
+    return ffi.gc(ffi.new("int32_t *", -1), lib.nsbox_close)
 
 
 def unshare(flags: int) -> None:

@@ -12,11 +12,85 @@ import select
 import selectors
 import subprocess
 import time
-from typing import IO, Any, Final, Protocol
+from collections.abc import Sequence
+from typing import IO, Any, Final, NamedTuple, Protocol
 
 _CHUNK: Final = 65536
+"""Bytes to read at a time."""
 _PIPE_BUF: Final = select.PIPE_BUF
 """What a pipe that polls as writable takes without blocking."""
+
+
+class Codec(NamedTuple):
+    """How a text layer encodes and decodes."""
+
+    encoding: str
+    errors: str
+
+
+def codec_of(streams: Sequence[IO[Any] | None]) -> Codec | None:
+    """Return what the pipes of a process have in common; None if they carry bytes."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOBase):
+            return Codec(stream.encoding, stream.errors or "strict")
+    return None
+
+
+def encoded(codec: Codec | None, input: Any) -> memoryview:
+    """Return the input of a process as bytes; None is empty."""
+    if input is None:
+        return memoryview(b"")
+    if codec is not None:
+        input = input.encode(*codec)
+    return memoryview(input).cast("B")
+
+
+class Captured:
+    """What a payload has written to stdout and stderr, up to a limit of both together."""
+
+    def __init__(self, streams: Sequence[IO[Any] | None], limit: int | None) -> None:
+        """
+        Args:
+            streams: Its stdout and stderr; None where there is no pipe.
+            limit: Bytes; None for no limit.
+        """
+        self._codec = codec_of(streams)
+        self._data = [None if stream is None else bytearray() for stream in streams]
+        self._limit = limit
+        self.size = 0
+        self.over = False
+
+    def room(self) -> int:
+        """Return how many bytes to read next: one beyond the limit shows that it is exceeded."""
+        return _CHUNK if self._limit is None else min(_CHUNK, self._limit - self.size + 1)
+
+    def add(self, number: int, data: bytes) -> None:
+        """Take what was read from stdout (0) or stderr (1), as far as it is within the limit."""
+        captured = self._data[number]
+        assert captured is not None
+        if self._limit is not None and len(data) > self._limit - self.size:
+            data = data[: self._limit - self.size]
+            self.over = True
+        captured += data
+        self.size += len(data)
+
+    def raw(self) -> list[bytes | None]:
+        """Return what there is, as bytes."""
+        return [None if data is None else bytes(data) for data in self._data]
+
+    def result(self) -> tuple[Any, Any]:
+        """Return what there is, as text if that was asked for."""
+        stdout, stderr = map(self._decoded, self.raw())
+        return stdout, stderr
+
+    def _decoded(self, data: bytes | None) -> Any:
+        if data is None or self._codec is None:
+            return data
+        encoding, errors = self._codec
+        decoder = codecs.getincrementaldecoder(encoding)(errors)
+        # A limit may cut a character in two: its first part is left out.
+        text = decoder.decode(data, final=not self.over)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 class Talker(Protocol):
@@ -42,19 +116,16 @@ class Capture:
             limit: Bytes of stdout and stderr together.
         """
         self._process = process
-        self._left = limit
-        self._over = False
-        self._input = memoryview(_encoded(process.stdin, input)).cast("B")
-        self._captured: dict[IO[Any], bytearray] = {}
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                self._captured[stream] = bytearray()
-        _flush(process.stdin)
+        stdin = process.stdin
+        self._input = encoded(codec_of([stdin]), None if stdin is None else input)
+        self._streams = (process.stdout, process.stderr)
+        self._captured = Captured(self._streams, limit)
+        _flush(stdin)
 
     @property
     def size(self) -> int:
         """How many bytes have been captured."""
-        return sum(len(data) for data in self._captured.values())
+        return self._captured.size
 
     def run(self, timeout: float | None) -> tuple[Any, Any]:
         """
@@ -66,15 +137,16 @@ class Capture:
         deadline = None if timeout is None else time.monotonic() + timeout
         with selectors.PollSelector() as selector:
             self._register(selector)
-            while selector.get_map() and not self._over:
+            while selector.get_map() and not self._captured.over:
                 for key, _ in selector.select(self._remaining(deadline, timeout)):
                     self._serve(selector, key.fileobj)  # type: ignore[arg-type]  # ours
-        if self._over:
+        if self._captured.over:
             self._process.end_for_output()
         self._process.wait(self._remaining(deadline, timeout))
-        for stream in self._captured:
-            stream.close()
-        return self._result(self._process.stdout), self._result(self._process.stderr)
+        for stream in self._streams:
+            if stream is not None:
+                stream.close()
+        return self._captured.result()
 
     def _register(self, selector: selectors.BaseSelector) -> None:
         stdin = self._process.stdin
@@ -83,8 +155,8 @@ class Capture:
                 selector.register(stdin, selectors.EVENT_WRITE)
             else:
                 _close(stdin)
-        for stream in self._captured:
-            if not stream.closed:
+        for stream in self._streams:
+            if stream is not None and not stream.closed:
                 selector.register(stream, selectors.EVENT_READ)
 
     def _remaining(self, deadline: float | None, timeout: float | None) -> float | None:
@@ -92,11 +164,8 @@ class Capture:
             return None
         remaining = deadline - time.monotonic()
         if remaining < 0:
-            captured = [
-                None if stream is None else bytes(self._captured[stream])
-                for stream in (self._process.stdout, self._process.stderr)
-            ]
-            raise subprocess.TimeoutExpired(self._process.args, timeout or 0.0, *captured)
+            args, captured = self._process.args, self._captured.raw()
+            raise subprocess.TimeoutExpired(args, timeout or 0.0, *captured)
         return remaining
 
     def _serve(self, selector: selectors.BaseSelector, stream: IO[Any]) -> None:
@@ -105,14 +174,12 @@ class Capture:
                 selector.unregister(stream)
                 _close(stream)
             return
-        data = os.read(stream.fileno(), min(_CHUNK, self._left + 1))
+        data = os.read(stream.fileno(), self._captured.room())
         if not data:
             selector.unregister(stream)
             stream.close()
             return
-        self._over = len(data) > self._left
-        self._captured[stream] += data[: self._left]
-        self._left -= min(len(data), self._left)
+        self._captured.add(self._streams.index(stream), data)
 
     def _feed(self, stream: IO[Any]) -> bool:
         """Write a part of the input; tell whether there is more to write."""
@@ -122,27 +189,6 @@ class Capture:
             return False
         self._input = self._input[written:]
         return len(self._input) > 0
-
-    def _result(self, stream: IO[Any] | None) -> Any:
-        if stream is None:
-            return None
-        data = bytes(self._captured[stream])
-        if not isinstance(stream, io.TextIOBase):
-            return data
-        encoding, errors = stream.encoding, stream.errors or "strict"
-        decoder = codecs.getincrementaldecoder(encoding)(errors)
-        # A limit may cut a character in two: its first part is left out.
-        text = decoder.decode(data, final=not self._over)
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _encoded(stdin: IO[Any] | None, input: Any) -> bytes:
-    if stdin is None or input is None:
-        return b""
-    if isinstance(stdin, io.TextIOBase):
-        encoded: bytes = input.encode(stdin.encoding, stdin.errors or "strict")
-        return encoded
-    return bytes(memoryview(input))
 
 
 def _flush(stdin: IO[Any] | None) -> None:

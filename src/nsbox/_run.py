@@ -7,7 +7,7 @@ is there already. All of them take the same options and return the same results.
 
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import IO, Any, NamedTuple, TypedDict, Unpack
+from typing import IO, Any, Final, NamedTuple, TypedDict, Unpack
 
 from ._fence import Fence
 from ._values import PathArg, check_timeout
@@ -16,6 +16,9 @@ from .process import Args, Process, Starter
 from .result import Result
 
 _Stream = int | IO[Any] | None
+
+STREAM_LIMIT: Final = 65536
+"""What a stream of asyncio buffers, in bytes: its own default."""
 
 
 class PopenOptions(TypedDict, total=False):
@@ -84,6 +87,19 @@ def run(
         spawn: Takes args and options.
         drain: With the payload die all who could hold its pipes open.
     """
+    prepare(options, input, timeout, capture_output=capture_output)
+    process = spawn(args, **options)
+    stdout, stderr = _communicate(process, input, timeout, drain=drain)
+    result = process.result(stdout, stderr)
+    if check:
+        result.check_returncode()
+    return result
+
+
+def prepare(
+    options: SpawnOptions, input: Any, timeout: float | None, *, capture_output: bool
+) -> None:
+    """Check what a run takes beside the options of a spawn, and ask for the pipes that it needs."""
     if timeout is not None:
         check_timeout("timeout", timeout)
     if input is not None:
@@ -94,12 +110,6 @@ def run(
         if options.get("stdout") is not None or options.get("stderr") is not None:
             raise PlanError("stdout and stderr may not be given with capture_output")
         options["stdout"] = options["stderr"] = subprocess.PIPE
-    process = spawn(args, **options)
-    stdout, stderr = _communicate(process, input, timeout, drain=drain)
-    result = process.result(stdout, stderr)
-    if check:
-        result.check_returncode()
-    return result
 
 
 def check_options(options: PopenOptions) -> None:

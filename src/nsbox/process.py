@@ -220,7 +220,8 @@ class Process(subprocess.Popen[Any]):
         """
         A file descriptor of the process, which this object owns.
 
-        None once the process has been waited for. Becomes readable when it ends.
+        None once the process has been waited for. Becomes readable when it ends. An event
+        loop that watches it must let go of it before anything waits: use spawn_async().
         """
         pidfd = self._child.pidfd
         return pidfd if pidfd >= 0 else None
@@ -267,7 +268,7 @@ class Process(subprocess.Popen[Any]):
 
         What was captured up to the limit is returned, and the sandbox is killed.
         """
-        limit = None if self._fence is None else self._fence.output
+        limit = self.output_limit
         if limit is None:
             return super().communicate(input, timeout)
         if self._capture is None:
@@ -281,6 +282,11 @@ class Process(subprocess.Popen[Any]):
         if self._fence is not None:
             self._fence.prepare_next()
 
+    @property
+    def output_limit(self) -> int | None:
+        """How many bytes of output may be captured: Limits.output."""
+        return None if self._fence is None else self._fence.output
+
     def end_for_output(self) -> None:
         """Kill the sandbox because it has written more than may be captured."""
         assert self._fence is not None
@@ -290,12 +296,20 @@ class Process(subprocess.Popen[Any]):
         if self.reason not in (None, Reason.MEMORY, Reason.PIDS):
             self.reason = Reason.OUTPUT  # also if it had been waited for before
 
-    def result(self, stdout: Any, stderr: Any) -> Result:
-        """Return the Result of a process that has been waited for, with what was captured."""
+    def result(self, stdout: Any, stderr: Any, size: int | None = None) -> Result:
+        """
+        Return the Result of a process that has been waited for, with what was captured.
+
+        Args:
+            stdout: What was captured, or None.
+            stderr: Likewise.
+            size: Bytes of both, where that is known.
+        """
         if self.usage is None or self.reason is None:
             raise ValueError("the process has not been waited for")
         captured = [data for data in (stdout, stderr) if data is not None]
-        size = None if self._capture is None else self._capture.size
+        if size is None and self._capture is not None:
+            size = self._capture.size
         if size is None and captured and all(isinstance(data, bytes) for data in captured):
             size = sum(map(len, captured))
         usage = self.usage._replace(output=size)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from types import MappingProxyType, ModuleType
-from typing import Any, Final, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
@@ -19,7 +19,7 @@ from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
 from ._plan import Description, Modes, Plan
-from ._run import Place, PopenOptions, SpawnOptions, check_options, run
+from ._run import STREAM_LIMIT, Place, PopenOptions, SpawnOptions, check_options, run
 from ._spares import Store
 from ._subprocess import make_module
 from ._values import (
@@ -43,6 +43,9 @@ from .namespace import Namespace
 from .process import Args, Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
+
+if TYPE_CHECKING:
+    from ._async import AsyncProcess
 
 NamespaceArg = str | Namespace
 
@@ -348,6 +351,69 @@ class Sandbox:
         check_init(self._describe(), "open()")
         sys.audit("nsbox.open")
         return Live(self._spawn, self._cache.lowered(self), self._cache.whole(self))
+
+    async def spawn_async(
+        self,
+        args: Args,
+        *,
+        limit: int = STREAM_LIMIT,
+        **options: Unpack[SpawnOptions],
+    ) -> "AsyncProcess":
+        """
+        Start a process in a fresh world, for asyncio.
+
+        The start itself, a few milliseconds, happens in the event loop; from then on the
+        loop watches the pidfd and the pipes. No thread, no child watcher.
+
+        Args:
+            args: As for :meth:`spawn`.
+            limit: Bytes that stdout and stderr each buffer before they pause the payload
+                (up to twice as many): asyncio.StreamReader's.
+            **options: As for :meth:`spawn`, without text, encoding, errors,
+                universal_newlines and bufsize: the streams of asyncio carry bytes.
+
+        Returns:
+            The running process, shaped like asyncio.subprocess.Process.
+
+        Raises:
+            SpawnError, PlanError, LookupError, UnsupportedError, CgroupError: As for
+                :meth:`spawn`.
+        """
+        from . import _async  # not before: to import asyncio takes longer than all of nsbox
+
+        spawn = partial(self._spawn, die_with_thread=False)
+        return _async.spawn(spawn, args, limit=limit, **options)
+
+    async def run_async(
+        self,
+        args: Args,
+        *,
+        input: Any = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **options: Unpack[SpawnOptions],
+    ) -> Result:
+        """
+        Run a process in a fresh world, and wait for its end in the event loop.
+
+        Who cancels it kills the whole sandbox: when the CancelledError goes on,
+        nothing is left.
+
+        Args, Returns, Raises: As for :meth:`run`.
+        """
+        from . import _async
+
+        return await _async.run(
+            partial(self._spawn, die_with_thread=False),
+            args,
+            input=input,
+            capture_output=capture_output,
+            timeout=timeout,
+            check=check,
+            drain=self._is_init(),
+            **options,
+        )
 
     def _spawn(
         self,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,21 @@ def test_pidfd_announces_the_end() -> None:
         assert ends(pidfd)
         process.wait()
         assert process.pidfd is None
+
+
+def test_pidfd_may_be_non_blocking() -> None:
+    """Event loops such as uvloop's make it so; wait() waits all the same."""
+    with Sandbox().spawn(["/bin/cat"], stdin=PIPE) as process:
+        assert process.pidfd is not None
+        os.set_blocking(process.pidfd, False)
+        waiting = threading.Thread(target=process.wait)
+        waiting.start()
+        while not process._child.record.waiters:
+            os.sched_yield()
+        assert process.returncode is None
+        stdin_of(process).close()
+        waiting.join(DEADLINE)
+        assert process.returncode == 0
 
 
 def test_pidfd_is_close_on_exec() -> None:

@@ -1,0 +1,342 @@
+"""
+Processes and runs for asyncio: the same sandboxes, waited for by the event loop.
+
+The loop watches the pidfd and the pipes: no thread, no child watcher, no signal
+handler. Any loop will do that has add_reader() and add_writer(), as uvloop's.
+"""
+
+import asyncio
+import io
+import subprocess
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from types import TracebackType
+from typing import IO, Any, Final, NoReturn, Self, Unpack
+
+from ._calls import Descriptor
+from ._layers import Enforced
+from ._output import Captured, codec_of, encoded
+from ._run import STREAM_LIMIT, SpawnOptions, prepare
+from ._streams import ReadPipe, WritePipe
+from .cgroup import Cgroup
+from .errors import PlanError
+from .process import Args, Process, ProcessNamespaces
+from .result import Reason, Result, Usage
+
+
+class AsyncProcess:
+    """
+    A payload that was started by ``Sandbox.spawn_async()``; users do not construct it.
+
+    Shaped like :class:`asyncio.subprocess.Process`, for the tasks of the loop that it
+    was started in. Whoever leaves ``async with`` by an exception, a CancelledError
+    for example, kills the sandbox. One that nobody holds any more is killed, too.
+
+    Attributes:
+        stdin: An asyncio.StreamWriter, if PIPE was asked for; else None.
+        stdout: An asyncio.StreamReader, likewise.
+        stderr: An asyncio.StreamReader, likewise.
+    """
+
+    stdin: asyncio.StreamWriter | None
+    stdout: asyncio.StreamReader | None
+    stderr: asyncio.StreamReader | None
+
+    def __init__(self, process: Process, limit: int) -> None:
+        """
+        Args:
+            process: Started with bufsize=0.
+            limit: Of each stream, in bytes.
+        """
+        loop = asyncio.get_running_loop()
+        self._process = process
+        self._ended = asyncio.Event()
+        self._talking = False
+        pipes = process.stdin, process.stdout, process.stderr
+        self._codec = codec_of(pipes)
+        self._captured = Captured(pipes[1:], process.output_limit)
+        stdin, stdout, stderr = map(_raw, pipes)
+        self._stdin = None if stdin is None else WritePipe(stdin, loop)
+        self._outputs = [
+            None if pipe is None else ReadPipe(pipe, limit, loop) for pipe in (stdout, stderr)
+        ]
+        self.stdin = None if self._stdin is None else self._stdin.writer
+        self.stdout, self.stderr = (None if pipe is None else pipe.reader for pipe in self._outputs)
+        self._view = _View(self, loop)
+
+    # ---- what it is ----
+
+    @property
+    def args(self) -> Any:
+        """As they were given."""
+        return self._process.args
+
+    @property
+    def pid(self) -> int:
+        """Process id in the caller's pid namespace."""
+        return self._process.pid
+
+    @property
+    def pidfd(self) -> int | None:
+        """A file descriptor of the process; None once it has ended and the loop has noticed."""
+        return self._process.pidfd
+
+    @property
+    def returncode(self) -> int | None:
+        """None until the loop has noticed its end; exit status, or -N for signal N."""
+        return self._process.returncode
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it ended; None until then."""
+        return self._process.reason
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used; None until it has ended."""
+        return self._process.usage
+
+    @property
+    def enforced(self) -> Enforced:
+        """The layers that are in force."""
+        return self._process.enforced
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """Its cgroup, as for Process."""
+        return self._process.cgroup
+
+    @property
+    def degraded(self) -> frozenset[str]:
+        """Limits that were left out, as ``Limits(degrade=...)`` allowed."""
+        return self._process.degraded
+
+    @property
+    def namespaces(self) -> ProcessNamespaces:
+        """The namespaces that the process is in, by kind."""
+        return self._process.namespaces
+
+    def __repr__(self) -> str:
+        return f"<AsyncProcess: pid: {self.pid} returncode: {self.returncode} args: {self.args!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")
+
+    # ---- waiting ----
+
+    async def wait(self) -> int:
+        """
+        Wait for its end, and return the returncode.
+
+        A payload that fills a pipe which nobody reads does not end: see
+        :meth:`communicate`.
+        """
+        await self._ended.wait()
+        return self._process.wait()
+
+    async def communicate(self, input: Any = None) -> tuple[Any, Any]:
+        """
+        Write input to stdin and close it, read stdout and stderr to their ends, and wait.
+
+        A limit of output ends it when that is reached: what was captured up to the limit
+        is returned, and the sandbox is killed. One that was cancelled can be
+        continued by another, which loses nothing.
+
+        Args:
+            input: Bytes, or None.
+
+        Returns:
+            What came from stdout and stderr; None where there is no pipe.
+
+        Raises:
+            ValueError: For input when an earlier call had its own.
+        """
+        if input is not None and self._talking:
+            raise ValueError("Cannot send input after starting communication")
+        data = encoded(self._codec, input)
+        self._talking = True
+        await asyncio.gather(*self._exchanges(data))
+        if self._captured.over:
+            self._process.end_for_output()
+        await self.wait()
+        return self._captured.result()
+
+    def _exchanges(self, data: memoryview) -> Iterator[Coroutine[Any, Any, None]]:
+        if self.stdin is not None:
+            yield self._feed(self.stdin, data)
+        for number, reader in enumerate((self.stdout, self.stderr)):
+            if reader is not None:
+                yield self._collect(number, reader)
+
+    async def _feed(self, stdin: asyncio.StreamWriter, data: memoryview) -> None:
+        stdin.write(data)
+        try:
+            await stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # as Popen.communicate(): the payload is not interested
+        stdin.close()
+
+    async def _collect(self, number: int, reader: asyncio.StreamReader) -> None:
+        while not self._captured.over and (data := await reader.read(self._captured.room())):
+            self._captured.add(number, data)
+        if self._captured.over:
+            self._close(abort=True)  # which ends the other exchanges
+
+    # ---- ending ----
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal, as Process.send_signal(); nothing happens if it has ended."""
+        self._process.send_signal(signal)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL; with the payload, all of its pid namespace dies."""
+        self._process.kill()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Close the streams and wait for its end; after an exception, kill it before."""
+        if error is None:
+            self._close(abort=False)
+            await self.wait()
+        else:
+            await self._give_up(error)
+
+    async def _give_up(self, error: BaseException) -> None:
+        """
+        Kill it, reap it, and close everything, whatever comes.
+
+        Who is cancelled may wait, and others go on while the kernel takes the sandbox down.
+        Who is cancelled again, or interrupted, or was dropped with the loop, has to do it here.
+        """
+        self._close(abort=True)
+        self._process.kill()
+        try:
+            if isinstance(error, (asyncio.CancelledError, Exception)):
+                await self._ended.wait()
+        finally:
+            self._view.close()
+            self._process.wait()
+
+    def _close(self, *, abort: bool) -> None:
+        """Close the pipes; with abort, what is still to be written is lost."""
+        if self._stdin is not None:
+            self._stdin.abort() if abort else self._stdin.close()
+        for pipe in self._outputs:
+            if pipe is not None:
+                pipe.close()
+
+    def _note_end(self) -> None:
+        """The loop has seen that it is dead: what is left to do is short."""
+        try:
+            self._process.wait()
+        finally:
+            self._ended.set()  # an error is raised again for those who wait
+
+
+class _View:
+    """
+    What the loop has of a process: a pidfd that becomes readable at its end.
+
+    Its own, because a descriptor must leave the loop before it is closed, and whoever reaps
+    closes the process's. And it does not hold the process: one that
+    nobody else holds is killed, though the loop watches it.
+    """
+
+    def __init__(self, process: AsyncProcess, loop: asyncio.AbstractEventLoop) -> None:
+        self._process = weakref.ref(process)
+        self._loop = loop
+        self._pidfd = Descriptor.duplicate(process._process._child.pidfd)
+        loop.add_reader(self._pidfd.fileno(), self._note_end)
+
+    def _note_end(self) -> None:
+        self.close()
+        process = self._process()
+        if process is not None:
+            process._note_end()
+
+    def close(self) -> None:
+        """Look away; without effect the second time."""
+        if self._pidfd.fileno() >= 0:
+            self._loop.remove_reader(self._pidfd.fileno())
+            self._pidfd.close()
+
+
+def _raw(stream: IO[Any] | None) -> IO[bytes] | None:
+    """Return the unbuffered file of a pipe that was made with bufsize=0."""
+    return stream.detach() if isinstance(stream, io.TextIOBase) else stream
+
+
+_BYTES_ONLY: Final = ("bufsize", "encoding", "errors", "text", "universal_newlines")
+
+
+def spawn(
+    spawn: Callable[..., Process], args: Args, *, limit: int, **options: Unpack[SpawnOptions]
+) -> AsyncProcess:
+    """
+    Start a process: see Sandbox.spawn_async.
+
+    Args:
+        spawn: Takes args and options.
+    """
+    for name in _BYTES_ONLY:
+        if name in options:
+            raise PlanError(f"{name}: the streams of asyncio carry bytes")
+    if not isinstance(limit, int) or limit <= 0:
+        raise PlanError(f"limit: must be a positive number of bytes, not {limit!r}")
+    return _start(spawn, args, limit, options)
+
+
+def _start(
+    spawn: Callable[..., Process], args: Args, limit: int, options: SpawnOptions
+) -> AsyncProcess:
+    options["bufsize"] = 0
+    process = spawn(args, **options)
+    try:
+        return AsyncProcess(process, limit)
+    except BaseException:
+        process.kill()
+        with process:
+            raise
+
+
+async def run(
+    spawn: Callable[..., Process],
+    args: Args,
+    *,
+    input: Any,
+    capture_output: bool,
+    timeout: float | None,
+    check: bool,
+    drain: bool,
+    **options: Unpack[SpawnOptions],
+) -> Result:
+    """
+    Spawn, communicate, and return the result: see Sandbox.run_async.
+
+    Args:
+        spawn: Takes args and options.
+        drain: With the payload die all who could hold its pipes open.
+    """
+    prepare(options, input, timeout, capture_output=capture_output)
+    async with _start(spawn, args, STREAM_LIMIT, options) as process:
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                stdout, stderr = await process.communicate(input)
+        except TimeoutError:
+            if timeout is None or not deadline.expired():
+                raise
+            process.kill()
+            captured = await process.communicate() if drain else process._captured.raw()
+            raise subprocess.TimeoutExpired(args, timeout, *captured) from None
+    result = process._process.result(stdout, stderr, process._captured.size)
+    if check:
+        result.check_returncode()
+    return result

@@ -1,0 +1,686 @@
+"""run_async() and spawn_async(): the same sandboxes, waited for by an event loop."""
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+
+from conftest import children, open_fds, tasks, unavailable
+from nsbox import (
+    PIPE,
+    STDOUT,
+    AsyncProcess,
+    Bind,
+    CalledProcessError,
+    Limits,
+    PlanError,
+    Reason,
+    Result,
+    Sandbox,
+    SpawnError,
+    TimeoutExpired,
+)
+from support import SOURCE, ends, in_child
+
+pytestmark = pytest.mark.usefixtures("box")
+
+T = TypeVar("T")
+Main = Coroutine[Any, Any, T]
+Run = Callable[[Main[T]], T]
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+SH = "/bin/sh"
+HOST_PID = Sandbox(pid="host", mounts=[Bind("/proc")])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def new_loops() -> dict[str, NewLoop]:
+    """What makes an event loop, by its kind."""
+    found: dict[str, NewLoop] = {"asyncio": asyncio.new_event_loop}
+    try:
+        import uvloop
+    except ImportError:
+        return found
+    uvloop.new_event_loop().close()  # libuv opens a pipe for signals once, and keeps it
+    return {**found, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest, new_loops: dict[str, NewLoop]) -> NewLoop:
+    """Makes an event loop of either kind."""
+    if request.param not in new_loops:
+        unavailable(f"no {request.param} (pip install {request.param})")
+    return new_loops[request.param]
+
+
+@pytest.fixture
+def run(new_loop: NewLoop) -> Iterator[Run[Any]]:
+    """Runs a coroutine to its end, in a loop of its own, which has nothing to complain about."""
+    complaints: list[dict[str, Any]] = []
+
+    def run(main: Main[T]) -> T:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.get_loop().set_exception_handler(lambda _, context: complaints.append(context))
+            return runner.run(main)
+
+    yield run
+    assert complaints == []
+
+
+def reader_of(process: AsyncProcess) -> asyncio.StreamReader:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def writer_of(process: AsyncProcess) -> asyncio.StreamWriter:
+    assert process.stdin is not None
+    return process.stdin
+
+
+# ---- run_async -------------------------------------------------------------
+
+
+def test_run_is_the_same_as_run(run: Run[Result]) -> None:
+    """Options and result are those of run()."""
+    options: dict[str, Any] = {
+        "input": "in\r\n",
+        "capture_output": True,
+        "text": True,
+        "env": {"A": "b"},
+    }
+    args = [SH, "-c", "cat; echo $A; printf 'x\\r\\ny' >&2; exit 3"]
+    expected = Sandbox().run(args, **options)
+    result = run(Sandbox().run_async(args, **options))
+    assert isinstance(result, Result)
+    for name in ("args", "returncode", "stdout", "stderr", "reason", "enforced"):
+        assert getattr(result, name) == getattr(expected, name)
+    assert result.usage.wall_time > 0
+
+
+def test_run_captures_bytes(run: Run[Result]) -> None:
+    """Much input and output at the same time; usage says how much was captured."""
+    data = os.urandom(3_000_000)
+    result = run(Sandbox().run_async(["/bin/cat"], input=data, capture_output=True))
+    assert (result.stdout, result.stderr) == (data, b"")
+    assert result.usage.output == len(data)
+
+
+def test_run_without_pipes(run: Run[Result]) -> None:
+    """What is not captured is None."""
+    result = run(Sandbox().run_async([SH, "-c", "exit 7"]))
+    assert (result.returncode, result.stdout, result.stderr) == (7, None, None)
+
+
+def test_run_joins_stderr(run: Run[Result]) -> None:
+    """stderr=STDOUT goes where stdout goes."""
+    args = [SH, "-c", "echo a; echo b >&2"]
+    result = run(Sandbox().run_async(args, stdout=PIPE, stderr=STDOUT))
+    assert (result.stdout, result.stderr) == (b"a\nb\n", None)
+
+
+def test_run_checks(run: Run[Result]) -> None:
+    """check=True raises as run() does."""
+    with pytest.raises(CalledProcessError) as raised:
+        run(Sandbox().run_async([SH, "-c", "echo x; exit 2"], stdout=PIPE, check=True))
+    assert (raised.value.returncode, raised.value.stdout) == (2, b"x\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": -1, "capture_output": True, "stdout": PIPE},
+        {"input": b"", "stdin": PIPE},
+        {"timeout": "1"},
+        {"nothing": 1},
+    ],
+)
+def test_run_refuses_what_run_refuses(run: Run[Result], options: dict[str, Any]) -> None:
+    """Options that cannot be meant are a PlanError."""
+    with pytest.raises(PlanError):
+        run(Sandbox().run_async(["/bin/true"], **options))
+
+
+def test_failed_start_is_a_spawn_error(run: Run[Any]) -> None:
+    """As with spawn(), a program that cannot be executed is an exception."""
+    for method in (Sandbox().run_async, Sandbox().spawn_async):
+        with pytest.raises(SpawnError) as raised:
+            run(method(["/nothing"], stdin=PIPE, stdout=PIPE))
+        assert raised.value.step == "execve"
+
+
+def test_wrong_input_leaves_nothing(run: Run[Result]) -> None:
+    """Input of a wrong type raises as in run(); the payload that was there is gone."""
+    with pytest.raises(TypeError):
+        run(Sandbox().run_async(["/bin/cat"], input=1, stdout=PIPE))
+    with pytest.raises(AttributeError):
+        run(Sandbox().run_async(["/bin/cat"], input=b"", text=True))
+
+
+@pytest.mark.parametrize("timeout", [0.2, 0, -1])
+def test_timeout_is_as_in_run(run: Run[Result], timeout: float) -> None:
+    """At the timeout the sandbox is killed; what was captured comes with the exception."""
+    args = [SH, "-c", "echo x; echo e >&2; exec sleep 1000"]
+    with pytest.raises(TimeoutExpired) as raised:
+        run(Sandbox().run_async(args, capture_output=True, text=True, timeout=timeout))
+    assert (raised.value.cmd, raised.value.timeout) == (args, timeout)
+    if timeout > 0:
+        captured: tuple[Any, Any] = raised.value.stdout, raised.value.stderr
+        assert captured == ("x\n", "e\n")
+    assert children() == set()
+
+
+def test_timeout_does_not_wait_for_others(run: Run[Result]) -> None:
+    """Where something may outlive the payload and hold its pipes, nobody waits for that."""
+    with pytest.raises(TimeoutExpired) as raised:
+        run(
+            HOST_PID.run_async(
+                [SH, "-c", "echo $$; exec /bin/sleep 1000 <&-"], stdout=PIPE, timeout=0.2
+            )
+        )
+    assert raised.value.stdout is not None
+    assert raised.value.stdout.strip().isdigit()
+
+
+def test_limit_of_output_holds(run: Run[Result]) -> None:
+    """Limits.output ends it, with what was captured up to the limit, of both streams together."""
+    box = Sandbox(limits=Limits(output=100_000))
+    result = run(box.run_async([SH, "-c", "yes & yes >&2"], input=b"", capture_output=True))
+    assert result.reason is Reason.OUTPUT
+    assert len(result.stdout) + len(result.stderr) == result.usage.output == 100_000
+
+
+def test_output_within_the_limit_is_no_reason(run: Run[Result]) -> None:
+    """Exactly the limit is within it."""
+    box = Sandbox(limits=Limits(output=5))
+    result = run(box.run_async([SH, "-c", "printf 12345"], capture_output=True))
+    assert (result.reason, result.stdout) == (Reason.EXIT, b"12345")
+
+
+def test_limit_cuts_no_character_in_two(run: Run[Result]) -> None:
+    """Text that the limit cuts inside of a character ends before it, as with run()."""
+    box = Sandbox(limits=Limits(output=4))
+    result = run(box.run_async([SH, "-c", "printf 'abc\\303\\244'"], stdout=PIPE, encoding="utf-8"))
+    assert (result.reason, result.stdout) == (Reason.OUTPUT, "abc")
+
+
+def test_wall_time_is_a_reason(run: Run[Result]) -> None:
+    """The limits of a run are those of the sandbox."""
+    box = Sandbox(limits=Limits(wall_time=0.1))
+    assert run(box.run_async(["/bin/sleep", "1000"])).reason is Reason.WALL_TIME
+
+
+# ---- spawn_async -----------------------------------------------------------
+
+
+def test_process_is_like_asyncio_s(run: Run[None]) -> None:
+    """Streams, wait, and what asyncio.subprocess.Process has, with what Process adds."""
+
+    async def main() -> None:
+        process = await Sandbox().spawn_async(["/bin/cat"], stdin=PIPE, stdout=PIPE)
+        for name in vars(asyncio.subprocess.Process):
+            assert name.startswith("_") or hasattr(process, name)
+        assert process.returncode is None
+        assert process.pid in children()
+        assert process.pidfd is not None
+        assert str(process.enforced)
+        writer_of(process).write(b"a\nb\n")
+        await writer_of(process).drain()
+        assert await reader_of(process).readline() == b"a\n"
+        writer_of(process).close()
+        assert await reader_of(process).read() == b"b\n"
+        assert await process.wait() == 0
+        ended: tuple[Any, ...] = process.returncode, process.reason, process.pidfd
+        assert ended == (0, Reason.EXIT, None)
+        assert process.usage is not None
+        assert process.stderr is None
+
+    run(main())
+
+
+def test_communicate_is_as_popen_s(run: Run[None]) -> None:
+    """communicate() writes, closes, reads both and waits; without input it closes stdin, too."""
+
+    async def main() -> None:
+        for data in (b"x" * 200_000, b"", None):
+            process = await Sandbox().spawn_async(
+                [SH, "-c", "cat; echo e >&2"], stdin=PIPE, stdout=PIPE, stderr=PIPE
+            )
+            assert await process.communicate(data) == (data or b"", b"e\n")
+            assert process.returncode == 0
+
+    run(main())
+
+
+def test_cancelled_communicate_can_be_continued(run: Run[None]) -> None:
+    """What a cancelled communicate() had read is in the result of the next; its input stays."""
+
+    async def main() -> None:
+        program = "echo one; read x; echo $x; cat >/dev/null"
+        process = await Sandbox().spawn_async([SH, "-c", program], stdin=PIPE, stdout=PIPE)
+        first = asyncio.create_task(process.communicate(b"two\n" + b"x" * 500_000))
+        while not process._captured.size:
+            await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        with pytest.raises(ValueError, match="Cannot send input"):
+            await process.communicate(b"more")
+        assert await process.communicate() == (b"one\ntwo\n", None)
+
+    run(main())
+
+
+def test_signals_are_sent(run: Run[None]) -> None:
+    """send_signal, terminate and kill; nothing happens when it has ended."""
+
+    async def main() -> None:
+        for number, send in (
+            (signal.SIGHUP, lambda process: process.send_signal(signal.SIGHUP)),
+            (signal.SIGTERM, AsyncProcess.terminate),
+            (signal.SIGKILL, AsyncProcess.kill),
+        ):
+            process = await HOST_PID.spawn_async(["/bin/sleep", "1000"])
+            send(process)
+            assert await process.wait() == -number
+            send(process)
+            assert process.reason is Reason.SIGNAL
+
+    run(main())
+
+
+def test_a_signal_that_finds_it_dead_leaves_its_end_to_the_loop(run: Run[None]) -> None:
+    """send_signal() may reap it before the loop has looked; wait() still comes to its end."""
+
+    async def main() -> None:
+        process = await Sandbox().spawn_async(["/bin/true"])
+        assert process.pidfd is not None
+        ends(process.pidfd)
+        process.send_signal(0)
+        assert process.pidfd is None
+        assert await process.wait() == 0
+
+    run(main())
+
+
+def test_many_wait_for_one(run: Run[list[int]]) -> None:
+    """Any number of tasks may wait."""
+
+    async def main() -> list[int]:
+        process = await Sandbox().spawn_async(["/bin/cat"], stdin=PIPE)
+        waiting = [asyncio.create_task(process.wait()) for _ in range(5)]
+        await asyncio.sleep(0)
+        writer_of(process).close()
+        return await asyncio.gather(*waiting)
+
+    assert run(main()) == [0] * 5
+
+
+def test_broken_pipe_is_an_error_of_drain(run: Run[None]) -> None:
+    """Writing to a payload that reads no more raises; communicate() ignores it."""
+
+    async def main() -> None:
+        process = await Sandbox().spawn_async(["/bin/true"], stdin=PIPE)
+        await process.wait()
+        writer_of(process).write(b"x" * 1_000_000)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            await writer_of(process).drain()
+        process = await Sandbox().spawn_async(["/bin/true"], stdin=PIPE)
+        assert await process.communicate(b"x" * 1_000_000) == (None, None)
+
+    run(main())
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, None])
+def test_limit_must_be_a_number(run: Run[Any], limit: Any) -> None:
+    """limit is a positive number of bytes."""
+    with pytest.raises(PlanError, match="limit"):
+        run(Sandbox().spawn_async(["/bin/true"], limit=limit))
+
+
+@pytest.mark.parametrize(
+    "options", [{"text": True}, {"encoding": "utf-8"}, {"errors": "strict"}, {"bufsize": 1}]
+)
+def test_streams_carry_bytes(run: Run[Any], options: dict[str, Any]) -> None:
+    """Options of text layers are refused, as asyncio refuses them."""
+    with pytest.raises(PlanError):
+        run(Sandbox().spawn_async(["/bin/true"], **options))
+
+
+def test_limit_is_that_of_the_streams(run: Run[None]) -> None:
+    """A line longer than the limit is an error of readline(), as in asyncio."""
+
+    async def main() -> None:
+        async with await Sandbox().spawn_async(
+            [SH, "-c", "printf %0100d 1"], stdout=PIPE, limit=50
+        ) as process:
+            with pytest.raises(ValueError, match="limit"):
+                await reader_of(process).readline()
+
+    run(main())
+
+
+def test_much_output_does_not_pile_up(new_loop: NewLoop, request: pytest.FixtureRequest) -> None:
+    """A reader that is slower than the payload pauses it: memory does not grow."""
+    size = 2**30 if request.config.getoption("--long") else 2**27
+
+    async def main() -> int:
+        read = 0
+        async with await Sandbox().spawn_async(
+            [SH, "-c", f"head -c {size} /dev/zero"], stdout=PIPE
+        ) as process:
+            while data := await reader_of(process).read(65536):
+                read += len(data)
+                await asyncio.sleep(0)
+        return read
+
+    def measure() -> tuple[int, int]:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            read = runner.run(main())
+        return read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+    read, growth = in_child(measure)
+    assert read == size
+    assert growth < 32 * 1024  # KiB
+
+
+def test_processes_run_at_the_same_time(run: Run[None]) -> None:
+    """Twenty sandboxes wait for each other in one loop, without a thread."""
+
+    async def main() -> None:
+        box, before = Sandbox(), tasks()
+        processes = [
+            await box.spawn_async(["/bin/cat"], stdin=PIPE, stdout=PIPE) for _ in range(20)
+        ]
+        for process in reversed(processes):
+            writer_of(process).write(b"%d\n" % process.pid)
+            assert await reader_of(process).readline() == b"%d\n" % process.pid
+        assert (threading.active_count(), tasks()) == (1, before)
+        for process in processes:
+            writer_of(process).close()
+        assert await asyncio.gather(*(process.wait() for process in processes)) == [0] * 20
+
+    run(main())
+
+
+def test_loops_in_several_threads(new_loop: NewLoop) -> None:
+    """Each thread may have a loop; a payload belongs to the one that it was started in."""
+    box = Sandbox()
+    results: dict[int, list[bytes]] = {}
+
+    async def main(number: int) -> None:
+        runs = [box.run_async([SH, "-c", f"echo {number} {run}"], stdout=PIPE) for run in range(10)]
+        results[number] = [result.stdout for result in await asyncio.gather(*runs)]
+
+    def work(number: int) -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(main(number))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = {n: [b"%d %d\n" % (n, run) for run in range(10)] for n in range(4)}
+    assert results == expected
+
+
+# ---- leaving nothing -------------------------------------------------------
+
+
+def test_leaving_the_context_waits(run: Run[None]) -> None:
+    """Without an exception the streams are closed, and the payload comes to its own end."""
+
+    async def main() -> None:
+        async with await Sandbox().spawn_async([SH, "-c", "cat; exit 4"], stdin=PIPE) as process:
+            writer_of(process).write(b"x" * 300_000)
+        assert process.returncode == 4
+
+    run(main())
+
+
+def test_leaving_the_context_by_an_exception_kills(run: Run[None]) -> None:
+    """An exception goes on, and the sandbox is gone."""
+
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with await Sandbox().spawn_async(
+                ["/bin/cat"], stdin=PIPE, stdout=PIPE
+            ) as process:
+                raise ZeroDivisionError
+        assert process.returncode == -signal.SIGKILL
+        assert children() == set()
+
+    run(main())
+
+
+async def cancelled_after(steps: int, main: Main[Any]) -> bool:
+    """Cancel a coroutine after so many iterations of the loop; tell if it was not done by then."""
+    task = asyncio.create_task(main)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    if task.done():
+        await task
+        return False
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return True
+
+
+@pytest.mark.parametrize(
+    "limits", [None, Limits(wall_time=100, output="1M")], ids=["plain", "limits"]
+)
+def test_cancelled_run_leaves_nothing(run: Run[None], limits: Limits | None) -> None:
+    """Wherever the cancellation hits: the payload is reaped when the CancelledError is out."""
+
+    async def main() -> None:
+        box = Sandbox(limits=limits)
+        for steps in range(40):
+            before = open_fds()
+            coroutine = box.run_async(
+                [SH, "-c", "echo x; cat; sleep 1000"],
+                input=b"x" * 100_000,
+                capture_output=True,
+                timeout=1000,
+            )
+            assert await cancelled_after(steps, coroutine)
+            assert children() == set()
+            assert open_fds().keys() <= before.keys()
+
+    run(main())
+
+
+def test_spawn_cannot_be_cancelled_half_way(run: Run[None]) -> None:
+    """A task that spawns is either not begun or done: nothing waits in between."""
+
+    async def main() -> None:
+        for steps in range(2):
+            task = asyncio.create_task(
+                Sandbox().spawn_async(["/bin/sleep", "1000"], stdin=PIPE, stdout=PIPE, stderr=PIPE)
+            )
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            assert task.cancel() == (steps == 0)
+            if steps:
+                async with await task as process:
+                    process.kill()
+            else:
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert children() == set()
+
+    run(main())
+
+
+def test_cancelled_twice_leaves_nothing(run: Run[None]) -> None:
+    """A second cancellation, while the first is waiting for the end, does not leave it behind."""
+
+    async def main() -> None:
+        for steps in range(10):
+            task = asyncio.create_task(Sandbox().run_async(["/bin/sleep", "1000"], stdout=PIPE))
+            while not children():
+                await asyncio.sleep(0)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            task.cancel()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert children() == set()
+
+    run(main())
+
+
+def test_wait_for_races_the_end(run: Run[None]) -> None:
+    """Whichever comes first, a timeout of wait_for() or the end: nothing is left."""
+
+    async def main() -> None:
+        outcomes = set()
+        for number in range(150):
+            try:
+                coroutine = Sandbox().run_async(["/bin/echo", "x"], stdout=PIPE)
+                result = await asyncio.wait_for(coroutine, number * 0.00004)
+                assert result.stdout == b"x\n"
+                outcomes.add("result")
+            except TimeoutError:
+                outcomes.add("timeout")
+            assert children() == set()
+        assert "timeout" in outcomes
+
+    run(main())
+
+
+def test_cancelled_wait_leaves_it_running(run: Run[None]) -> None:
+    """Who merely waits may be cancelled, as in asyncio: the process is not."""
+
+    async def main() -> None:
+        process = await Sandbox().spawn_async(["/bin/cat"], stdin=PIPE)
+        assert await cancelled_after(3, process.wait())
+        assert process.returncode is None
+        writer_of(process).close()
+        assert await process.wait() == 0
+
+    run(main())
+
+
+def test_others_run_while_a_cancelled_one_ends(run: Run[None]) -> None:
+    """A task group that fails takes its sandboxes with it."""
+
+    async def fail() -> None:
+        while len(children()) < 3:
+            await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    async def together() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(Sandbox().run_async(["/bin/sleep", "1000"]))
+            group.create_task(fail())
+
+    async def main() -> None:
+        with pytest.raises(ExceptionGroup):
+            await together()
+        assert children() == set()
+
+    run(main())
+
+
+def test_interrupted_loop_leaves_nothing(new_loop: NewLoop) -> None:
+    """Ctrl-C cancels the main task, and with it the sandbox."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
+        await Sandbox().run_async(["/bin/sleep", "1000"], capture_output=True)
+
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+    assert children() == set()
+
+
+def test_forgotten_process_is_killed(run: Run[None]) -> None:
+    """Nobody holds it: it is killed, though the loop watches it, with a ResourceWarning."""
+
+    async def main() -> None:
+        process = await Sandbox().spawn_async(["/bin/sleep", "1000"], stdout=PIPE)
+        reader = reader_of(process)
+        with pytest.warns(ResourceWarning, match="still running"):
+            del process
+        assert children() == set()
+        assert await reader.read() == b""
+
+    run(main())
+
+
+def test_closed_loop_kills(new_loop: NewLoop) -> None:
+    """A loop that is closed while the payload runs: it dies with the object, with a warning."""
+    loop = new_loop()
+    process = loop.run_until_complete(Sandbox().spawn_async(["/bin/sleep", "1000"], stdout=PIPE))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.close()
+        assert process.pid in children()
+        process.send_signal(signal.SIGCONT)  # works without a loop
+        del process, loop
+        gc.collect()
+        assert children() == set()
+        assert any("still running" in str(item.message) for item in caught)
+        caught.clear()  # each holds its source, and that the pipes
+        gc.collect()
+
+
+def test_task_dropped_with_its_loop_kills(
+    new_loop: NewLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is pending when its loop is closed, and is collected then, leaves nothing."""
+
+    def start() -> None:
+        loop = new_loop()
+        task = loop.create_task(Sandbox().run_async(["/bin/sleep", "1000"], stdout=PIPE))
+
+        async def spin() -> None:
+            while not children():
+                await asyncio.sleep(0)
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+        loop.run_until_complete(spin())
+        assert not task.done()
+        loop.close()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        start()
+        gc.collect()
+    assert children() == set()
+
+
+def test_process_cannot_be_pickled(run: Run[None]) -> None:
+    """A running process stays where it is; so says the error."""
+
+    async def main() -> None:
+        async with await Sandbox().spawn_async(["/bin/true"]) as process:
+            with pytest.raises(TypeError, match="pickle its Sandbox"):
+                process.__reduce__()
+
+    run(main())
+
+
+def test_import_does_without_asyncio() -> None:
+    """Importing nsbox, and running something, imports no asyncio."""
+    code = "import sys, nsbox; nsbox.Sandbox().run(['/bin/true']); print('asyncio' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code], stdout=PIPE, text=True, env=env, check=True)
+    assert done.stdout == "False\n"
