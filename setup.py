@@ -15,6 +15,7 @@ SOURCES = (
     "landlock.c",
     "limits.c",
     "mounts.c",
+    "terminal.c",
     "spawn.c",
     "adopt.c",
     "process.c",

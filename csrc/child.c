@@ -126,6 +126,8 @@ static int set_stdio(struct spawn *spawn)
 	/* First out of the way of each other, then into place. */
 	for (int target = 0; target < 3; target++) {
 		from[target] = spawn->request->stdio[target];
+		if (from[target] < 0)
+			from[target] = spawn->terminal;
 		if (from[target] < 0 || from[target] > 2 || from[target] == target)
 			continue;
 		long fd = sys(__NR_fcntl, from[target], F_DUPFD_CLOEXEC, 3);
@@ -369,9 +371,9 @@ static int set_up(struct spawn *spawn)
 	 * Ids before descriptors: whoever changes them looks at the caller's pidfd again.
 	 * Landlock between: its rules are on descriptors of mounts and of what is handed on.
 	 */
-	if (build_root(spawn) < 0 || set_stdio(spawn) < 0 || set_session(spawn) < 0 ||
-	    set_requested_ids(spawn) < 0 || forbid_new_privileges(spawn) < 0 ||
-	    restrict_self(spawn) < 0 || close_others(spawn) < 0)
+	if (build_root(spawn) < 0 || open_terminal(spawn) < 0 || set_stdio(spawn) < 0 ||
+	    set_session(spawn) < 0 || set_requested_ids(spawn) < 0 ||
+	    forbid_new_privileges(spawn) < 0 || restrict_self(spawn) < 0 || close_others(spawn) < 0)
 		return -1;
 	sys(__NR_umask, umask);
 	if (drop_privileges(spawn) < 0 || outlive_parent(spawn) < 0)

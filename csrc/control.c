@@ -99,6 +99,8 @@ static int make_known(struct descriptors *set, const struct nsbox_request *reque
 
 	for (int target = 0; target < 3 && err == 0; target++) {
 		int fd = request->stdio[target] < 0 ? target : request->stdio[target];
+		if (request->stdio[target] < 0 && request->terminal)
+			continue; /* a file of the world itself */
 		copies[target] = (int32_t)sys(__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
 		/* One that is not open is an error of the start, or none. */
 		if (copies[target] >= 0)
@@ -132,6 +134,7 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	own.stdio[INIT_CONTROL] = control;
 	own.stdio[INIT_CALLER] = own.stdio[2] = caller;
 	own.process_group = -1;
+	own.terminal = NULL;
 	own.flags = (request->flags & kept) | NSBOX_REQUEST_INIT;
 	own.pass_fds = passed->fds;
 	own.n_pass_fds = passed->n;
@@ -595,6 +598,50 @@ static int fill(struct start *start, const struct nsbox_plan *plan,
 	return add_body(start, plan, request, result);
 }
 
+/* ---- a terminal ----------------------------------------------------- */
+
+/* Before anything is opened here, as in add_descriptors(). */
+static int check_descriptors(const struct nsbox_request *request, struct nsbox_result *result)
+{
+	for (int target = 0; target < 3; target++) {
+		int fd = request->stdio[target];
+		long err = fd < 0 ? 0 : sys(__NR_fcntl, fd, F_GETFD);
+		if (err < 0)
+			return failed(result, NSBOX_STEP_DUP, fd, err);
+	}
+	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
+		int fd = request->pass_fds[i];
+		long err = sys(__NR_fcntl, fd, F_GETFD);
+		if (err < 0 && !(request->flags & NSBOX_REQUEST_INHERIT_FDS))
+			return failed(result, NSBOX_STEP_PASS_FD, fd, err);
+	}
+	return 0;
+}
+
+/*
+ * A terminal for a request that asks for one. The init opens its master, which is checked
+ * here; its slave goes where the request says nothing else.
+ */
+static int make_terminal(struct nsbox_control *control, struct nsbox_gate *gate,
+			 struct nsbox_request *request, int32_t *slave, struct nsbox_result *result)
+{
+	if (!request->terminal)
+		return 0;
+	if (check_descriptors(request, result) < 0)
+		return -1;
+	int err =
+		nsbox_control_openat(control, "/dev/pts/ptmx", O_RDWR, 0, gate, request->terminal);
+	if (err < 0)
+		return failed(result, NSBOX_STEP_TERMINAL_OPEN, -1, err);
+	*slave = open_slave_of(*request->terminal, request);
+	if (*slave < 0)
+		return failed(result, NSBOX_STEP_TERMINAL_PEER, -1, *slave);
+	for (int target = 0; target < 3; target++)
+		if (request->stdio[target] < 0)
+			request->stdio[target] = *slave;
+	return 0;
+}
+
 /* ---- starting ------------------------------------------------------- */
 
 enum { MOST_ERROR = 4095 };
@@ -735,7 +782,9 @@ int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *
 			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
 			struct nsbox_result *result)
 {
+	struct nsbox_request own = *request;
 	struct start start;
+	int32_t slave = -1;
 
 	*result = no_result();
 	int socket = hold(control);
@@ -743,18 +792,21 @@ int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *
 		return failed(result, NSBOX_STEP_INIT, -1, -ESRCH);
 	int init = borrow_pidfd(control->init);
 	int err = init < 0 ? failed(result, NSBOX_STEP_INIT, -1, -ESRCH) : 0;
+	if (err == 0)
+		err = make_terminal(control, gate, &own, &slave, result);
 	if (err == 0 && request->watch) {
 		err = nsbox_watch_add(request->watch);
 		if (err < 0)
 			failed(result, NSBOX_STEP_WATCH, -1, err);
 	}
 	if (err == 0) {
-		err = fill(&start, plan, request, mode, result);
+		err = fill(&start, plan, &own, mode, result);
 		if (err == 0)
 			err = start_by(control, socket, init, &start, gate, result);
 		nsbox_close(&start.procs);
 		nsbox_close(&start.memfd);
 	}
+	nsbox_close(&slave);
 	if (init >= 0)
 		give_back_pidfd(control->init);
 	let_go(control);

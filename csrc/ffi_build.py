@@ -17,6 +17,7 @@ SOURCES = (
     "mounts.c",
     "ahead.c",
     "layers.c",
+    "terminal.c",
     "child.c",
     "privileges.c",
     "landlock.c",

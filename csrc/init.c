@@ -269,6 +269,7 @@ static bool take_start(const struct start_request *head, char *body)
 		.caller_pidfd = INIT_CALLER,
 		.root = -1,
 		.scratch = -1,
+		.terminal = -1,
 		.channel = -1,
 	};
 	request.argv = request.executables ? take_strings(body, size, &next, head->n_argv) : NULL;

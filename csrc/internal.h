@@ -197,6 +197,8 @@ struct spawn {
 	struct spare spare;                /* made by this child, or used by it */
 	int transfer;                      /* socket over which the caller gets what was made */
 	const struct identity *identities; /* STAGE_BASE: what each source has to be */
+	int terminal;                      /* the child's: slave of a terminal of its own, or -1 */
+	int32_t terminal_sockets[2];       /* over which its master goes, from [1] to [0]; or -1 */
 	/* Of a process that an init starts (init.c): */
 	int32_t *received; /* for each of pass_fds: where its file is; NULL: there already */
 	int channel;       /* a socket to keep until the exec, above all pass_fds; or -1 */
@@ -244,6 +246,12 @@ int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
 struct nsbox_result no_result(void);
 /* control.c */
 int receive_end(int channel, struct nsbox_exit *end);
+/* terminal.c */
+int prepare_terminal(struct spawn *spawn);
+int open_terminal(struct spawn *spawn);
+int take_terminal(struct spawn *spawn);
+void close_terminal_sockets(struct spawn *spawn);
+int open_slave_of(int master, const struct nsbox_request *request);
 /* watcher.c */
 int watch_begin(struct nsbox_watch *watch, int pidfd);
 /* layers.c */

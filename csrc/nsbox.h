@@ -71,6 +71,9 @@ enum nsbox_step {
 	NSBOX_STEP_READONLY,
 	NSBOX_STEP_PIVOT_ROOT,
 	NSBOX_STEP_UMOUNT,
+	NSBOX_STEP_TERMINAL_OPEN, /* its master; in a live sandbox by the init */
+	NSBOX_STEP_TERMINAL_PEER, /* its size, and its slave */
+	NSBOX_STEP_TERMINAL_PASS, /* the master, to the caller */
 	NSBOX_STEP_SETSID,
 	NSBOX_STEP_CONTROLLING_TERMINAL,
 	NSBOX_STEP_SETPGID,
@@ -203,6 +206,7 @@ struct nsbox_plan {
 	int32_t nice; /* at least this; 0 leaves the caller's */
 	uint32_t n_rlimits;
 	const struct nsbox_rlimit *rlimits;
+	int32_t devpts; /* operation that mounts the devpts for terminals, or -1 */
 };
 
 enum nsbox_request_flag {
@@ -274,6 +278,13 @@ struct nsbox_request {
 	int32_t nice;
 	uint32_t n_rlimits;
 	const struct nsbox_rlimit *rlimits;
+	/*
+	 * Where the master of a new terminal goes, which replaces each -1 of stdio; NULL: none.
+	 * It is the receiver's, also after a failure.
+	 */
+	int32_t *terminal;
+	uint16_t rows;
+	uint16_t columns;
 };
 
 /* A child's end, as waitid(2) and getrusage(2) tell it. */

@@ -93,7 +93,8 @@ struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 	spawn->result = no_result();
 	spawn->plan = plan;
 	spawn->root = spawn->scratch = spawn->caller_pidfd = spawn->transfer = -1;
-	spawn->channel = -1;
+	spawn->channel = spawn->terminal = -1;
+	spawn->terminal_sockets[0] = spawn->terminal_sockets[1] = -1;
 	spawn->clone_flags = plan->clone_flags;
 	spawn->n_joins = plan->n_joins;
 	spawn->joins = plan->joins;
@@ -473,10 +474,14 @@ static void use_spare(struct spawn *spawn)
 
 static int prepare(struct spawn *spawn)
 {
-	if (check_descriptors(spawn) < 0 || open_caller_pidfd(spawn) < 0)
+	if (check_descriptors(spawn) < 0 || open_caller_pidfd(spawn) < 0 ||
+	    prepare_terminal(spawn) < 0)
 		return -1;
-	/* From outside, as for a shielded child, nobody can map ids in a base's user namespace. */
-	if (spawn->request->store)
+	/*
+	 * From outside, as for a shielded child, nobody can map ids in a base's user namespace.
+	 * A terminal is opened in the very devpts that this spawn mounts.
+	 */
+	if (spawn->request->store && !spawn->request->terminal)
 		spawn->stage = store_take(spawn->request->store, &spawn->spare, !spawn->shielded);
 	if (spawn->stage != STAGE_WHOLE) {
 		use_spare(spawn);
@@ -494,6 +499,7 @@ static void close_prepared(struct spawn *spawn)
 			sys(__NR_close, spawn->sources[i]);
 	if (spawn->caller_pidfd >= 0)
 		sys(__NR_close, spawn->caller_pidfd);
+	close_terminal_sockets(spawn);
 }
 
 /* As lift(), but it is kept if that fails: it is what the child can still be killed by. */
@@ -571,6 +577,8 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &spawn->mask, sizeof(signal_mask));
 	if (prepare(spawn) == 0)
 		start(spawn, dumpable);
+	if (!spawn->result.step)
+		take_terminal(spawn);
 	close_prepared(spawn);
 	if (!spawn->result.step && lift_pidfd(spawn) == 0)
 		watch_child(spawn);

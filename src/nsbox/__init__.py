@@ -33,6 +33,7 @@ from .namespace import Namespace
 from .process import Process
 from .result import Reason, Result, Usage
 from .sandbox import Sandbox
+from .terminal import Terminal, TerminalSize
 
 if TYPE_CHECKING:
     from . import lowlevel
@@ -74,6 +75,8 @@ __all__ = [
     "SpawnError",
     "Stats",
     "Step",
+    "Terminal",
+    "TerminalSize",
     "TimeoutExpired",
     "Tmpfs",
     "UnsupportedError",

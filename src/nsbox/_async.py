@@ -7,6 +7,7 @@ handler. Any loop will do that has add_reader() and add_writer(), as uvloop's.
 
 import asyncio
 import io
+import os
 import subprocess
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,13 +16,14 @@ from typing import IO, Any, Final, NoReturn, Self, Unpack
 
 from ._calls import Descriptor
 from ._layers import Enforced
-from ._output import Captured, codec_of, encoded
+from ._output import Captured, encoded
 from ._run import STREAM_LIMIT, SpawnOptions, prepare
 from ._streams import ReadPipe, WritePipe
 from .cgroup import Cgroup
 from .errors import PlanError
 from .process import Args, Process, ProcessNamespaces
 from .result import Reason, Result, Usage
+from .terminal import Terminal
 
 
 class AsyncProcess:
@@ -53,9 +55,10 @@ class AsyncProcess:
         self._ended = asyncio.Event()
         self._talking = False
         pipes = process.stdin, process.stdout, process.stderr
-        self._codec = codec_of(pipes)
-        self._captured = Captured(pipes[1:], process.output_limit)
         stdin, stdout, stderr = map(_raw, pipes)
+        if process.pty is not None:
+            stdin, stdout = _writable(process.pty), process.pty
+        self._captured = Captured((stdout, stderr), process.codec, process.output_limit)
         self._stdin = None if stdin is None else WritePipe(stdin, loop)
         self._outputs = [
             None if pipe is None else ReadPipe(pipe, limit, loop) for pipe in (stdout, stderr)
@@ -95,6 +98,11 @@ class AsyncProcess:
     def usage(self) -> Usage | None:
         """What it used; None until it has ended."""
         return self._process.usage
+
+    @property
+    def pty(self) -> Terminal | None:
+        """The other end of its terminal, which stdin writes and stdout reads, to resize it."""
+        return self._process.pty
 
     @property
     def enforced(self) -> Enforced:
@@ -153,7 +161,7 @@ class AsyncProcess:
         """
         if input is not None and self._talking:
             raise ValueError("Cannot send input after starting communication")
-        data = encoded(self._codec, input)
+        data = encoded(self._process.codec, input)
         self._talking = True
         await asyncio.gather(*self._exchanges(data))
         if self._captured.over:
@@ -269,7 +277,12 @@ class _View:
             self._pidfd.close()
 
 
-def _raw(stream: IO[Any] | None) -> IO[bytes] | None:
+def _writable(terminal: Terminal) -> IO[bytes]:
+    """Return a file of a terminal that can be closed without hanging it up."""
+    return open(os.dup(terminal.fileno()), "wb", buffering=0)
+
+
+def _raw(stream: IO[Any] | None) -> Any:
     """Return the unbuffered file of a pipe that was made with bufsize=0."""
     return stream.detach() if isinstance(stream, io.TextIOBase) else stream
 

@@ -22,6 +22,7 @@ from ._spares import Store, maker
 from ._watch import Watch
 from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error
 from .namespace import Namespace, create_id_map_namespace
+from .terminal import Terminal
 
 _PR_SET_DUMPABLE: Final = 4
 
@@ -73,6 +74,8 @@ class Request(NamedTuple):
         layers: Descriptor of a socket that the layers of overlays are sent to, or -1.
         nice: Niceness, besides the plan's; by an init only.
         rlimits: Resource limits, likewise: of both the stricter ones hold.
+        terminal: The caller's end of a terminal of its own, to be made; its slave end
+            replaces each -1 of stdio.
     """
 
     argv: Sequence[bytes]
@@ -95,6 +98,7 @@ class Request(NamedTuple):
     layers: int = -1
     nice: int = 0
     rlimits: tuple[tuple[int, int], ...] = ()
+    terminal: Terminal | None = None
 
 
 class End(NamedTuple):
@@ -439,6 +443,7 @@ class Lowered:
                 "landlock_scoped": landlock.scoped if landlock else 0,
                 "n_rules": len(rules),
                 "rules": self._kept(ffi.new("struct nsbox_rule[]", rules)),
+                "devpts": -1 if plan.devpts is None else plan.devpts,
             },
         )
 
@@ -536,6 +541,9 @@ class Lowered:
         struct.tasks, struct.n_tasks = tasks, len(placement.tasks)
         if placement.watch is not None:
             struct.watch = placement.watch.struct
+        if request.terminal is not None:
+            struct.terminal = request.terminal.slot
+            struct.rows, struct.columns = request.terminal.initial_size
         pass_fds = None
         if request.pass_fds:
             pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))

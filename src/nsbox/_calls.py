@@ -64,12 +64,23 @@ class Descriptor:
         Raises:
             OSError: If that fails.
         """
-        descriptor = cls.__new__(cls)
-        descriptor._fd = _none()
-        ret = lib.nsbox_dup(fd, descriptor._fd)
+        descriptor = cls.none()
+        ret = lib.nsbox_dup(fd, descriptor.slot)
         if ret < 0:
             _fail(ret)
         return descriptor
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return one that is closed, until C code stores a descriptor in its slot."""
+        descriptor = cls.__new__(cls)
+        descriptor._fd = _none()
+        return descriptor
+
+    @property
+    def slot(self) -> Any:
+        """Where its number is, as ``int32_t *``."""
+        return self._fd
 
     def fileno(self) -> int:
         """Return its number, -1 once it is closed."""

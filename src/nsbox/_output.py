@@ -1,12 +1,11 @@
 """
-Communicate with a payload whose output is limited.
+Communicate with a payload whose output is limited, or comes from a terminal.
 
 As :meth:`subprocess.Popen.communicate`, which has no bound: what a payload
 writes there, the caller has to hold in memory.
 """
 
 import codecs
-import io
 import os
 import select
 import selectors
@@ -14,6 +13,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 from typing import IO, Any, Final, NamedTuple, Protocol
+
+from .terminal import Terminal, read_some
 
 _CHUNK: Final = 65536
 """Bytes to read at a time."""
@@ -28,14 +29,6 @@ class Codec(NamedTuple):
     errors: str
 
 
-def codec_of(streams: Sequence[IO[Any] | None]) -> Codec | None:
-    """Return what the pipes of a process have in common; None if they carry bytes."""
-    for stream in streams:
-        if isinstance(stream, io.TextIOBase):
-            return Codec(stream.encoding, stream.errors or "strict")
-    return None
-
-
 def encoded(codec: Codec | None, input: Any) -> memoryview:
     """Return the input of a process as bytes; None is empty."""
     if input is None:
@@ -48,13 +41,14 @@ def encoded(codec: Codec | None, input: Any) -> memoryview:
 class Captured:
     """What a payload has written to stdout and stderr, up to a limit of both together."""
 
-    def __init__(self, streams: Sequence[IO[Any] | None], limit: int | None) -> None:
+    def __init__(self, streams: Sequence[object], codec: Codec | None, limit: int | None) -> None:
         """
         Args:
-            streams: Its stdout and stderr; None where there is no pipe.
+            streams: Its stdout and stderr; None where nothing is captured.
+            codec: Of its text layer, or None.
             limit: Bytes; None for no limit.
         """
-        self._codec = codec_of(streams)
+        self._codec = codec
         self._data = [None if stream is None else bytearray() for stream in streams]
         self._limit = limit
         self.size = 0
@@ -100,7 +94,10 @@ class Talker(Protocol):
     stdin: IO[Any] | None
     stdout: IO[Any] | None
     stderr: IO[Any] | None
+    pty: Terminal | None
 
+    @property
+    def codec(self) -> Codec | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
     def end_for_output(self) -> None: ...
 
@@ -108,18 +105,18 @@ class Talker(Protocol):
 class Capture:
     """One communication; it can be continued after a timeout."""
 
-    def __init__(self, process: Talker, input: Any, limit: int) -> None:
+    def __init__(self, process: Talker, input: Any, limit: int | None) -> None:
         """
         Args:
             process: With whom.
             input: str or bytes for its stdin, or None.
-            limit: Bytes of stdout and stderr together.
+            limit: Bytes of stdout and stderr together; None for no limit.
         """
         self._process = process
         stdin = process.stdin
-        self._input = encoded(codec_of([stdin]), None if stdin is None else input)
-        self._streams = (process.stdout, process.stderr)
-        self._captured = Captured(self._streams, limit)
+        self._input = encoded(process.codec, None if stdin is None else input)
+        self._streams = (process.pty or process.stdout, process.stderr)
+        self._captured = Captured(self._streams, process.codec, limit)
         _flush(stdin)
 
     @property
@@ -139,7 +136,7 @@ class Capture:
             self._register(selector)
             while selector.get_map() and not self._captured.over:
                 for key, _ in selector.select(self._remaining(deadline, timeout)):
-                    self._serve(selector, key.fileobj)  # type: ignore[arg-type]  # ours
+                    self._serve(selector, key.fileobj)
         if self._captured.over:
             self._process.end_for_output()
         self._process.wait(self._remaining(deadline, timeout))
@@ -168,13 +165,13 @@ class Capture:
             raise subprocess.TimeoutExpired(args, timeout or 0.0, *captured)
         return remaining
 
-    def _serve(self, selector: selectors.BaseSelector, stream: IO[Any]) -> None:
-        if stream is self._process.stdin:
+    def _serve(self, selector: selectors.BaseSelector, stream: Any) -> None:
+        if stream == self._process.stdin:
             if not self._feed(stream):
                 selector.unregister(stream)
                 _close(stream)
             return
-        data = os.read(stream.fileno(), self._captured.room())
+        data = read_some(stream.fileno(), self._captured.room())
         if not data:
             selector.unregister(stream)
             stream.close()

@@ -149,6 +149,16 @@ class Plan(NamedTuple):
     init: bool = False
 
     @property
+    def devpts(self) -> int | None:
+        """The operation that mounts the devpts of terminals, at /dev/pts; None: there is none."""
+        mounts = {Code.BIND, Code.MOUNT, Code.OVERLAY}
+        found = None
+        for index, op in enumerate(self.ops):
+            if op.code in mounts and op.path(self.ops) == "/dev/pts":
+                found = index if op.source == "devpts" and op.code is Code.MOUNT else None
+        return found
+
+    @property
     def unshared(self) -> bool:
         """There are no namespaces of the sandbox's own, and no mounts."""
         return self.withheld is not None

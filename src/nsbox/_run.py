@@ -14,8 +14,11 @@ from ._values import PathArg, check_timeout
 from .errors import PlanError, PlanTypeError
 from .process import Args, Process, Starter
 from .result import Result
+from .terminal import Terminal, check_size, size_of_caller
 
 _Stream = int | IO[Any] | None
+
+Pty = bool | tuple[int, int]
 
 STREAM_LIMIT: Final = 65536
 """What a stream of asyncio buffers, in bytes: its own default."""
@@ -54,6 +57,7 @@ class SpawnOptions(PopenOptions, total=False):
     start_new_session: bool
     controlling_terminal: bool
     pass_directories: Collection[int]
+    pty: Pty
 
 
 class Place(NamedTuple):
@@ -102,14 +106,35 @@ def prepare(
     """Check what a run takes beside the options of a spawn, and ask for the pipes that it needs."""
     if timeout is not None:
         check_timeout("timeout", timeout)
+    terminal = options.get("pty", False) is not False
+    if input is not None and terminal:
+        raise PlanError("input: with pty there is no end of it; spawn, and write to process.pty")
     if input is not None:
         if options.get("stdin") is not None:
             raise PlanError("stdin and input may not both be given")
         options["stdin"] = subprocess.PIPE
-    if capture_output:
+    if capture_output and not terminal:
         if options.get("stdout") is not None or options.get("stderr") is not None:
             raise PlanError("stdout and stderr may not be given with capture_output")
         options["stdout"] = options["stderr"] = subprocess.PIPE
+
+
+def make_terminal(pty: Pty, options: PopenOptions) -> Terminal | None:
+    """
+    Return the caller's end of the terminal that a spawn asks for, which is yet to be made.
+
+    Raises:
+        PlanError: If pty is neither a bool nor a size, or if a stream of options cannot be meant.
+    """
+    if pty is False:
+        return None
+    size = size_of_caller() if pty is True else check_size(pty)
+    for name in ("stdin", "stdout"):
+        if options.get(name) is not None:
+            raise PlanError(f"{name}: with pty it is the terminal")
+    if options.get("stderr") == subprocess.STDOUT:
+        options["stderr"] = None
+    return Terminal(size)
 
 
 def check_options(options: PopenOptions) -> None:

@@ -1,14 +1,17 @@
 """
-Streams of asyncio on the pipes of a process, by add_reader() and add_writer() alone.
+Streams of asyncio on the pipes or the terminal of a process.
 
-Not by connect_read_pipe() and connect_write_pipe(): uvloop's close the descriptor twice,
-and the second time it may be another thread's. Here nothing waits either, so nothing
-can be cancelled half-way, and a pipe is closed when that is asked for.
+By add_reader() and add_writer() alone, and not by connect_read_pipe(): uvloop's closes the
+descriptor twice, and the second time it may be another thread's. Here nothing waits
+either, so nothing can be cancelled half-way, and a pipe is closed when that is asked for.
 """
 
 import asyncio
 import os
+import stat
 from typing import IO, Any, Final
+
+from .terminal import Terminal, read_some
 
 _CHUNK: Final = 65536
 _HIGH: Final = 65536
@@ -24,7 +27,9 @@ class ReadPipe(asyncio.ReadTransport):
         reader: What it feeds.
     """
 
-    def __init__(self, pipe: IO[bytes], limit: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, pipe: IO[bytes] | Terminal, limit: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__({"pipe": pipe})
         self._pipe = pipe
         self._fd = pipe.fileno()
@@ -56,7 +61,7 @@ class ReadPipe(asyncio.ReadTransport):
 
     def _read(self) -> None:
         try:
-            data = os.read(self._fd, _CHUNK)
+            data = read_some(self._fd, _CHUNK)
         except BlockingIOError:
             return
         if data:
@@ -86,7 +91,8 @@ class WritePipe(asyncio.WriteTransport):
         self._protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop)
         self._protocol.connection_made(self)
         self.writer = asyncio.StreamWriter(self, self._protocol, None, loop)
-        loop.add_reader(self._fd, self._peer_closed)  # it "can be read" when nobody reads it
+        if stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+            loop.add_reader(self._fd, self._peer_closed)  # it "can be read" when nobody reads it
 
     def get_write_buffer_size(self) -> int:
         return len(self._buffer)

@@ -22,11 +22,13 @@ from typing import Any, ClassVar, Final, NoReturn
 
 from . import _bridge
 from ._bridge import Child, Request
+from ._calls import Descriptor
 from ._constants import NAMESPACE_FLAGS
 from ._fence import Fence, plain_verdict
 from ._filter import killed_call
+from ._interact import connect
 from ._layers import Enforced
-from ._output import Capture
+from ._output import Capture, Codec
 from ._values import MAX_ID, PathArg, check_id, check_mode, check_no_directories
 from .cgroup import Cgroup
 from .errors import (
@@ -39,6 +41,7 @@ from .errors import (
 )
 from .namespace import Namespace, check_kind
 from .result import Reason, Result, Usage
+from .terminal import Terminal
 
 Args = PathArg | Sequence[PathArg]
 Starter = Callable[[Request, Child], None]
@@ -95,6 +98,7 @@ class Process(subprocess.Popen[Any]):
         stdin: A writable file, if PIPE was asked for.
         stdout: A readable file, if PIPE was asked for.
         stderr: A readable file, if PIPE was asked for.
+        pty: The other end of its terminal, a :class:`Terminal`, if pty was asked for.
         enforced: The layers that are in force: an :class:`Enforced`.
         usage: A Usage once it has ended and been waited for; else None.
         reason: A Reason, likewise.
@@ -113,8 +117,10 @@ class Process(subprocess.Popen[Any]):
         controlling_terminal: bool = False,
         die_with_thread: bool,
         fence: Fence | None = None,
+        terminal: Terminal | None = None,
         **options: Any,
     ) -> None:
+        self.pty = terminal
         self._start = start
         self._fence = fence
         self._capture: Capture | None = None
@@ -179,8 +185,9 @@ class Process(subprocess.Popen[Any]):
             controlling_terminal=self._controlling_terminal,
             restore_signals=bool(restore_signals),
             die_with_thread=self._die_with_thread,
+            terminal=self.pty,
         )
-        _check_streams(request.stdio)
+        _check_streams(request)
         sys.audit("nsbox.spawn", program, args, cwd)
         try:
             if self._fence is not None:
@@ -266,11 +273,14 @@ class Process(subprocess.Popen[Any]):
         """
         As subprocess.Popen's; a limit of output ends it when that is reached.
 
-        What was captured up to the limit is returned, and the sandbox is killed.
+        What was captured up to the limit is returned, and the sandbox is killed. With pty
+        what the terminal shows takes the place of stdout, and there is no input.
         """
         limit = self.output_limit
-        if limit is None:
+        if limit is None and self.pty is None:
             return super().communicate(input, timeout)
+        if input is not None and self.pty is not None:
+            raise ValueError("with pty there is no end of an input: write to process.pty")
         if self._capture is None:
             self._capture = Capture(self, input, limit)
         elif input is not None:
@@ -286,6 +296,13 @@ class Process(subprocess.Popen[Any]):
     def output_limit(self) -> int | None:
         """How many bytes of output may be captured: Limits.output."""
         return None if self._fence is None else self._fence.output
+
+    @property
+    def codec(self) -> Codec | None:
+        """How its text layer encodes; None for bytes."""
+        if not self.text_mode:  # type: ignore[attr-defined]
+            return None
+        return Codec(self.encoding, self.errors or "strict")  # type: ignore[attr-defined]
 
     def end_for_output(self) -> None:
         """Kill the sandbox because it has written more than may be captured."""
@@ -319,6 +336,36 @@ class Process(subprocess.Popen[Any]):
         if self.reason is Reason.SECCOMP:
             result.refused_call = killed_call(self.pid, self.usage.wall_time)
         return result
+
+    # ---- a terminal of its own ----
+
+    def interact(self) -> int:
+        """
+        Connect the caller's terminal with the payload's, until one of them ends, and wait.
+
+        The caller's is in raw mode meanwhile: each key, Ctrl-C too, goes to the payload,
+        whose terminal follows it in size. Afterwards it is as it was before, whatever
+        has happened: the payload was killed, a handler has raised, or a signal comes that
+        ends the caller (but for SIGKILL).
+
+        Returns:
+            The returncode.
+
+        Raises:
+            PlanError: Without pty, if stdin is not a terminal, or in another thread than the
+                main one.
+        """
+        if self.pty is None:
+            raise PlanError("interact(): it has no terminal of its own: spawn(..., pty=True)")
+        pidfd = self.pidfd
+        connect(self.pty, None if pidfd is None else Descriptor.duplicate(pidfd))
+        return self.wait()
+
+    def __exit__(self, *error: Any) -> None:
+        """As subprocess.Popen's: close the pipes, hang the terminal up, and wait."""
+        if self.pty is not None:
+            self.pty.close()
+        super().__exit__(*error)
 
     # ---- ending ----
 
@@ -385,10 +432,13 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
         _check_open(Step.PASS_FD, fd)
 
 
-def _check_streams(stdio: Sequence[int]) -> None:
+def _check_streams(request: Request) -> None:
     """Refuse a directory as a stream, the caller's own too: see check_no_directories()."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        fd = number if stdio[number] < 0 else stdio[number]
+        fd = request.stdio[number]
+        if fd < 0 and request.terminal is not None:
+            continue
+        fd = number if fd < 0 else fd
         try:
             mode = os.fstat(fd).st_mode
         except OSError:

@@ -19,7 +19,16 @@ from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
 from ._plan import Description, Modes, Plan
-from ._run import STREAM_LIMIT, Place, PopenOptions, SpawnOptions, check_options, run
+from ._run import (
+    STREAM_LIMIT,
+    Place,
+    PopenOptions,
+    Pty,
+    SpawnOptions,
+    check_options,
+    make_terminal,
+    run,
+)
 from ._spares import Store
 from ._subprocess import make_module
 from ._values import (
@@ -43,6 +52,7 @@ from .namespace import Namespace
 from .process import Args, Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ._async import AsyncProcess
@@ -236,6 +246,7 @@ class Sandbox:
         start_new_session: bool = True,
         controlling_terminal: bool = False,
         pass_directories: Collection[int] = (),
+        pty: Pty = False,
         **options: Unpack[PopenOptions],
     ) -> Process:
         """
@@ -258,6 +269,9 @@ class Sandbox:
             pass_directories: Descriptors of directories to hand on as pass_fds
                 does others. Each opens to the payload all that lies below it on the
                 host and, by "..", what lies above.
+            pty: Give it a terminal of its own, from the devpts inside, as stdin, stdout
+                and, unless that is given, stderr; ``process.pty`` is the other end. True:
+                as large as the caller's, 24 by 80 if that has none; or (rows, columns).
             **options: stdin, stdout, stderr, text, encoding, errors,
                 universal_newlines, bufsize, pipesize, pass_fds, close_fds,
                 shell, executable, umask, restore_signals, process_group: as
@@ -283,6 +297,7 @@ class Sandbox:
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal,
             pass_directories=pass_directories,
+            pty=pty,
             die_with_thread=False,
             **options,
         )
@@ -307,7 +322,8 @@ class Sandbox:
             timeout: Seconds until the whole sandbox is killed. Default: none; at
                 0 or below it is killed at once.
             check: Raise if the exit status is not zero.
-            **options: As for :meth:`spawn`.
+            **options: As for :meth:`spawn`. With pty, what the terminal shows is captured, as
+                stdout.
 
         Returns:
             A Result, which is a subprocess.CompletedProcess.
@@ -424,6 +440,7 @@ class Sandbox:
         start_new_session: bool = True,
         controlling_terminal: bool = False,
         pass_directories: Collection[int] = (),
+        pty: Pty = False,
         die_with_thread: bool,
         place: Place | None = None,
         **options: Unpack[PopenOptions],
@@ -437,6 +454,7 @@ class Sandbox:
         check_bool("controlling_terminal", controlling_terminal)
         if controlling_terminal and not start_new_session:
             raise PlanError("controlling_terminal: only a new session can be given a terminal")
+        terminal = self._terminal(pty, options, new_session=start_new_session)
         variables = self._environment()
         if env is not None:
             variables.update(check_environment("env", env))
@@ -447,12 +465,26 @@ class Sandbox:
             cwd=self._directory() if cwd is None else check_target("cwd", cwd),
             env=variables,
             start_new_session=start_new_session,
-            controlling_terminal=controlling_terminal,
+            controlling_terminal=controlling_terminal or terminal is not None,
+            terminal=terminal,
             die_with_thread=die_with_thread,
             place=place,
             **options,
         )
         return process
+
+    def _terminal(self, pty: Pty, options: PopenOptions, *, new_session: bool) -> Terminal | None:
+        terminal = make_terminal(pty, options)
+        if terminal is None:
+            return None
+        if not new_session:
+            raise PlanError("pty: only a new session can be given a terminal")
+        if self._cache.lowered(self).plan.devpts is None:
+            raise PlanError(
+                "pty: there is no devpts at /dev/pts inside to make a terminal in: leave the "
+                "default mounts, or add Dev()"
+            )
+        return terminal
 
     @property
     def subprocess(self) -> ModuleType:

@@ -1,0 +1,171 @@
+"""
+Connect the caller's own terminal to that of a payload.
+
+Whatever happens, the caller's is in its old mode afterwards. So no signal handler of the
+program runs while it is in raw mode: signals that would end, stop or interrupt the caller are
+noted, and delivered when the mode is back.
+"""
+
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+import tty
+from typing import Any, Final
+
+from ._calls import Descriptor
+from .errors import PlanError
+from .terminal import Terminal, size_of_caller
+
+_IN: Final = 0
+_OUT: Final = 1
+_CHUNK: Final = 65536
+_SIGNALS: Final = (
+    signal.SIGINT,  # first, and the last to get its handler back: that one may raise
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+    signal.SIGWINCH,
+)
+
+
+def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
+    """
+    Connect descriptors 0 and 1 to a payload's terminal, until one of the two has ended.
+
+    If the caller goes on after a signal, as after a stop, so does this.
+
+    Args:
+        terminal: Of the payload.
+        pidfd: Of the payload; None if it has ended.
+
+    Raises:
+        PlanError: If descriptor 0 is not a terminal; outside of the main thread, which
+            alone may handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise PlanError("interact(): only the main thread can; other threads have process.pty")
+    if not os.isatty(_IN):
+        raise PlanError("interact(): stdin is not a terminal; read and write process.pty instead")
+    sys.stdout.flush()
+    ended = False
+    while not ended:
+        session = _Session(terminal, pidfd)
+        ended = session.run()
+        for number in session.signals:
+            signal.raise_signal(number)
+
+
+class _Session:
+    """
+    The caller's terminal in raw mode, until the end, or until a signal is to be delivered.
+
+    Attributes:
+        signals: Those that are to be delivered.
+    """
+
+    def __init__(self, terminal: Terminal, pidfd: Descriptor | None) -> None:
+        self._terminal = terminal
+        self._pidfd = pidfd
+        self._typed = b""
+        self._wake = -1
+        self.signals: list[int] = []
+
+    def run(self) -> bool:
+        """Copy in both directions; return whether the payload or its terminal has ended."""
+        mode = termios.tcgetattr(_IN)
+        handlers: dict[int, Any] = {}
+        reader, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        try:
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                # None: C code has its own, which Python could not give back.
+                if handler not in (None, signal.SIG_IGN):
+                    handlers[number] = handler
+                    signal.signal(number, self._note)
+            tty.setraw(_IN)
+            os.set_blocking(self._terminal.fileno(), False)
+            return self._copy(reader)
+        finally:
+            termios.tcsetattr(_IN, termios.TCSAFLUSH, mode)
+            if not self._terminal.closed:
+                os.set_blocking(self._terminal.fileno(), True)
+            wake, self._wake = self._wake, -1
+            os.close(reader)
+            os.close(wake)
+            for caught in reversed(handlers):
+                signal.signal(caught, handlers[caught])
+
+    def _note(self, number: int, _: object) -> None:
+        if number != signal.SIGWINCH:
+            self.signals.append(number)
+        if self._wake >= 0:
+            try:
+                os.write(self._wake, b"!")
+            except BlockingIOError:
+                pass  # it is full of wake-ups
+
+    def _copy(self, reader: int) -> bool:
+        master = self._terminal.fileno()
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        poll.register(_IN, select.POLLIN)
+        if self._pidfd is not None:
+            poll.register(self._pidfd.fileno(), select.POLLIN)
+        self._follow_size()
+        while not self.signals:
+            poll.register(master, select.POLLIN | (select.POLLOUT if self._typed else 0))
+            ready = dict(poll.poll())
+            if reader in ready:
+                os.read(reader, _CHUNK)
+                self._follow_size()
+            if _IN in ready and not self._listen():
+                poll.unregister(_IN)
+            if self._typed:
+                self._type()
+            if ready.get(master, 0) & ~select.POLLOUT and self._show() == b"":
+                return True
+            if self._pidfd is not None and self._pidfd.fileno() in ready:
+                while self._show():
+                    pass
+                return True
+        return False
+
+    def _follow_size(self) -> None:
+        self._terminal.resize(*size_of_caller())
+
+    def _listen(self) -> bool:
+        """Take what has been typed; tell whether there can be more."""
+        try:
+            typed = os.read(_IN, _CHUNK)
+        except OSError:
+            typed = b""  # the caller's terminal has been hung up
+        self._typed += typed
+        return bool(typed)
+
+    def _type(self) -> None:
+        """Hand on what has been typed, as far as the payload's terminal takes it."""
+        try:
+            self._typed = self._typed[self._terminal.write(self._typed) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._typed = b""  # hung up: the next read will say so
+
+    def _show(self) -> bytes | None:
+        """Show a part of what has been printed; None if there is nothing, b"" at the end."""
+        try:
+            printed = self._terminal.read(_CHUNK)
+        except BlockingIOError:
+            return None
+        rest = memoryview(printed)
+        while rest:
+            try:
+                rest = rest[os.write(_OUT, rest) :]
+            except BlockingIOError:
+                select.select([], [_OUT], [])
+        return printed
