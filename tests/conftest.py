@@ -250,11 +250,11 @@ def own_cgroups() -> set[str]:
 
 
 def held() -> dict[str, object]:
-    """Return what this process has, and has to have again after whatever it does."""
+    """Return how much this process has of what it should not lose."""
     return {
-        "children": children(),
-        "fds": set(open_fds()),
-        "cgroups": own_cgroups(),
+        "children": len(children()),
+        "fds": len(open_fds()),
+        "cgroups": len(own_cgroups()),
         "threads": tasks(),
         "mounts": mounts(),
         "dumpable": fingerprint.prctl(fingerprint.PR_GET_DUMPABLE),

@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from nsbox import lowlevel
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 # linux/seccomp.h, linux/bpf_common.h, linux/prctl.h
@@ -194,15 +195,15 @@ class Gate:
 
 
 def supervised(
-    function: Callable[[Gate], T],
-    prepare: Callable[[], object],
+    function: Callable[[Gate, P], T],
+    prepare: Callable[[], P],
     names: Collection[str] | None = None,
 ) -> tuple[T, list[Call]]:
     """
     Call a function in a forked child, under supervision.
 
     Args:
-        function: Gets the gate; what it returns must be picklable.
+        function: Gets the gate, and what was prepared; what it returns must be picklable.
         prepare: Called in the child before: what it does is not seen.
         names: The calls to be asked about. Default: all.
 
@@ -251,7 +252,7 @@ def killed(act: Callable[[], object], prepare: Callable[[], object], moment: int
         Hung: If some did not go.
     """
 
-    def run(gate: Gate) -> None:
+    def run(gate: Gate, _: object) -> None:
         gate.watch()
         act()
 
@@ -273,18 +274,18 @@ def killed(act: Callable[[], object], prepare: Callable[[], object], moment: int
 
 def _be_supervised(
     channel: socket.socket,
-    function: Callable[[Gate], object],
-    prepare: Callable[[], object],
+    function: Callable[[Gate, P], object],
+    prepare: Callable[[], P],
     names: Collection[str] | None,
 ) -> None:
     try:
         os.dup2(channel.fileno(), _CHANNEL)
         channel = socket.socket(fileno=_CHANNEL)
-        prepare()
+        prepared = prepare()
         listener = _install(None if names is None else sorted(map(number_of, names)))
         socket.send_fds(channel, [b"\0"], [listener])
         os.close(listener)
-        outcome: tuple[bool, object] = (True, function(Gate()))
+        outcome: tuple[bool, object] = (True, function(Gate(), prepared))
     except BaseException:
         outcome = (False, traceback.format_exc())
     channel.sendall(pickle.dumps(outcome))

@@ -9,15 +9,13 @@ import errno
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 from calls import CANNOT_FAIL, ERRORS, NO_CALL, STEPS, faults_of, harmless, steps_of
 from supervisor import UNREADABLE, Call, Fault, Gate, supervised
-from workloads import WORKLOADS, Workload
+from workloads import WORKLOADS, Belongings, Workload
 
-from conftest import held
 from nsbox import NsboxError, Step
 
 pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
@@ -45,8 +43,8 @@ class Outcome(NamedTuple):
     left: str
 
 
-def attempt(gate: Gate, workload: Workload, fault: Fault) -> Outcome:
-    before, raised = held(), None
+def attempt(gate: Gate, workload: Workload, fault: Fault, belongings: Belongings) -> Outcome:
+    raised = None
     gate.arm(fault)
     try:
         workload.act()
@@ -57,35 +55,27 @@ def attempt(gate: Gate, workload: Workload, fault: Fault) -> Outcome:
     step = getattr(raised, "step", "")
     typed = isinstance(raised, NsboxError)
     del raised  # and with it the frames that hold what is to be collected
+    return Outcome(fault, fired, text, typed, step, code, ", ".join(belongings.left()))
+
+
+def warm_up(workload: Workload) -> Belongings:
+    """Do all that is done but once."""
+    sys.unraisablehook = lambda _: None
+    belongings = Belongings(workload)
     gc.collect()
-    after = held()
-    left = ", ".join(key for key in before if before[key] != after[key])
-    return Outcome(fault, fired, text, typed, step, code, left)
-
-
-def warm_up(workload: Workload) -> Callable[[], None]:
-    """Return what lets a process do all that is done but once."""
-
-    def prepare() -> None:
-        sys.unraisablehook = lambda _: None
-        workload.prepare()
-        for _ in range(3):
-            workload.act()
-        gc.collect()
-        gc.freeze()
-
-    return prepare
+    gc.freeze()
+    return belongings
 
 
 def calls_of(workload: Workload) -> list[Call]:
     """Return the calls of a workload."""
 
-    def watch(gate: Gate) -> None:
+    def watch(gate: Gate, _: Belongings) -> None:
         gate.watch()
         workload.act()
         gate.rest()
 
-    return supervised(watch, warm_up(workload))[1]
+    return supervised(watch, lambda: warm_up(workload))[1]
 
 
 def complaint(workload: Workload, call: Call, outcome: Outcome, may_succeed: bool) -> str | None:
@@ -120,11 +110,11 @@ def complaints_about(
 ) -> list[str]:
     """Run a workload once with each of some faults, all of one name; return what is wrong."""
 
-    def attempt_all(gate: Gate) -> list[Outcome]:
-        return [attempt(gate, workload, fault) for fault in faults]
+    def attempt_all(gate: Gate, belongings: Belongings) -> list[Outcome]:
+        return [attempt(gate, workload, fault, belongings) for fault in faults]
 
     names = {fault.name for fault in faults}
-    outcomes, _ = supervised(attempt_all, warm_up(workload), names)
+    outcomes, _ = supervised(attempt_all, lambda: warm_up(workload), names)
     found = []
     for outcome in outcomes:
         call = faults[outcome.fault]

@@ -1,5 +1,6 @@
 """What is done under faults, kills and interruptions: each from its beginning to its end."""
 
+import gc
 import os
 import warnings
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from threading import Thread
 
 import pytest
 
+from conftest import held
 from nsbox import (
     DEVNULL,
     PIPE,
@@ -203,6 +205,49 @@ STAYING = [
     Workload("join", _join_and_stay),
 ]
 """What does not come to an end by itself."""
+
+BOXES = [value for value in list(vars().values()) if isinstance(value, Sandbox)]
+
+
+class Belongings:
+    """
+    What a process has that does a workload again and again.
+
+    What its sandboxes keep for the next spawn may be there or not; all else must be as
+    it was.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._act = workload.act
+        workload.prepare()
+        self._warm_up()
+        self._usual = self._look()
+        self._let_go()
+        self._bare = self._look()
+        self._warm_up()
+
+    def left(self) -> list[str]:
+        """Return the kinds of things of which there are more, or less, than there should be."""
+        now = self._look()
+        if now == self._usual:
+            return []
+        self._let_go()
+        now = self._look()
+        self._warm_up()
+        return [key for key in now if now[key] != self._bare[key]]
+
+    def _warm_up(self) -> None:
+        for _ in range(3):
+            self._act()
+
+    def _let_go(self) -> None:
+        for box in BOXES:
+            object.__setattr__(box, "_cache", type(box._cache)())
+
+    def _look(self) -> dict[str, object]:
+        gc.collect()
+        return held()
+
 
 WORKLOADS = [
     Workload("run", lambda: PLAIN.run(TRUE), soaked=True),
