@@ -11,11 +11,14 @@ ERRORS = {
     "access": "EACCES",
     "capset": "EPERM ENOMEM",
     "capget": "EPERM",
+    "chdir": "EACCES ENOMEM",
+    "clone": "EAGAIN ENOMEM",
     "clone3": "EAGAIN EPERM ENOMEM ENOSPC",
     "close_range": "ENOMEM",
     "dup3": "EMFILE EINTR",
     "eventfd2": "EMFILE ENOMEM",
     "execve": "ENOMEM EPERM EACCES",
+    "execveat": "ENOMEM EPERM",
     "fchdir": "EACCES EPERM",
     "fcntl": "EMFILE",
     "fsconfig": "ENOMEM EPERM ENOSPC EINTR",
@@ -51,8 +54,10 @@ ERRORS = {
     "read": "ENOMEM EINTR",
     "readlink": "ENOMEM EACCES",
     "readlinkat": "ENOMEM EACCES",
+    "recvmsg": "ENOMEM",
     "rmdir": "ENOMEM EBUSY",
     "seccomp": "ENOMEM EPERM",
+    "sendmsg": "ENOMEM ETOOMANYREFS",
     "setgroups": "EPERM ENOMEM",
     "sethostname": "EPERM",
     "setpgid": "EPERM",
@@ -61,7 +66,10 @@ ERRORS = {
     "setresgid": "EPERM ENOMEM",
     "setresuid": "EPERM ENOMEM",
     "setsid": "EPERM",
+    "setsockopt": "EPERM ENOMEM",
+    "signalfd4": "EMFILE ENOMEM",
     "socket": "EMFILE EPERM ENOMEM",
+    "socketpair": "EMFILE ENOMEM",
     "statx": "ENOMEM",
     "symlinkat": "ENOSPC EPERM ENOMEM",
     "umount2": "EPERM ENOMEM",
@@ -85,15 +93,26 @@ CANNOT_FAIL = {
 NEVER = (
     *("F_GETFD", "F_SETFD", "F_GETFL", "PR_GET_DUMPABLE", "PR_SET_DUMPABLE", "TCGETS"),
     "\x01",  # a number, to an eventfd
+    "WNOHANG",
 )
 """The same, by Call.text."""
 
 # The first pattern that fits a call (see Call.__str__) says which steps its failure may have.
 STEPS: list[tuple[str, str]] = [
+    ("init clone", "clone3"),
+    ("init *", "init message"),
+    ("1 execveat", "init"),
+    ("2 clone", "clone3"),
+    ("2 sendmsg", "message init"),
+    ("2 chdir", "chdir"),
+    ("caller socketpair", "socketpair"),
+    ("caller setsockopt", "message init"),
+    ("caller sendmsg", "message"),
+    ("caller recvmsg", "message init"),
     ("caller mmap", "mmap"),
     ("caller pidfd_open", "pidfd_open"),
     ("caller eventfd2", "watch"),
-    ("caller fcntl F_DUPFD_CLOEXEC", "watch pidfd_open open_tree"),
+    ("caller fcntl F_DUPFD_CLOEXEC", "watch pidfd_open open_tree message"),
     ("caller clone3", "clone3 watch"),
     ("caller openat */profiles/*", "seccomp"),
     ("caller memfd_create *", "seccomp"),
@@ -167,6 +186,12 @@ STEPS: list[tuple[str, str]] = [
     ("* execve *", "execve"),
 ]
 
+TRANSLATED = {Step.WATCH, Step.INIT}
+"""
+Their errno is another's: pthread_create(3) says EAGAIN, and of an init that gives up, as it
+does wherever it fails, only the end is seen.
+"""
+
 NO_CALL = {Step.KILLED}
 """Not a call of ours that fails: see test_interruption.py."""
 
@@ -186,6 +211,12 @@ HARMLESS = [
     "caller openat */cgroup.events",
     "caller openat */cgroup.subtree_control",
     "caller access *",
+    # asked of the socket whether there is more; the init's name
+    "init read",
+    "init prctl 15",
+    "init close_range",
+    # of a process's end: that of its channel says it as well
+    "init sendmsg",
     # a cgroup that does not go at once is removed by a walk
     "caller rmdir *",
     # by whoever is privileged namespaces are joined before, and else after, the user namespace

@@ -56,13 +56,15 @@ _HANGS: Final = 60.0
 _AT_REST: Final = 0.2
 """Seconds without a call after which all are taken to have done what they had to do."""
 
-CALLER, THREAD, HELPER = 0, -1, -2
+CALLER, THREAD, HELPER, INIT = 0, -1, -2, -3
 """
-Roles: the thread under test, other threads of its process, other processes of its pid namespace.
+Roles: the thread under test, other threads of its process, other processes of its pid
+namespace, and what has become nsbox-init.
 
 Who is in a new one has the role of its process id there: 1, 2, ...
 """
-_PAYLOAD: Final = -3
+_NAMES: Final = {CALLER: "caller", THREAD: "thread", HELPER: "helper", INIT: "init"}
+_PAYLOAD: Final = -4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -83,6 +85,7 @@ def name_of(number: int) -> str:
 
 
 _EXECVE: Final = number_of("execve")
+_EXECVEAT: Final = number_of("execveat")
 
 
 class Call(NamedTuple):
@@ -102,8 +105,7 @@ class Call(NamedTuple):
     occurrence: int
 
     def __str__(self) -> str:
-        who = {CALLER: "caller", THREAD: "thread", HELPER: "helper"}.get(self.role, self.role)
-        return f"{who} {self.name} {self.text}".rstrip()
+        return f"{_NAMES.get(self.role, self.role)} {self.name} {self.text}".rstrip()
 
 
 # Which argument of a call is a path, or text otherwise.
@@ -133,6 +135,8 @@ def _text_of(thread: int, name: str, arguments: list[int]) -> str:
     if name in _OPTION_AT:
         option = arguments[_OPTION_AT[name]]
         words.append(_OPTIONS[name].get(option, str(option)))
+    if name == "waitid" and arguments[3] & os.WNOHANG:
+        words.append("WNOHANG")
     address = arguments[_TEXT_AT[name]] if name in _TEXT_AT else 0
     if address:
         try:
@@ -309,7 +313,7 @@ def _install(numbers: list[int] | None) -> int:
 
 def _program(numbers: list[int] | None) -> bytes:
     """Return the filter: the channel's calls and the listener's pass, the others are asked for."""
-    asked = [] if numbers is None else [_MARK, _EXECVE, *numbers]
+    asked = [] if numbers is None else [_MARK, _EXECVE, _EXECVEAT, *numbers]
     default = _RET_USER_NOTIF if numbers is None else _RET_ALLOW
     code = [
         (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
@@ -440,6 +444,8 @@ class _Supervisor:
             return 0, -fault.error, 0
         if number == _EXECVE and role != CALLER:
             self._roles[pid] = _PAYLOAD
+        if number == _EXECVEAT:
+            self._roles[pid] = INIT
         return 0, 0, _CONTINUE
 
     def _begin_or_end(self, arguments: list[int]) -> int:

@@ -12,7 +12,7 @@ import sys
 from typing import NamedTuple
 
 import pytest
-from calls import CANNOT_FAIL, ERRORS, NO_CALL, STEPS, faults_of, harmless, steps_of
+from calls import CANNOT_FAIL, ERRORS, NO_CALL, STEPS, TRANSLATED, faults_of, harmless, steps_of
 from supervisor import UNREADABLE, Call, Fault, Gate, supervised
 from workloads import WORKLOADS, Belongings, Workload
 
@@ -99,8 +99,7 @@ def complaint(workload: Workload, call: Call, outcome: Outcome, may_succeed: boo
     unsure = call.text == UNREADABLE or outcome.fault.lasting
     if outcome.step and outcome.step not in steps_of(call) and not unsure:
         return f"another step: {outcome.error}"
-    # pthread_create(3) says EAGAIN for whatever clone3(2) failed with.
-    if outcome.code not in (outcome.fault.error, 0) and outcome.step != Step.WATCH:
+    if outcome.code not in (outcome.fault.error, 0) and outcome.step not in TRANSLATED:
         return f"another errno: {outcome.error}"
     return None
 

@@ -41,6 +41,7 @@ ASKING = Sandbox(
     limits=Limits(open_files=64, nice=5),
     user_namespaces=True,
 )
+INITIAL = Sandbox(init=True)
 WITHOUT = Sandbox(namespaces="none")
 LIMITS = Limits(memory="64M", pids=16, cpu_time=60, wall_time=60, output="1M")
 LIMITED = Sandbox(limits=LIMITS)
@@ -172,6 +173,16 @@ def _ask() -> None:
     )
 
 
+def _open() -> None:
+    with PLAIN.open() as live:
+        live.run(TRUE)
+
+
+def _pool() -> None:
+    with PLAIN.pool(1) as pool:
+        pool.run(TRUE)
+
+
 def _cgroup() -> None:
     with Cgroup.create(Limits(pids=100)) as cgroup:
         cgroup.freeze()
@@ -267,5 +278,8 @@ WORKLOADS = [
     Workload("group", _group, lines=False),
     Workload("none", lambda: WITHOUT.run(TRUE), lines=False),
     Workload("join", _join, lines=False),
+    Workload("init", lambda: INITIAL.run(TRUE)),
+    Workload("open", _open),
+    Workload("pool", _pool),
     Workload("cgroup", _cgroup, cgroups=True),
 ]
