@@ -14,7 +14,7 @@ from workloads import WORKLOADS
 
 from conftest import why_no_cgroup
 from nsbox import Cgroup
-from support import SOURCE, stdin_of, stdout_of
+from support import SOURCE
 
 pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
@@ -99,12 +99,14 @@ def test_soak(request: pytest.FixtureRequest) -> None:
                 program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
             )
         )
+        assert process.stdin is not None
+        assert process.stdout is not None
         stack.callback(process.kill)
         samples, began = [], time.monotonic()
         for _ in range(STAGES):
-            stdin_of(process).write("on\n")
-            stdin_of(process).flush()
-            assert stdout_of(process).readline() == "done\n"
+            process.stdin.write("on\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
             samples.append(sample(process.pid, cgroup))
     print(f"{rounds} rounds of {', '.join(names)} in {time.monotonic() - began:.0f} s")
     for item in samples:
@@ -118,4 +120,4 @@ def test_soak(request: pytest.FixtureRequest) -> None:
 
 def growth(early: list[Sample], late: list[Sample], field: str) -> float:
     before, after = ([getattr(item, field) for item in part] for part in (early, late))
-    return median(after) - median(before)
+    return float(median(after) - median(before))
