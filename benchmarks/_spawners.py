@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nsbox import NsboxError, Proc, Sandbox
+from nsbox import NsboxError, Proc, Result, Sandbox
 
 Sampler = Callable[[], int]
 
@@ -173,7 +173,17 @@ def by_box(box: Sandbox, argv: Sequence[str]) -> Sampler:
     Raises:
         Unavailable: nsbox refuses to run here.
     """
-    return _by_sandbox(lambda command: box.run(command).returncode, argv)
+    return by_run(box.run, argv)
+
+
+def by_run(run: Callable[[Sequence[str]], Result], argv: Sequence[str]) -> Sampler:
+    """
+    Start argv by the run of a Sandbox, a Live or a Pool.
+
+    Raises:
+        Unavailable: nsbox refuses to run here.
+    """
+    return _by_sandbox(lambda command: run(command).returncode, argv)
 
 
 def _by_sandbox(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> Sampler:

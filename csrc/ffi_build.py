@@ -32,6 +32,8 @@ SOURCES = (
     "control.c",
     "namespace.c",
     "watcher.c",
+    "view.c",
+    "bell.c",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes")
 

@@ -423,6 +423,37 @@ int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t s
 int nsbox_open_files(const char *paths, uint32_t count, int flags, struct nsbox_files *files);
 int nsbox_close_files(struct nsbox_files *files);
 
+/* What a thread waits for that works in the background (bell.c). */
+struct nsbox_bell {
+	int32_t fd; /* -1 once it is closed */
+	uint32_t lock;
+};
+int nsbox_bell_open(struct nsbox_bell *bell);
+int nsbox_bell_ring(struct nsbox_bell *bell);
+int nsbox_bell_await(struct nsbox_bell *bell, int timeout, int pause);
+int nsbox_bell_close(struct nsbox_bell *bell);
+
+/* What a path leads to. */
+struct nsbox_identity {
+	uint64_t inode;
+	uint64_t mount;
+	uint32_t major;
+	uint32_t minor;
+};
+
+/* What a caller sees of the host (view.c); paths and seen are arrays of the owner's. */
+struct nsbox_view {
+	const char *const *paths;
+	struct nsbox_identity *seen;
+	uint32_t n_paths;
+	uint32_t uid;
+	uint32_t gid;
+	int32_t root;  /* directory fd that the paths begin at, and stay below; -1: the caller's */
+	int32_t table; /* /proc/thread-self/mountinfo, of the owner's too; -1 at first */
+};
+int nsbox_view_take(struct nsbox_view *view);
+int nsbox_view_holds(const struct nsbox_view *view);
+
 /* The watcher of this process, or NULL without memory; one is enough, and is never freed. */
 struct nsbox_watcher *nsbox_watcher_create(void);
 /* In a fork, which has no copy of the thread: close what belongs to it. */

@@ -312,15 +312,26 @@ static int copy_descriptor(int32_t *fd)
 	return copy < 0 ? copy : 0;
 }
 
+static void set_deadline(struct nsbox_watch *watch)
+{
+	watch->deadline = watch->wall_time ? monotonic_time() + watch->wall_time : NEVER;
+}
+
+/*
+ * The second time, for a payload that is started later: its time begins anew. The
+ * thread does not look at it before it runs.
+ */
 int nsbox_watch_add(struct nsbox_watch *watch)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
 
+	/* From the beginning of the spawn on, as Usage.wall_time counts. */
+	set_deadline(watch);
+	if (watch->owner)
+		return 0;
 	watch->owner = (int32_t)sys(__NR_getpid);
 	watch->pidfd = -1;
 	watch->next = NEVER;
-	/* From the beginning of the spawn on, as Usage.wall_time counts. */
-	watch->deadline = watch->wall_time ? monotonic_time() + watch->wall_time : NEVER;
 	int err = copy_descriptor(&watch->cgroup), failed = copy_descriptor(&watch->usage);
 	if (err < 0 || failed < 0)
 		return err < 0 ? err : failed;

@@ -30,6 +30,7 @@ from .limits import IoLimit, Limits
 from .live import Live
 from .mount import Bind, Dev, Overlay, Proc, Tmpfs
 from .namespace import Namespace
+from .pool import Pool, PoolStats
 from .process import Process
 from .result import Reason, Result, Usage
 from .sandbox import Sandbox
@@ -67,6 +68,8 @@ __all__ = [
     "NsboxError",
     "Overlay",
     "PlanError",
+    "Pool",
+    "PoolStats",
     "Proc",
     "Process",
     "Reason",

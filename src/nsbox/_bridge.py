@@ -9,6 +9,7 @@ buffer that a struct points to is kept beside the struct.
 import errno
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from . import _bpf, _calls, _diagnose, _filter, _init, _unshared
@@ -315,7 +316,7 @@ class Lowered:
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
-        if _asks_for_ids(request):
+        if asks_for_ids(request):
             self._check_ids(request)
         struct, keep = self._lower_request(request)
         struct.flags |= self._late_filter
@@ -323,16 +324,24 @@ class Lowered:
         del keep
         self._raise_failure(child, request)
 
+    def check_joins(self) -> None:
+        """
+        Look at the namespaces to join anew, before a number means another file.
+
+        Raises:
+            PlanError: If one has been closed.
+        """
+        for position, namespace in enumerate(self._joins):
+            self._fds[position] = namespace.fileno()
+
     def _prepared(self, request: Request) -> tuple[Any, object, Any]:
         """Return a request lowered, what it needs, and the note of the dumpable mark."""
-        for position, namespace in enumerate(self._joins):
-            # Asked anew each time: a closed one raises here, before its number means another file.
-            self._fds[position] = namespace.fileno()
-        if _asks_for_ids(request):
+        self.check_joins()
+        if asks_for_ids(request):
             self._check_ids(request)
         struct, keep = self._lower_request(request)
         struct.maker = maker.existing
-        note = _dumpable.note if self._changes_ids or _asks_for_ids(request) else ffi.NULL
+        note = _dumpable.note if self._changes_ids or asks_for_ids(request) else ffi.NULL
         return struct, keep, note
 
     def _raise_failure(self, child: Child, request: Request) -> None:
@@ -513,7 +522,7 @@ class Lowered:
 
     def _lower_request(self, request: Request) -> tuple[Any, object]:
         search = request.env.get("PATH", DEFAULT_PATH)
-        executables = _calls.string_array(_candidates(request.executable, os.fsencode(search)))
+        executables = _candidates(request.executable, search)
         argv = _calls.string_array(request.argv)
         envp = self._lower_environment(request.env)
         cwd = ffi.new("char[]", os.fsencode(request.cwd))
@@ -592,14 +601,18 @@ _ABOUT_SOURCE: Final = {
 _NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS, Step.LIMIT}
 
 
-def _candidates(executable: bytes, search: bytes) -> list[bytes]:
-    """Return the paths that execvpe(3) would try."""
-    if b"/" in executable:
-        return [executable]
-    return [(directory or b".") + b"/" + executable for directory in search.split(b":")]
+@lru_cache(maxsize=64)
+def _candidates(executable: bytes, search: str) -> tuple[object, list[object]]:
+    """Return the paths that execvpe(3) would try, as ``char *[]``."""
+    paths = [executable]
+    if b"/" not in executable:
+        directories = os.fsencode(search).split(b":")
+        paths = [(directory or b".") + b"/" + executable for directory in directories]
+    return _calls.string_array(paths)
 
 
-def _asks_for_ids(request: Request) -> bool:
+def asks_for_ids(request: Request) -> bool:
+    """Tell whether a payload is to have other ids than its sandbox's."""
     return (request.user, request.group, request.extra_groups) != (None, None, None)
 
 

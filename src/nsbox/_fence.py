@@ -174,6 +174,11 @@ class Fence:
         """The caller has time: its payload runs."""
         self._site.prepare()
 
+    def share(self, opened: "Fence") -> None:
+        """Be the same as a fence that was opened before; that one removes what it made."""
+        self._watch, self.cgroup = opened._watch, opened.cgroup
+        self.degraded = opened.degraded
+
     def advise(self, error: SpawnError) -> None:
         """Say so in an error if it was a limit that the spawn failed at."""
         limit = self._terms.limits.memory
@@ -236,11 +241,15 @@ class Fence:
         """The deadline at which nsbox has killed, if it has."""
         return None if self._watch is None else _HITS.get(self._watch.hit)
 
-    def discard(self) -> None:
-        """Release everything; without effect the second time."""
+    def release(self) -> None:
+        """Watch it no longer, and let go of what starting it needed."""
         if self._watch is not None:
             self._watch.remove()
         self.started()
+
+    def discard(self) -> None:
+        """Release everything; without effect the second time."""
+        self.release()
         if self.cgroup is None or self.cgroup.closed:
             return
         if self._owner != os.getpid():

@@ -60,6 +60,15 @@ class SpawnOptions(PopenOptions, total=False):
     pty: Pty
 
 
+class RunOptions(SpawnOptions, total=False):
+    """What run() takes; see Sandbox.run."""
+
+    input: Any
+    capture_output: bool
+    timeout: float | None
+    check: bool
+
+
 class Place(NamedTuple):
     """
     Where a process is started.
@@ -77,11 +86,11 @@ def run(
     spawn: Callable[..., Process],
     args: Args,
     *,
-    input: Any,
-    capture_output: bool,
-    timeout: float | None,
-    check: bool,
     drain: bool,
+    input: Any = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
     **options: Unpack[SpawnOptions],
 ) -> Result:
     """

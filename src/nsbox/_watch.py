@@ -72,6 +72,17 @@ class Watch:
         # The thread must never look at memory that is gone, whatever is raised meanwhile.
         self.struct = ffi.gc(self._memory, lib.nsbox_watch_remove)
 
+    def add(self) -> None:
+        """
+        Make it known to the thread before the spawn, which then takes no time for that.
+
+        Raises:
+            OSError: If there is no descriptor or no thread to be had.
+        """
+        ret = lib.nsbox_watch_add(self.struct)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+
     @property
     def hit(self) -> int:
         """HIT_WALL_TIME or HIT_CPU_TIME if the payload was killed for that, else 0."""

@@ -13,6 +13,7 @@ from . import _calls, _host
 from ._bridge import DEFAULT_PATH, Child, Lowered, Request
 from ._compile import check_init, compile_plan
 from ._constants import CAPABILITIES
+from ._control import Mode
 from ._explain import Explanation, explain_plan
 from ._fence import Fence, Site, Terms
 from ._host import Host
@@ -49,6 +50,7 @@ from .limits import NO_LIMITS, Limits, check_limits
 from .live import Live
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
+from .pool import Pool, World
 from .process import Args, Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
@@ -368,6 +370,42 @@ class Sandbox:
         sys.audit("nsbox.open")
         return Live(self._spawn, self._cache.lowered(self), self._cache.whole(self))
 
+    def pool(self, size: int) -> Pool:
+        """
+        Make sandboxes ahead, so that starting a process in one of them takes no longer than
+        starting it in none.
+
+        Each is used once. Others are made in the background, by one thread. What a process
+        inherits from its caller (umask, niceness, hard limits, ignored signals) it has from
+        the caller at the moment when its sandbox was made; memory that this took counts as
+        its own. Raises an auditing event ``nsbox.pool`` with the size.
+
+        Args:
+            size: How many are to be ready at any time.
+
+        Returns:
+            The pool, a context manager; the first sandbox is ready.
+
+        Raises:
+            SpawnError, UnsupportedError, CgroupError: As for :meth:`spawn`, if it cannot be made.
+            PlanError: For a size below 1; what :meth:`open` refuses; an Overlay with an
+                upper, which serves one sandbox at a time.
+        """
+        check_init(self._describe(), "pool()")
+        overlays = [item for item in (self.root, *self.mounts) if isinstance(item, Overlay)]
+        if any(item.upper is not None for item in overlays):
+            raise PlanError("pool(): an Overlay's upper serves one sandbox at a time, not several")
+        world = World(
+            spawn=self._spawn,
+            start=self._start,
+            lowered=partial(self._cache.lowered, self),
+            terms=self._cache.terms(self),
+            mode=Mode.LAST if self.init else Mode.REPLACE,
+            drain=self._is_init(),
+        )
+        sys.audit("nsbox.pool", size)
+        return Pool(world, size)
+
     async def spawn_async(
         self,
         args: Args,
@@ -631,11 +669,15 @@ class _Cache:
         """Return the fence for one run, or None if there is nothing to keep."""
         if box.limits is None and box.cgroup is None:
             return None
+        return Fence(*self.terms(box))
+
+    def terms(self, box: Sandbox) -> tuple[Terms, Site]:
+        """Return what all fences of a sandbox are made of."""
         if self._terms is None:
             parent = check_parent(box.cgroup)
             terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init())
             self._terms = terms, Site(terms)
-        return Fence(*self._terms)
+        return self._terms
 
     def whole(self, box: Sandbox) -> Whole:
         """Return the limits for one live sandbox."""

@@ -31,14 +31,14 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_operations", "_unshared", "_enforced", "_diagnose", "_ahead"),
     ("_compile",),
     ("_explain",),
-    ("_watch", "_init", "_spares"),
+    ("_watch", "_init", "_spares", "_view", "_bell"),
     ("_bridge",),
     ("_fence", "_output", "_control", "_interact", "_streams"),
     ("_whole",),
     ("process",),
     ("_run",),
     ("_subprocess", "_async"),
-    ("live",),
+    ("live", "pool"),
     ("sandbox",),
     ("doctor",),
     ("__init__",),
@@ -46,7 +46,16 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
-MAY_IMPORT_NATIVE = {"_calls", "namespace", "_watch", "_spares", "_bridge", "_control"}
+MAY_IMPORT_NATIVE = {
+    "_calls",
+    "namespace",
+    "_watch",
+    "_spares",
+    "_view",
+    "_bell",
+    "_bridge",
+    "_control",
+}
 WITHOUT_NATIVE = (
     "_ahead",
     "_bpf",

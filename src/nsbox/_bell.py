@@ -1,0 +1,46 @@
+"""Wakes the thread that works in the background; see csrc/bell.c."""
+
+import math
+import os
+
+from ._native import ffi, lib
+
+
+class Bell:
+    """
+    Something to wait for, by one thread, that any number of others may ring.
+
+    Raises:
+        OSError: If there are no descriptors left.
+    """
+
+    def __init__(self) -> None:
+        self._memory = ffi.new("struct nsbox_bell *", {"fd": -1})
+        self._struct = ffi.gc(self._memory, lib.nsbox_bell_close)
+        ret = lib.nsbox_bell_open(self._struct)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+
+    def ring(self) -> None:
+        """Wake who waits, or who will; without effect once it is closed."""
+        lib.nsbox_bell_ring(self._struct)
+
+    def wait(self, timeout: float | None, pause: float) -> None:
+        """
+        Wait until it rings, and then for a moment more.
+
+        Args:
+            timeout: Seconds to wait at most; None: for ever.
+            pause: Seconds of that moment.
+        """
+        limit = -1 if timeout is None else math.ceil(timeout * 1000)
+        lib.nsbox_bell_await(self._struct, limit, math.ceil(pause * 1000))
+
+    def close(self) -> None:
+        """Let go of it, when nobody waits any more; without effect the second time."""
+        lib.nsbox_bell_close(self._struct)
+
+    def forget(self) -> None:
+        """In a fork: close the copy. Whoever may have held its lock is not here."""
+        self._struct.lock = 0
+        self.close()

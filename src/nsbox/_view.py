@@ -1,0 +1,95 @@
+"""
+What a sandbox that is made ahead must not have missed when it is used.
+
+See csrc/view.c. A cold spawn resolves every path anew; so does, in effect, whoever
+looks here first whether all of them still lead where they led.
+"""
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ._calls import Descriptor, string_array
+from ._constants import NAMESPACE_FLAGS
+from ._native import ffi, lib
+from ._plan import Code, Op, OpFlag, Plan
+
+_MOUNTS: Final = (Code.BIND, Code.MOUNT, Code.OVERLAY, Code.MASK)
+_CHILDREN: Final = {"pid": "pid_for_children", "time": "time_for_children"}
+_HOST_SOURCES: Final = (Code.BIND, Code.DEVICE, Code.MASK)
+
+
+class View:
+    """
+    What the calling thread sees at some paths, its ids and its mount table.
+
+    Args:
+        paths: Absolute.
+        root: A directory that they begin at, and never leave; all of them must exist
+            there. Default: the calling thread's, where what is missing is noted, too.
+
+    Raises:
+        OSError: If /proc cannot be read, or a path below root leads nowhere.
+    """
+
+    def __init__(self, paths: Iterable[str], root: Descriptor | None = None) -> None:
+        array, self._texts = string_array([os.fsencode(path) for path in paths])
+        self._array = array
+        self._seen = ffi.new("struct nsbox_identity[]", len(self._texts))
+        self._struct = ffi.new(
+            "struct nsbox_view *",
+            {"paths": array, "seen": self._seen, "n_paths": len(self._texts), "table": -1},
+        )
+        self._root = root
+        self._struct.root = -1 if root is None else root.fileno()
+        self._table = ffi.gc(ffi.addressof(self._struct, "table"), lib.nsbox_close)
+        ret = lib.nsbox_view_take(self._struct)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret), "/proc/thread-self/mountinfo")
+        if root is not None and any(seen.inode == 0 for seen in self._seen):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a mount point")
+
+    def holds(self) -> bool:
+        """Tell whether the calling thread sees the same."""
+        return bool(lib.nsbox_view_holds(self._struct))
+
+    def close(self) -> None:
+        """Let go of its descriptors; it does not hold any more then."""
+        lib.nsbox_close(self._table)
+        if self._root is not None:
+            self._root.close()
+
+
+def sources(plan: Plan) -> list[str]:
+    """
+    Return what a plan takes from its caller's host: the root, sources, namespaces.
+
+    The namespaces that are not new matter, because each thread may have entered others;
+    but not another user namespace, which a program with threads cannot.
+    """
+    kinds = [
+        _CHILDREN.get(kind, kind)
+        for kind, flag in NAMESPACE_FLAGS.items()
+        if kind not in ("user", "mnt", *plan.joins) and not plan.clone_flags & flag
+    ]
+    paths = [op.source for op in plan.ops if op.source and op.code in _HOST_SOURCES]
+    return ["/", *(f"/proc/thread-self/ns/{kind}" for kind in kinds), *dict.fromkeys(paths)]
+
+
+def mount_points(plan: Plan) -> list[str]:
+    """
+    Return the paths inside that lead to a mount by directories of the host.
+
+    Whoever may change those can move the mount away, or remove it together with its
+    mount point.
+    """
+    return [op.path(plan.ops) for op in plan.ops if _is_on_host(op, plan.ops)]
+
+
+def _is_on_host(op: Op, ops: Sequence[Op]) -> bool:
+    if op.code not in _MOUNTS or not op.target or OpFlag.IN_SCRATCH in op.flags:
+        return False
+    return op.parent < 0 or (
+        ops[op.parent].code in (Code.BIND, Code.OVERLAY) and OpFlag.OWN not in ops[op.parent].flags
+    )

@@ -1,0 +1,616 @@
+"""
+Sandboxes made ahead, each for one process: what ``Sandbox.pool()`` returns.
+
+A member is a finished world with an init that waits in it. Whoever starts a process
+takes one, or makes a world of its own if there is none, and never waits for another.
+One thread makes the members and clears away what is left of them. What is shared
+with it needs no lock, which a signal handler that raises could leave held.
+"""
+
+import atexit
+import operator
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Final, NamedTuple, NoReturn, Unpack
+
+from ._bell import Bell
+from ._bridge import NOWHERE, Child, End, Lowered, Placement, Request, asks_for_ids
+from ._calls import Descriptor
+from ._control import Control, Mode
+from ._fence import Fence, Site, Terms, Verdict
+from ._run import Place, RunOptions, SpawnOptions, run
+from ._view import View, mount_points, sources
+from .errors import PlanError, PlanTypeError, SpawnError, Step
+from .process import Args, Process, Starter
+from .result import Result
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 5.0
+"""Seconds without an attempt, after a failed one: twice as long after each."""
+
+_MOST_FDS: Final = 240
+"""The kernel sends 253 at once, and a few are for the protocol."""
+
+_MOMENT: Final = 0.002
+"""Seconds until the thread begins to work: a short process has ended by then."""
+
+_LOST: Final = (Step.SOCKETPAIR, Step.MESSAGE, Step.INIT)
+"""Steps at which nothing has been started, and a cold spawn may still do it."""
+
+
+class PoolStats(NamedTuple):
+    """
+    What a pool has, and what has become of its sandboxes so far.
+
+    Args:
+        size: How many it keeps prepared.
+        ready: How many are prepared at this moment.
+        prepared: How many it has made.
+        warm: Processes that were started in one of them.
+        cold: Processes for which none was there, or none would do.
+        stale: Prepared ones that were thrown away: they had died, or would have shown
+            something else than the host has by now.
+        failed: How often making one failed.
+        error: Why it did last, or None.
+    """
+
+    size: int
+    ready: int
+    prepared: int
+    warm: int
+    cold: int
+    stale: int
+    failed: int
+    error: Exception | None
+
+
+class World(NamedTuple):
+    """
+    What a pool needs to know of its Sandbox.
+
+    Args:
+        spawn: Spawns as it does, in a given Place.
+        start: Starts a process in a fresh world.
+        lowered: Returns its plan for the present caller.
+        terms: What its fences are made of.
+        mode: What a process is to its init.
+        drain: See ``_run.run``.
+    """
+
+    spawn: Callable[..., Process]
+    start: Starter
+    lowered: Callable[[], Lowered]
+    terms: tuple[Terms, Site]
+    mode: Mode
+    drain: bool
+
+
+class _Counter:
+    """Counts for many threads, in one step of the interpreter's."""
+
+    def __init__(self) -> None:
+        self._steps = iter(range(sys.maxsize))
+
+    def add(self) -> None:
+        next(self._steps)
+
+    @property
+    def value(self) -> int:
+        return sys.maxsize - operator.length_hint(self._steps)
+
+
+class _Member:
+    """
+    A world that waits for its process.
+
+    Args:
+        world: What it is made for.
+
+    Raises:
+        NsboxError, OSError: If it cannot be made; nothing is left.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._mode = world.mode
+        self._lowered = world.lowered()
+        self._held: list[Descriptor] = []
+        self._views = [View(sources(self._lowered.plan))]
+        self._control: Control | None = None
+        self.fence = Fence(*world.terms)
+        try:
+            self._make()
+        except BaseException:
+            self.discard()
+            raise
+
+    def _make(self) -> None:
+        placement = self.fence.open()
+        self._watch = placement.watch  # from the start of the process on
+        control = self._control = Control(self._lowered, placement._replace(watch=None))
+        if self._watch is not None:
+            self._watch.add()
+        self.fence.started()
+        proc = f"/proc/{control.init.pid}"
+        # To unmount everything takes longer than all else at the end of a process. So
+        # whoever waits for that is not the one to let go of the mounts. (After a change of
+        # ids the init may be somebody else's to inspect.)
+        with suppress(PermissionError):
+            self._held.append(Descriptor(f"{proc}/ns/mnt", os.O_RDONLY))
+        inside = mount_points(self._lowered.plan)
+        if inside:
+            self._views.append(View(inside, Descriptor(f"{proc}/root", os.O_PATH)))
+
+    def is_fit(self, lowered: Lowered) -> bool:
+        """Tell whether a world that is made now would be the same."""
+        assert self._control is not None
+        return (
+            self._lowered is lowered
+            and self._control.init.wait(0) is None
+            and all(view.holds() for view in self._views)
+        )
+
+    def start(self, request: Request, child: Child) -> None:
+        """Start its process, which is the only one."""
+        assert self._control is not None
+        placement = Placement(-1, (), shield=False, watch=self._watch)
+        self._control.start(request._replace(placement=placement), child, self._mode)
+
+    def end(self) -> None:
+        """The process has ended: wait for the end of its init, if it has one, and of all else."""
+        if self._control is not None and self._mode is Mode.LAST:
+            self._control.close()
+
+    def discard(self) -> None:
+        """Kill what there is, and remove it; without effect the second time."""
+        if self._control is not None:
+            self._control.close()
+        self.fence.discard()
+        for view in self._views:
+            view.close()
+        while self._held:
+            self._held.pop().close()
+
+
+class _Stock:
+    """
+    The members of a pool, and the thread that makes them.
+
+    Args:
+        world: What they are made for.
+        size: How many there are to be.
+
+    Raises:
+        NsboxError, OSError: If the first one cannot be made.
+    """
+
+    def __init__(self, world: World, size: int) -> None:
+        self.world = world
+        self.warm, self.cold, self.stale = _Counter(), _Counter(), _Counter()
+        self.closing = False
+        self.size = size
+        self._owner = os.getpid()
+        self._ready: deque[_Member] = deque()
+        self._used: deque[_Member] = deque()  # and to be cleared away
+        self._bell = Bell()
+        self._prepared = self._failed = 0
+        self._error: Exception | None = None
+        self._ended = False
+        self._make()
+        self._thread = threading.Thread(target=self._work, name="nsbox-pool", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._end()
+            raise
+        _open.add(self)
+
+    # ---- for callers ----
+
+    def check(self) -> None:
+        """Refuse to serve a fork, or after close()."""
+        if self._owner != os.getpid():
+            raise PlanError("the pool belongs to the process that made it; make one in this fork")
+        if self.closing:
+            raise PlanError("the pool is closed")
+
+    def take(self) -> _Member | None:
+        """Return a member that is nobody else's, or None; do not wait for one."""
+        lowered = self.world.lowered()
+        lowered.check_joins()
+        while not self.closing:
+            try:
+                member = self._ready.popleft()
+            except IndexError:
+                return None
+            if member.is_fit(lowered):
+                return member
+            self.stale.add()
+            self.clear_away(member)
+        return None
+
+    def replace(self) -> None:
+        """Let the thread make another for one that was taken; not before that one has begun."""
+        self._bell.ring()
+
+    def clear_away(self, member: _Member) -> None:
+        """Let the thread discard a member."""
+        if self._owner != os.getpid():
+            member.discard()  # after a fork: this process's copies of descriptors
+            return
+        self._used.append(member)
+        if self._ended:
+            self._clear_up()
+        else:
+            self._bell.ring()
+
+    def stats(self) -> PoolStats:
+        return PoolStats(
+            size=self.size,
+            ready=len(self._ready),
+            prepared=self._prepared,
+            warm=self.warm.value,
+            cold=self.cold.value,
+            stale=self.stale.value,
+            failed=self._failed,
+            error=self._error,
+        )
+
+    def close(self) -> bool:
+        """Discard all members, and wait until it is done; tell if there was something to do."""
+        was_open = not self.closing
+        self.closing = True
+        if self._owner != os.getpid():
+            return False
+        self._bell.ring()
+        # A garbage collection can happen in the thread itself.
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+            self._bell.close()
+        _open.discard(self)
+        return was_open
+
+    def forget(self) -> None:
+        """In a fork: close the copies of descriptors. The thread and the members are not here."""
+        self._end()
+        self._bell.forget()
+
+    # ---- the thread ----
+
+    def _make(self) -> None:
+        self._ready.append(_Member(self.world))
+        self._prepared += 1
+
+    def _work(self) -> None:
+        pause, next_attempt = _FIRST_PAUSE, 0.0
+        while not self.closing:
+            self._clear_up()
+            now = time.monotonic()
+            if len(self._ready) >= self.size:
+                self._bell.wait(None, _MOMENT)
+            elif now < next_attempt:
+                self._bell.wait(next_attempt - now, _MOMENT)
+            else:
+                try:
+                    self._make()
+                    pause = _FIRST_PAUSE
+                except Exception as error:
+                    self._failed += 1
+                    self._error = error.with_traceback(None)
+                    next_attempt = now + pause
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        self._end()
+
+    def _end(self) -> None:
+        # Before the last look: who gives something back later clears it away himself.
+        self._ended = True
+        while self._ready:
+            self._used.append(self._ready.pop())
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._discard(self._used.popleft())
+
+    def _discard(self, member: _Member) -> None:
+        try:
+            member.discard()
+        except Exception as error:  # a warning too, where those are made errors
+            self._error = error.with_traceback(None)
+
+
+_open: Final[weakref.WeakSet[_Stock]] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for stock in list(_open):
+        stock.forget()
+    _open.clear()
+
+
+def _close_all() -> None:
+    """At the interpreter's exit: a thread that it stops somewhere could not clear up."""
+    open_ones = [stock.size for stock in list(_open) if stock.close()]
+    for size in open_ones:
+        warnings.warn(f"a pool of {size} was not closed", ResourceWarning, stacklevel=2)
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(_close_all)
+
+
+class _Lease(Fence):
+    """The fence of one process: that of the member it gets, or one of its own without any."""
+
+    def __init__(self, stock: _Stock) -> None:
+        super().__init__(*stock.world.terms)
+        self._stock = stock
+        self._member: _Member | None = None
+        self._given_back = False
+
+    def open(self) -> Placement:
+        """Not yet: see start()."""
+        return NOWHERE
+
+    def start(self, request: Request, child: Child) -> None:
+        """Start a process in a member, or cold; a member that fails gives way to the next."""
+        possible = _is_possible(request)
+        while possible and self._take():
+            assert self._member is not None
+            try:
+                self._member.start(request, child)
+            except SpawnError as error:
+                if error.step not in _LOST:
+                    self._stock.warm.add()
+                    raise
+                self._stock.stale.add()
+                self._give_back()
+                possible = error.step is Step.INIT  # else the next would not do any better
+                continue
+            self._stock.warm.add()
+            self._stock.replace()
+            return
+        self._stock.cold.add()
+        self._member = None
+        placement = super().open()
+        self._stock.world.start(request._replace(placement=placement), child)
+
+    def _conclude(self, end: End, wall_time: float) -> Verdict:
+        if self._member is not None:
+            self._member.end()
+        return super()._conclude(end, wall_time)
+
+    def prepare_next(self) -> None:
+        """That is the thread's work."""
+
+    def discard(self) -> None:
+        if self._member is None:
+            super().discard()
+        elif not self._given_back:
+            self._give_back()
+
+    def _take(self) -> bool:
+        self._member = self._stock.take()
+        if self._member is None:
+            return False
+        self._given_back = False
+        self.share(self._member.fence)
+        return True
+
+    def _give_back(self) -> None:
+        assert self._member is not None
+        self.release()
+        self._stock.clear_away(self._member)
+        self._given_back = True
+
+
+def _is_possible(request: Request) -> bool:
+    """
+    Tell whether a member can start it.
+
+    Its init has a session of its own already, signals at their defaults, and no right to
+    other ids any more. It takes only so many descriptors at once.
+    """
+    return (
+        request.setsid
+        and request.process_group < 0
+        and request.restore_signals
+        and len(request.pass_fds) <= _MOST_FDS
+        and not asks_for_ids(request)
+    )
+
+
+class Pool:
+    """
+    Sandboxes that are made ahead; users get one from ``Sandbox.pool()``.
+
+    A context manager. Any number of threads may use it; none waits for another.
+    """
+
+    def __init__(self, world: World, size: int) -> None:
+        self._world = world
+        self._stock = _Stock(world, _check_size(size))
+
+    def spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
+        """
+        Start a process in a sandbox that is ready, or in a fresh one if there is none.
+
+        The same as ``Sandbox.spawn()``, with the same arguments. The process is its owner's:
+        closing the pool does not end it. A new session that is declined, process_group,
+        user, group, extra_groups and restore_signals=False are not for a sandbox that is
+        there already: such a process is started in a fresh one, and counted as cold.
+
+        Raises:
+            PlanError: If the pool is closed, or belongs to the process that this one is a
+                fork of; and as ``Sandbox.spawn()``, like the others.
+            SpawnError, UnsupportedError, CgroupError, LookupError: As ``Sandbox.spawn()``.
+        """
+        return self._spawn(args, die_with_thread=False, **options)
+
+    def run(self, args: Args, **options: Unpack[RunOptions]) -> Result:
+        """
+        Run a process in a sandbox that is ready, or in a fresh one, and wait for its end.
+
+        The same as ``Sandbox.run()``, with the same arguments, and as to what needs a fresh
+        sandbox the same as :meth:`spawn`.
+        """
+        # This thread stays until the process has ended, so its end may be the process's.
+        return self._run(partial(self._spawn, die_with_thread=True), args, options)
+
+    def map(self, commands: Iterable[Args], **options: Unpack[RunOptions]) -> Iterator[Result]:
+        """
+        Run many processes, as many at a time as the pool has sandboxes.
+
+        Args:
+            commands: The args of each, taken from it only when there is room: a process
+                that has ended counts until its result has been asked for.
+            **options: The same for all: see :meth:`run`. A stdin or input is the same, too.
+
+        Returns:
+            An iterator over the results, in the order of the commands. What a run raises
+            comes out in place of its result, and ends the iteration. When that ends, or is
+            closed, whatever still runs is killed.
+
+        Raises:
+            PlanError: If the pool is closed.
+        """
+        self._stock.check()
+        return _results(_Batch(self, options), commands, self._stock.size)
+
+    def stats(self) -> PoolStats:
+        """Return what it has, and what has become of its sandboxes so far."""
+        return self._stock.stats()
+
+    def close(self) -> None:
+        """
+        Remove what has not been used, and wait until that is done.
+
+        Processes that were started go on, and are their owners'. Without effect the second
+        time, and in a fork.
+        """
+        self._stock.close()
+
+    def _spawn(
+        self, args: Args, *, die_with_thread: bool, **options: Unpack[SpawnOptions]
+    ) -> Process:
+        self._stock.check()
+        lease = _Lease(self._stock)
+        place = Place(lease.start, lease)
+        return self._world.spawn(args, die_with_thread=die_with_thread, place=place, **options)
+
+    def _run(self, spawn: Callable[..., Process], args: Args, options: RunOptions) -> Result:
+        return run(spawn, args, drain=self._world.drain, **options)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        stock = getattr(self, "_stock", None)
+        if stock is not None and stock.close():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"<nsbox.Pool of {self._stock.size}{', closed' if self._stock.closing else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a pool is of this process; pickle its Sandbox instead")
+
+
+def _check_size(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PlanTypeError(f"size: must be an int, not {value!r}")
+    if value < 1:
+        raise PlanError(f"size: a pool has at least one sandbox, not {value}")
+    return value
+
+
+# ---- many runs --------------------------------------------------------------
+
+
+class _Batch:
+    """
+    The runs of one map(), and the threads that wait for them.
+
+    Args:
+        pool: Where they run.
+        options: Of each.
+    """
+
+    def __init__(self, pool: Pool, options: RunOptions) -> None:
+        self._pool = pool
+        self._options = options
+        self._jobs: SimpleQueue[tuple[Future[Result], Args] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._running: dict[int, Process] = {}  # by thread
+        self._closing = False
+
+    def submit(self, args: Args, most: int) -> Future[Result]:
+        """Run it as soon as one of so many threads is free."""
+        future: Future[Result] = Future()
+        self._jobs.put((future, args))
+        if len(self._threads) < most:
+            thread = threading.Thread(target=self._work, name="nsbox-pool-map", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return future
+
+    def close(self) -> None:
+        """Kill what runs, and wait for the threads."""
+        self._closing = True
+        for process in list(self._running.values()):
+            process.kill()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, args = job
+            if self._closing:
+                continue
+            try:
+                future.set_result(self._pool._run(self._spawn, args, self._options))
+            except BaseException as error:
+                future.set_exception(error)
+            self._running.pop(threading.get_ident(), None)
+            del job, future, args
+
+    def _spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
+        process = self._pool._spawn(args, die_with_thread=True, **options)
+        self._running[threading.get_ident()] = process
+        if self._closing:  # it may have looked before this one was there
+            process.kill()
+        return process
+
+
+def _results(batch: _Batch, commands: Iterable[Args], most: int) -> Iterator[Result]:
+    window: deque[Future[Result]] = deque()
+    try:
+        for args in commands:
+            if len(window) == most:
+                yield window.popleft().result()
+            window.append(batch.submit(args, most))
+        while window:
+            yield window.popleft().result()
+    finally:
+        batch.close()

@@ -1,0 +1,816 @@
+"""Sandboxes made ahead: each used once, never stale, never in the way of anybody."""
+
+import errno
+import gc
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fingerprint
+from conftest import children, open_fds
+from nsbox import (
+    DEVNULL,
+    PIPE,
+    Bind,
+    CalledProcessError,
+    Cgroup,
+    Limits,
+    Namespace,
+    NsboxError,
+    Overlay,
+    PlanError,
+    Pool,
+    Process,
+    Reason,
+    Result,
+    Sandbox,
+    SpawnError,
+    TimeoutExpired,
+    Tmpfs,
+)
+from support import (
+    CHILD_DEADLINE,
+    SOURCE,
+    ends,
+    enter_private_mounts,
+    expose,
+    in_child,
+    mount_tmpfs,
+    stdin_of,
+    stdout_of,
+)
+
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+
+TRUE = ["/bin/true"]
+CAT = ["/bin/cat"]
+PR_SET_DUMPABLE = 4
+
+
+@pytest.fixture
+def pool(box: Sandbox) -> Iterator[Pool]:
+    with box.pool(2) as made:
+        yield full(made)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Let other threads work until something has become true."""
+    deadline = time.monotonic() + CHILD_DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        os.sched_yield()
+
+
+def full(pool: Pool) -> Pool:
+    """Wait until all sandboxes of a pool are ready."""
+    until(lambda: pool.stats().ready == pool.stats().size)
+    return pool
+
+
+def shell(pool: Pool, command: str, **options: Any) -> str:
+    result = pool.run(["/bin/sh", "-c", command], capture_output=True, text=True, **options)
+    assert result.returncode == 0, result.stderr
+    return str(result.stdout).strip()
+
+
+def called(name: str) -> set[int]:
+    """Return the children of that name: of the init's, that is, who waits in a sandbox."""
+    found = set()
+    for pid in children():
+        try:
+            if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
+                found.add(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+# ---- the same as a fresh one -------------------------------------------------
+
+
+def test_result_is_that_of_a_sandbox(box: Sandbox, pool: Pool) -> None:
+    """Status, output, reason and layers are those of the Sandbox."""
+    args = ["/bin/sh", "-c", "cat; echo error >&2; exit 3"]
+    warm = pool.run(args, input=b"text", capture_output=True)
+    cold = box.run(args, input=b"text", capture_output=True)
+    assert (warm.returncode, warm.stdout, warm.stderr) == (3, b"text", b"error\n")
+    assert (warm.args, warm.reason, warm.enforced) == (cold.args, cold.reason, cold.enforced)
+    assert pool.stats().warm == 1
+
+
+def test_world_is_that_of_a_sandbox(box: Sandbox, pool: Pool) -> None:
+    """Ids, privileges, limits, mounts and the place in the tree of processes are the same."""
+    command = (
+        "echo $$; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig)' /proc/self/status;"
+        "ulimit -a; umask; nice; env | sort; pwd; hostname; ls -l /proc/self/fd | wc -l;"
+        "cut -d' ' -f4- /proc/self/mountinfo | sed 's/ext4.*//' | sort; cat /proc/self/cgroup"
+    )
+    args = ["/bin/sh", "-c", command]
+    warm = pool.run(args, capture_output=True, text=True, stdin=DEVNULL)
+    cold = box.run(args, capture_output=True, text=True, stdin=DEVNULL)
+    assert warm.stdout == cold.stdout
+    assert pool.stats().warm == 1
+
+
+def test_each_sandbox_is_used_once(pool: Pool) -> None:
+    """Nothing that one process leaves is there for another, and no namespace is the same."""
+    command = "cat /tmp/left; echo text > /tmp/left; readlink /proc/self/ns/*"
+    first, second = shell(pool, command), shell(pool, command)
+    assert pool.stats().warm == 2
+    names = [{line for line in out.splitlines() if ":" in line} for out in (first, second)]
+    common = {name.partition(":")[0] for name in names[0] & names[1]}
+    assert "text" not in second
+    assert common <= {"time", "time_for_children"}
+
+
+def test_options_of_a_spawn(pool: Pool) -> None:
+    """Streams, descriptors, variables, directory, umask and program are the spawn's own."""
+    reader, writer = os.pipe()
+    with (
+        open(reader, "rb"),
+        open(writer, "wb"),
+        pool.spawn(
+            "echo $VARIABLE; umask; pwd; cat; ls /proc/$$/fd",
+            shell=True,
+            executable="/bin/sh",
+            stdin=PIPE,
+            stdout=PIPE,
+            text=True,
+            env={"VARIABLE": "value"},
+            cwd="/tmp",
+            umask=0o27,
+            pass_fds=[writer],
+        ) as process,
+    ):
+        output, _ = process.communicate("text\n")
+    assert output == f"value\n0027\n/tmp\ntext\n0\n1\n2\n{writer}\n"
+    assert pool.stats().warm == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"start_new_session": False},
+        {"process_group": 0, "start_new_session": False},
+        {"restore_signals": False},
+        {"user": 0, "group": 0},
+    ],
+    ids=str,
+)
+def test_what_needs_a_fresh_sandbox_gets_one(pool: Pool, options: dict[str, Any]) -> None:
+    """What an init that waits could not do is done all the same, and counted."""
+    assert pool.run(TRUE, **options).returncode == 0
+    stats = pool.stats()
+    assert (stats.warm, stats.cold, stats.stale) == (0, 1, 0)
+
+
+def test_large_arguments(pool: Pool) -> None:
+    """Arguments and variables of a megabyte arrive."""
+    big = "x" * 100_000
+    result = pool.run(
+        ["/bin/sh", "-c", 'echo "$*$V0$V9" | wc -c', "-", *[big] * 5],
+        env={f"V{number}": big for number in range(10)},
+        capture_output=True,
+    )
+    assert int(result.stdout) == 700_000 + 4 + 1
+    assert pool.stats().warm == 1
+
+
+def test_more_descriptors_than_a_message_takes(pool: Pool) -> None:
+    """What does not fit into a message to the init goes to a fresh sandbox."""
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(300)]
+    try:
+        assert pool.run(TRUE, pass_fds=fds).returncode == 0
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert pool.stats().cold == 1
+
+
+def test_program_that_is_missing(pool: Pool) -> None:
+    """It is the error of a Sandbox, and no other sandbox is tried."""
+    with pytest.raises(SpawnError) as caught:
+        pool.run(["/missing"])
+    assert isinstance(caught.value, FileNotFoundError)
+    assert (caught.value.step, caught.value.path) == ("execve", "/missing")
+    assert (pool.stats().warm, pool.stats().cold) == (1, 0)
+    with pytest.raises(SpawnError, match="chdir"):
+        pool.run(TRUE, cwd="/missing")
+
+
+def test_timeout_and_check(pool: Pool) -> None:
+    """TimeoutExpired carries what was captured, CalledProcessError the status."""
+    with pytest.raises(TimeoutExpired) as expired:
+        pool.run(["/bin/sh", "-c", "echo out; exec sleep 1000"], capture_output=True, timeout=1)
+    assert expired.value.stdout == b"out\n"
+    with pytest.raises(CalledProcessError) as failed:
+        pool.run(["/bin/sh", "-c", "exit 4"], check=True)
+    assert failed.value.returncode == 4
+
+
+def test_drop_of_privileges_with_late_filter() -> None:
+    """A filter that leaves the init no room holds for the process."""
+    with Sandbox(seccomp="strict").pool(1) as pool:
+        assert pool.run(["/bin/sh", "-c", "true & wait"], stderr=DEVNULL).returncode != 0
+        assert pool.stats().warm == 1
+
+
+def test_init_that_stays() -> None:
+    """With init=True the process is not the first, and what it leaves ends with it."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as lifeline, Sandbox(init=True).pool(1) as pool:
+        result = full(pool).run(
+            ["/bin/sh", "-c", "setsid sleep 1000 & cat /proc/1/comm; echo $PPID"],
+            pass_fds=[writer],
+            capture_output=True,
+            text=True,
+        )
+        os.close(writer)
+        assert lifeline.read() == b""
+        assert result.stdout == "nsbox-init\n1\n"
+        with full(pool).spawn(CAT, stdin=PIPE) as process:
+            process.terminate()
+            assert process.wait(CHILD_DEADLINE) == -signal.SIGTERM
+        assert pool.stats().warm == 2
+
+
+# ---- limits --------------------------------------------------------------------
+
+
+def test_wall_time_begins_with_the_process(box: Sandbox) -> None:
+    """A sandbox may wait longer than its process may run."""
+    with Sandbox(limits=Limits(wall_time=0.5)).pool(1) as pool:
+        begin = time.monotonic()
+        while time.monotonic() < begin + 0.6:
+            box.run(TRUE)
+        result = pool.run(["/bin/sh", "-c", "exec sleep 1000"])
+        assert (result.reason, pool.stats().warm) == (Reason.WALL_TIME, 1)
+        assert result.usage.wall_time >= 0.5
+        assert full(pool).run(TRUE).reason is Reason.EXIT
+
+
+def test_limit_of_output() -> None:
+    """Output beyond the limit ends the process, and what came before is there."""
+    with Sandbox(limits=Limits(output=10)).pool(1) as pool:
+        result = pool.run(["/bin/sh", "-c", "while :; do echo 1234; done"], capture_output=True)
+    assert (result.reason, result.stdout) == (Reason.OUTPUT, b"1234\n1234\n")
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_limits_of_a_cgroup() -> None:
+    """Memory and processes are limited; the figures are the process's, the cgroup then goes."""
+    limits = Limits(memory="64M", pids=5, cpu=1.0)
+    with Sandbox(limits=limits).pool(2) as pool:
+        hungry = full(pool).run(["/bin/sh", "-c", "tail /dev/zero"])
+        forker = full(pool).run(
+            ["/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done"], stderr=DEVNULL
+        )
+        modest = full(pool).run(TRUE)
+        assert [result.reason for result in (hungry, forker, modest)] == [
+            Reason.MEMORY,
+            Reason.PIDS,
+            Reason.EXIT,
+        ]
+        assert modest.usage.pids_peak in (1, None)
+        assert (pool.stats().warm, pool.stats().cold) == (3, 0)
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_cpu_time_is_limited() -> None:
+    """Processor time is counted while the process runs."""
+    with Sandbox(limits=Limits(cpu_time=0.3)).pool(1) as pool:
+        result = pool.run(["/bin/sh", "-c", "while :; do :; done"])
+        assert (result.reason, pool.stats().warm) == (Reason.CPU_TIME, 1)
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_memory_too_small_to_start() -> None:
+    """What does not even start says what it lacks; the first error comes out of pool()."""
+    with pytest.raises(NsboxError, match="memory"):
+        Sandbox(limits=Limits(memory="64K")).pool(1)
+
+
+# ---- a cold one ---------------------------------------------------------------
+
+
+def test_empty_pool_does_not_keep_anybody(box: Sandbox) -> None:
+    """Who finds none gets a fresh sandbox at once."""
+    with box.pool(1) as pool, pool.spawn(CAT, stdin=PIPE, stdout=PIPE) as first:
+        # The thread is not back from the first before the others have begun, or they are warm.
+        others = [pool.spawn(CAT, stdin=PIPE, stdout=PIPE) for _ in range(5)]
+        for process in (first, *others):
+            assert process.communicate(b"text")[0] == b"text"
+        stats = pool.stats()
+        assert (stats.warm + stats.cold, stats.stale) == (6, 0)
+        assert stats.cold >= 1
+
+
+def test_number_is_bounded(box: Sandbox) -> None:
+    """There are never more sandboxes than are to be ready, and those that run."""
+    with box.pool(3) as pool:
+        full(pool)
+        for _ in range(20):
+            pool.run(TRUE)
+            assert pool.stats().ready <= 3
+            assert len(called("nsbox-init")) <= 3
+        full(pool)
+        assert len(called("nsbox-init")) == 3
+
+
+def test_member_that_has_died(pool: Pool) -> None:
+    """Sandboxes that were killed while they waited are replaced; nobody notices."""
+    for pid in called("nsbox-init"):
+        os.kill(pid, signal.SIGKILL)
+    assert shell(pool, "echo text") == "text"
+    assert shell(full(pool), "echo text") == "text"
+    stats = pool.stats()
+    assert (stats.stale, stats.warm, stats.cold) == (2, 1, 1)
+
+
+# ---- never stale ---------------------------------------------------------------
+
+
+def test_source_that_was_replaced(tmp_path: Path) -> None:
+    """A process sees what the path of a bind leads to when it starts."""
+    expose(tmp_path)
+    for name in ("old", "new"):
+        expose_directory(tmp_path / name)
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "old").rename(tmp_path / "source")
+    with Sandbox(mounts=[Bind(tmp_path / "source", "/data")]).pool(2) as pool:
+        assert shell(full(pool), "cat /data/file") == "old"
+        full(pool)
+        (tmp_path / "source").rename(tmp_path / "old")
+        (tmp_path / "new").rename(tmp_path / "source")
+        assert shell(pool, "cat /data/file") == "new"
+        assert pool.stats().stale == 2
+        assert shell(full(pool), "cat /data/file") == "new"
+        assert pool.stats().warm == 2
+
+
+def test_source_that_is_gone(tmp_path: Path) -> None:
+    """A source that is missing is the error of a Sandbox, until it is there again."""
+    expose(tmp_path)
+    source = expose_directory(tmp_path / "source")
+    with Sandbox(mounts=[Bind(source, "/data")]).pool(1) as pool:
+        source.rmdir()
+        for _ in range(2):
+            with pytest.raises(SpawnError) as caught:
+                pool.run(TRUE)
+            assert (caught.value.step, caught.value.path) == ("open_tree", str(source))
+        until(lambda: pool.stats().failed)
+        error = pool.stats().error
+        assert isinstance(error, SpawnError)
+        assert error.path == str(source)
+        expose_directory(source)
+        assert full(pool).run(TRUE).returncode == 0
+        assert pool.stats().warm == 1
+
+
+def test_mount_below_a_source(tmp_path: Path) -> None:
+    """What has been mounted meanwhile is there."""
+
+    def child() -> tuple[str, str, int]:
+        enter_private_mounts()
+        expose(tmp_path)
+        source = expose_directory(tmp_path / "source")
+        sub = expose_directory(source / "sub")
+        with Sandbox(mounts=[Bind(source, "/data")]).pool(1) as pool:
+            before = shell(full(pool), "ls /data/sub")
+            full(pool)
+            mount_tmpfs(sub)
+            (sub / "file").touch()
+            return before, shell(pool, "ls /data/sub"), pool.stats().stale
+
+    assert in_child(child) == ("", "file", 1)
+
+
+def test_mount_point_that_was_moved_away(tmp_path: Path) -> None:
+    """A mask stays where it was asked for, though its directory of the host has been renamed."""
+    expose(tmp_path)
+    tree = expose_directory(tmp_path / "tree")
+    expose_directory(tree / "hidden")
+    (tree / "hidden" / "secret").write_text("of the host\n")
+    expose_directory(tmp_path / "other")
+    box = Sandbox(mounts=[Bind(tree, "/tree"), Tmpfs("/tree/hidden")])
+    with box.pool(1) as pool:
+        assert shell(full(pool), "ls /tree/hidden") == ""
+        full(pool)
+        (tree / "hidden").rename(tmp_path / "other" / "moved")
+        expose_directory(tree / "hidden")
+        (tree / "hidden" / "secret").write_text("another\n")
+        assert shell(pool, "ls /tree/hidden") == ""
+        assert pool.stats().stale == 1
+
+
+def test_mount_point_behind_a_link(tmp_path: Path) -> None:
+    """Where links of a tree lead is looked for in the tree, as by a spawn."""
+    tree = expose_directory(expose(tmp_path) / "tree")
+    for name in ("target", "target/sub"):
+        expose_directory(tree / name)
+    (tree / "link").symlink_to("/tree/target")
+    box = Sandbox(mounts=[Bind(tree, "/tree"), Tmpfs("/tree/link/sub")])
+    with box.pool(1) as pool:
+        shell(full(pool), "echo text > /tree/target/sub/file")
+        assert pool.stats().warm == 1
+
+
+def test_namespace_that_was_closed() -> None:
+    """A namespace to join that was closed is an error, though the sandboxes are in it."""
+    with (
+        Namespace.create("user") as user,
+        Namespace.create("net", owner=user) as net,
+        Sandbox(user=user, net=net).pool(1) as pool,
+    ):
+        assert full(pool).run(TRUE).returncode == 0
+        full(pool)
+        net.close()
+        with pytest.raises(PlanError, match="closed"):
+            pool.run(TRUE)
+
+
+@pytest.mark.usefixtures("root")
+def test_ids_of_the_caller() -> None:
+    """After a change of ids it is the new ones that a sandbox runs with."""
+
+    def child() -> tuple[int, int, int]:
+        with Sandbox().pool(1) as pool:
+            full(pool)
+            os.setresgid(4711, 4711, 4711)
+            os.setresuid(4711, 4711, 4711)
+            fingerprint.prctl(PR_SET_DUMPABLE, 1)
+            with pool.spawn(CAT, stdin=PIPE) as process:
+                owner = os.stat(f"/proc/{process.pid}").st_uid
+            full(pool)
+            pool.run(TRUE)
+            return owner, pool.stats().stale, pool.stats().warm
+
+    assert in_child(child) == (4711, 1, 1)
+
+
+def test_other_network_of_the_thread(box: Sandbox) -> None:
+    """A thread that has entered another namespace does not get what was made in the first."""
+    with (
+        box.spawn(CAT, stdin=PIPE) as process,
+        process.namespaces["user"] as user,
+        process.namespaces["net"] as net,
+    ):
+        network = f"net:[{net.id[1]}]" if isinstance(net.id, tuple) else None
+
+        def child() -> tuple[str, int]:
+            with Sandbox(net="host").pool(1) as pool:
+                full(pool)
+                outcome: list[str] = []
+                if os.geteuid() != 0:
+                    return "", 1  # a program with threads cannot enter a user namespace
+                with net.enter():
+                    outcome.append(shell(pool, "readlink /proc/self/ns/net"))
+                return outcome[0], pool.stats().stale
+
+        seen, stale = in_child(child)
+        assert stale == 1
+        if seen and network is not None:
+            assert seen == network
+        assert user.kind == "user"
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_cgroup_that_is_gone(box: Sandbox) -> None:
+    """When the place of its cgroups is closed, the error is that of a Sandbox."""
+    parent = Cgroup.create(Limits(pids=1000))
+    with Sandbox(cgroup=parent).pool(1) as pool:
+        assert full(pool).run(TRUE).returncode == 0
+        full(pool)
+        parent.close()
+        with pytest.raises(NsboxError):
+            pool.run(TRUE)
+        assert pool.stats().stale >= 1
+
+
+# ---- its end --------------------------------------------------------------------
+
+
+def test_close_leaves_what_runs(box: Sandbox) -> None:
+    """Closing kills what waits, and not what runs; a second time does nothing."""
+    with box.pool(2) as pool:
+        process = full(pool).spawn(CAT, stdin=PIPE, stdout=PIPE)
+    pool.close()
+    assert called("nsbox-init") == set()
+    assert process.communicate(b"text")[0] == b"text"
+    assert process.returncode == 0
+    assert pool.stats().ready == 0
+
+
+def test_commands_after_close(box: Sandbox) -> None:
+    """A closed pool starts nothing."""
+    with box.pool(1) as pool:
+        pass
+    for command in (lambda: pool.run(TRUE), lambda: pool.spawn(TRUE), lambda: pool.map([TRUE])):
+        with pytest.raises(PlanError, match="closed"):
+            command()
+
+
+def test_forgotten_pool_warns(box: Sandbox) -> None:
+    """A pool that is collected says so, and everything of it is gone."""
+    pool = full(box.pool(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del pool
+        gc.collect()
+    assert [warning.category for warning in caught] == [ResourceWarning]
+
+
+def test_pickle_says_what_to_do(pool: Pool) -> None:
+    """The Sandbox is what travels."""
+    with pytest.raises(TypeError, match="pickle its Sandbox instead"):
+        pickle.dumps(pool)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_size_below_one(box: Sandbox, size: int) -> None:
+    """A pool of nothing cannot be meant."""
+    with pytest.raises(PlanError, match="size"):
+        box.pool(size)
+
+
+@pytest.mark.parametrize("size", [1.0, "1", None, True])
+def test_size_of_another_type(box: Sandbox, size: Any) -> None:
+    """The size is an int."""
+    with pytest.raises(TypeError, match="size"):
+        box.pool(size)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"namespaces": "none"},
+        {"pid": "host"},
+        {"root": Overlay("/usr", upper="/u", work="/w")},
+        {"mounts": [Overlay("/usr", "/x", upper="/u", work="/w")]},
+    ],
+    ids=str,
+)
+def test_sandboxes_that_cannot_be_pooled(fields: dict[str, Any]) -> None:
+    """Where no init can be, or two sandboxes cannot be at once, that is said at once."""
+    with pytest.raises(PlanError, match=r"pool\(\)"):
+        Sandbox(**fields).pool(1)
+
+
+def test_sandbox_that_cannot_start() -> None:
+    """The first error comes out once, whole, and nothing goes on trying."""
+    with pytest.raises(SpawnError) as caught:
+        Sandbox(mounts=[Bind("/missing", "/data")]).pool(3)
+    assert (caught.value.step, caught.value.path) == ("open_tree", "/missing")
+
+
+def test_fork_of_the_caller(box: Sandbox) -> None:
+    """In a fork the pool says whose it is; the parent's goes on."""
+    with box.pool(2) as pool:
+        full(pool)
+
+        def child() -> tuple[str, set[str], int]:
+            try:
+                pool.run(TRUE)
+                text = "no error"
+            except PlanError as error:
+                text = str(error)
+            pool.close()
+            left = {name for name in open_fds().values() if "mnt:" in name or "mountinfo" in name}
+            with box.pool(1) as own:
+                status = own.run(TRUE).returncode
+            return text, left, status
+
+        text, left, status = in_child(child)
+        assert (left, status) == (set(), 0)
+        assert "fork" in text
+        assert pool.run(TRUE).returncode == 0
+        assert (pool.stats().warm, pool.stats().stale) == (1, 0)
+
+
+_PROGRAM = """
+import os, signal, sys
+from nsbox import PIPE, Limits, Sandbox
+pool = Sandbox(limits=Limits(wall_time=1000)).pool(3)
+while pool.stats().ready < 3:
+    os.sched_yield()
+lifeline = int(sys.argv[1])
+process = pool.spawn(["/bin/sh", "-c", "echo; exec sleep 1000"], stdout=PIPE, pass_fds=[lifeline])
+process.stdout.readline()
+"""
+
+
+def ending(program: str) -> tuple[int, str]:
+    """Run a caller that holds a pool; return its status and words when all of it has ended."""
+    reader, writer = os.pipe()
+    with (
+        open(reader, "rb", buffering=0) as lifeline,
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "always::ResourceWarning",
+                "-c",
+                _PROGRAM + program,
+                str(writer),
+            ],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            pass_fds=[writer],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as caller,
+    ):
+        os.close(writer)
+        _, words = caller.communicate(timeout=CHILD_DEADLINE)
+        assert ends(lifeline)
+        return caller.returncode, words
+
+
+def test_exit_of_the_interpreter() -> None:
+    """It does not hang, warns, and leaves nothing."""
+    status, words = ending("")
+    assert status == 0
+    assert "a pool of 3 was not closed" in words
+
+
+def test_caller_that_is_killed() -> None:
+    """With its caller everything of a pool ends: what waits, and what runs."""
+    status, _ = ending("os.kill(os.getpid(), signal.SIGKILL)")
+    assert status == -signal.SIGKILL
+
+
+# ---- many ------------------------------------------------------------------------
+
+
+def test_map_keeps_the_order(pool: Pool) -> None:
+    """Results come in the order of the commands, however long each takes."""
+    commands = [["/bin/sh", "-c", f"sleep 0.0{9 - number}; echo {number}"] for number in range(9)]
+    outputs = [result.stdout for result in pool.map(commands, capture_output=True, text=True)]
+    assert outputs == [f"{number}\n" for number in range(9)]
+
+
+def test_map_takes_what_it_has_room_for(pool: Pool) -> None:
+    """Commands are taken when there is room, and no more run than the pool has sandboxes."""
+    taken = 0
+
+    def commands() -> Iterator[list[str]]:
+        nonlocal taken
+        for _ in range(10):
+            taken += 1
+            yield TRUE
+
+    results = pool.map(commands())
+    assert taken == 0
+    for number, result in enumerate(results, 1):
+        assert isinstance(result, Result)
+        assert taken <= number + pool.stats().size
+    assert taken == 10
+
+
+def test_error_in_map_comes_in_its_place(pool: Pool) -> None:
+    """What is before the error comes first; what runs after it is killed."""
+    commands = [TRUE, TRUE, ["/missing"], ["/bin/sh", "-c", "exec sleep 1000"]]
+    results = pool.map(iter(commands))
+    assert next(results).returncode == next(results).returncode == 0
+    with pytest.raises(FileNotFoundError):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_closed_map_kills_what_runs(pool: Pool, tmp_path: Path) -> None:
+    """Whoever leaves the loop leaves nothing behind."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as lifeline:
+        commands = [TRUE, *[["/bin/sh", "-c", "exec sleep 1000"]] * 3]
+        results = pool.map(iter(commands), pass_fds=[writer])
+        assert next(results).returncode == 0
+        os.close(writer)
+        results.close()  # type: ignore[attr-defined]  # a generator's
+        assert ends(lifeline)
+
+
+def test_exception_of_the_commands_ends_map(pool: Pool) -> None:
+    """An error of the iterable comes out, and nothing is left running."""
+
+    def commands() -> Iterator[list[str]]:
+        yield ["/bin/sh", "-c", "exec sleep 1000"]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(pool.map(commands()))
+
+
+def test_many_threads(box: Sandbox) -> None:
+    """Eight threads get what they have asked for, and all are counted."""
+    with box.pool(4) as pool, ThreadPoolExecutor(8) as threads:
+        outputs = list(threads.map(lambda number: shell(pool, f"echo {number}"), range(80)))
+        stats = pool.stats()
+    assert outputs == [str(number) for number in range(80)]
+    assert stats.warm + stats.cold == 80
+
+
+def test_members_killed_at_random(box: Sandbox, request: pytest.FixtureRequest) -> None:
+    """Whoever is killed, waiting or running: callers get a status, and never wait for ever."""
+    rounds = 500 if request.config.getoption("--long") else 30
+    over = threading.Event()
+    attacked = box.pool(4)
+    dice = random.Random(4711)
+
+    def killer() -> None:
+        while not over.is_set():
+            # Neither those that are not finished yet: that is another test's.
+            found = sorted(called("nsbox-init") | called("true"))
+            if found:
+                try:
+                    os.kill(dice.choice(found), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+    def caller(_: int) -> set[int]:
+        return {attacked.run(TRUE, timeout=CHILD_DEADLINE).returncode for _ in range(rounds)}
+
+    with attacked:
+        thread = threading.Thread(target=killer)
+        thread.start()
+        try:
+            with ThreadPoolExecutor(8) as threads:
+                found = set[int]().union(*threads.map(caller, range(8)))
+        finally:
+            over.set()
+            thread.join()
+        assert found <= {0, -signal.SIGKILL}
+        assert full(attacked).run(TRUE).returncode == 0
+
+
+def test_no_descriptors_left(box: Sandbox) -> None:
+    """Without descriptors callers get the error; with some again all is as before."""
+
+    def child() -> tuple[int | None, int]:
+        with box.pool(2) as pool:
+            full(pool)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1, hard))
+            spare = []
+            try:
+                while True:
+                    spare.append(os.dup(0))
+            except OSError:
+                pass
+            code = None
+            try:
+                pool.run(TRUE, stdin=PIPE)
+            except OSError as error:
+                code = error.errno
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in spare:
+                os.close(fd)
+            return code, full(pool).run(TRUE).returncode
+
+    assert in_child(child) == (errno.EMFILE, 0)
+
+
+def test_idle_pool_does_nothing(box: Sandbox) -> None:
+    """A full pool that nobody uses takes no processor time."""
+    with box.pool(2) as pool:
+        full(pool)
+        [thread] = [t for t in threading.enumerate() if t.name == "nsbox-pool"]
+        path = Path(f"/proc/self/task/{thread.native_id}/schedstat")
+        until(lambda: Path(f"{path.parent}/wchan").exists())
+        switches = path.read_text().split()[2]
+        box.run(TRUE)
+        until(lambda: path.read_text().split()[2] >= switches)
+        before = path.read_text()
+        box.run(TRUE)
+        assert path.read_text() == before
+
+
+def test_process_is_a_popen(pool: Pool) -> None:
+    """Signals, polling and pidfd work as for every process of nsbox."""
+    with pool.spawn(CAT, stdin=PIPE, stdout=PIPE) as process:
+        assert isinstance(process, Process)
+        assert process.poll() is None
+        assert process.pidfd is not None
+        stdin_of(process).write(b"text\n")
+        stdin_of(process).flush()
+        assert stdout_of(process).readline() == b"text\n"
+        process.kill()
+        assert process.wait(CHILD_DEADLINE) == -signal.SIGKILL
+        assert process.usage is not None
+
+
+def expose_directory(path: Path) -> Path:
+    path.mkdir()
+    return expose(path)
