@@ -17,7 +17,6 @@ from ._plan import Code, Op, OpFlag, Plan
 
 _MOUNTS: Final = (Code.BIND, Code.MOUNT, Code.OVERLAY, Code.MASK)
 _CHILDREN: Final = {"pid": "pid_for_children", "time": "time_for_children"}
-_HOST_SOURCES: Final = (Code.BIND, Code.DEVICE, Code.MASK)
 
 
 class View:
@@ -65,6 +64,7 @@ def sources(plan: Plan) -> list[str]:
     """
     Return what a plan takes from its caller's host: the root, sources, namespaces.
 
+    A device is the same whichever node leads to it, and a spawn has looked at its number.
     The namespaces that are not new matter, because each thread may have entered others;
     but not another user namespace, which a program with threads cannot.
     """
@@ -73,7 +73,7 @@ def sources(plan: Plan) -> list[str]:
         for kind, flag in NAMESPACE_FLAGS.items()
         if kind not in ("user", "mnt", *plan.joins) and not plan.clone_flags & flag
     ]
-    paths = [op.source for op in plan.ops if op.source and op.code in _HOST_SOURCES]
+    paths = [op.source for op in plan.ops if op.source and op.code is Code.BIND]
     return ["/", *(f"/proc/thread-self/ns/{kind}" for kind in kinds), *dict.fromkeys(paths)]
 
 
