@@ -66,19 +66,29 @@ def find_payload() -> list[str]:
     return [os.path.realpath(busybox), "true"]
 
 
-def by_command(argv: Sequence[str], stdio: int | None = None) -> Sampler:
+def by_command(
+    argv: Sequence[str], stdio: int | None = None, *, new_session: bool = False
+) -> Sampler:
     """
     Start argv by subprocess.run, the way a caller of a sandbox binary does.
 
     Args:
         argv: program and arguments.
         stdio: descriptor for all three standard streams; None inherits the caller's.
+        new_session: start a session, which the scheduler may take for a unit of its own.
     """
     command = list(argv)
 
     def sample() -> int:
         start = time.perf_counter_ns()
-        subprocess.run(command, check=True, stdin=stdio, stdout=stdio, stderr=stdio)
+        subprocess.run(
+            command,
+            check=True,
+            stdin=stdio,
+            stdout=stdio,
+            stderr=stdio,
+            start_new_session=new_session,
+        )
         return time.perf_counter_ns() - start
 
     return sample
