@@ -281,7 +281,7 @@ class Sandbox:
                 inside. preexec_fn is refused.
 
         Returns:
-            The running process.
+            The running process, which dies with the caller, but not with the calling thread.
 
         Raises:
             SpawnError: If a step of the set-up failed, with step, errno, path
