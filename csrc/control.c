@@ -514,7 +514,9 @@ static int add_descriptors(struct start *start, const struct nsbox_request *requ
 			continue;
 		int err = hand_on(start, fd, fd);
 		if (err < 0)
-			return failed(result, NSBOX_STEP_PASS_FD, fd, err);
+			return failed(result,
+				      err == -E2BIG ? NSBOX_STEP_MESSAGE : NSBOX_STEP_PASS_FD, fd,
+				      err);
 	}
 	return 0;
 }

@@ -106,9 +106,17 @@ def _join_cgroup(error: int, plan: Plan, op: Op | None, path: str | None) -> str
     return _CGROUP.get(error)
 
 
+def _message(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.E2BIG:
+        return "an init takes about 250 descriptors at once: hand on fewer"
+    return None
+
+
 def _init(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ESRCH:
         return "the sandbox has ended, killed by somebody or for a limit"
+    if error == errno.EACCES:
+        return "this host lets no memfd be executed, and nsbox-init is one: vm.memfd_noexec"
     return None
 
 
@@ -443,6 +451,7 @@ def _foreign_owner(plan: Plan) -> str | None:
 _Advisor = Callable[[int, Plan, Op | None, str | None], str | None]
 _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.CLONE: _clone,
+    Step.MESSAGE: _message,
     Step.INIT: _init,
     Step.CGROUP_JOIN: _join_cgroup,
     Step.SETGROUPS_DENY: _maps,

@@ -1,5 +1,6 @@
 """A sandbox that stays: what is kept, what ends when, and what happens after the end."""
 
+import errno
 import os
 import pickle
 import signal
@@ -164,6 +165,18 @@ def test_failures_are_the_same(
         errors.append(caught.value)
     assert repr(errors[0]) == repr(errors[1])
     assert shell(live, "echo alive") == "alive"
+
+
+def test_too_many_descriptors(box: Sandbox, live: Live) -> None:
+    """More descriptors than one message takes are an error that says so."""
+    fds = [os.dup(0) for _ in range(300)]
+    for place in (live, Sandbox(init=True)):
+        with pytest.raises(SpawnError, match="250") as caught:
+            place.run(["/bin/true"], pass_fds=fds)
+        assert (caught.value.step, caught.value.errno) == (Step.MESSAGE, errno.E2BIG)
+    assert live.run(["/bin/true"], pass_fds=fds[:240]).returncode == 0
+    for fd in fds:
+        os.close(fd)
 
 
 def test_many_threads(live: Live) -> None:
