@@ -15,6 +15,11 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
 
 /* Two descriptors of our own at most, and what is handed on. */
 struct packet {
@@ -331,20 +336,36 @@ static int receive(int channel, struct answer *answer)
 	return size == 0 ? 0 : -EPROTO;
 }
 
+/* How often, and how many times in a row, an init is found stopped before it is given up. */
+enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
+
+/* Nobody inside can do that to it; outside, its user can. */
+static bool is_stopped(int init)
+{
+	siginfo_t info;
+
+	info.si_pid = 0;
+	sys(__NR_waitid, P_PIDFD, init, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+	return info.si_pid;
+}
+
 /* The same, and wait for it; 0 also if the init has ended without one. */
 static int await(int channel, int init, struct answer *answer)
 {
+	static const uint64_t tick[2] = { 0, STOP_TICK };
 	struct pollfd events[2] = { { .fd = channel, .events = POLLIN },
 				    { .fd = init, .events = POLLIN } };
 
-	for (;;) {
-		RETRY(sys(__NR_ppoll, events, 2, 0, 0, sizeof(signal_mask)));
+	for (int stops = 0; stops < STOPS;) {
+		long ready = RETRY(sys(__NR_ppoll, events, 2, tick, 0, sizeof(signal_mask)));
 		int ret = receive(channel, answer);
 		if (ret != -EAGAIN)
 			return ret;
 		if (events[1].revents)
 			return 0;
+		stops = ready == 0 && is_stopped(init) ? stops + 1 : 0;
 	}
+	return -ETIMEDOUT;
 }
 
 /*

@@ -323,6 +323,8 @@ int nsbox_signal(struct nsbox_result *child, int sig)
 	return ret == -ESRCH ? 0 : ret;
 }
 
+enum { PATIENCE = 1000 /* ms */ };
+
 /* Kill the child if it runs, reap it, let go of everything. 1: it was running. */
 int nsbox_discard(struct nsbox_result *child)
 {
@@ -332,6 +334,9 @@ int nsbox_discard(struct nsbox_result *child)
 	/* Whatever that was for the process: with its init, nothing is left. */
 	if (child->init >= 0)
 		nsbox_pidfd_send_signal(child->init, SIGKILL, 0);
+	/* An init that somebody has stopped says nothing; the process is killed all the same. */
+	if (child->report >= 0 && child->init < 0 && nsbox_wait(child, PATIENCE) != 1)
+		child->lost = 1;
 	while (nsbox_wait(child, -1) == -EINTR)
 		;
 	return 1;

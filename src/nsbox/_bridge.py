@@ -275,7 +275,7 @@ class Lowered:
         if store is not None:
             struct.store = store.pointer
         if self.plan.init:
-            struct.flags |= self._late_filter
+            struct.flags |= self._late_filter()
             struct.exec_fd = _init.image()
             lib.nsbox_spawn_with_init(self._struct, struct, note, gate.note, child.record)
         else:
@@ -296,7 +296,7 @@ class Lowered:
             SpawnError: If a step failed; nothing is left then.
         """
         struct, keep, note = self._prepared(request)
-        struct.flags |= self._late_filter
+        struct.flags |= self._late_filter()
         struct.exec_fd = _init.image()
         control.init = child.record
         lib.nsbox_control_prepare(self._struct, struct, False, note, control)
@@ -319,7 +319,7 @@ class Lowered:
         if asks_for_ids(request):
             self._check_ids(request)
         struct, keep = self._lower_request(request)
-        struct.flags |= self._late_filter
+        struct.flags |= self._late_filter()
         lib.nsbox_control_start(control, self._struct, struct, mode, gate.note, child.record)
         del keep
         self._raise_failure(child, request)
@@ -343,6 +343,9 @@ class Lowered:
         struct.maker = maker.existing
         note = _dumpable.note if self._changes_ids or asks_for_ids(request) else ffi.NULL
         return struct, keep, note
+
+    def _late_filter(self) -> int:
+        return 0 if _init.works_under(self._program) else _LATE_FILTER
 
     def _raise_failure(self, child: Child, request: Request) -> None:
         record = child.record
@@ -423,7 +426,7 @@ class Lowered:
             flags |= flag if wanted else 0
         types = [NAMESPACE_FLAGS[kind] for kind in plan.joins]
         program, landlock = self._filter(), plan.landlock
-        self._late_filter = 0 if _init.works_under(program) else _LATE_FILTER
+        self._program = program
         rules = landlock.rules if landlock else ()
         return ffi.new(
             "struct nsbox_plan *",

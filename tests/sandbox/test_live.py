@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,43 @@ def test_init_killed(box: Sandbox) -> None:
         with pytest.raises(SpawnError) as caught:
             live.run(["/bin/true"])
         assert caught.value.step is Step.INIT
+
+
+def test_init_stopped(box: Sandbox) -> None:
+    """If somebody outside stops the init, that is an error, too; nothing hangs."""
+    with box.open() as live:
+        process = live.spawn(["/bin/cat"], stdin=PIPE)
+        os.kill(live._control.init.pid, signal.SIGSTOP)
+        with pytest.raises(SpawnError) as caught:
+            live.run(["/bin/true"])
+        assert (caught.value.step, caught.value.errno) == (Step.INIT, errno.ETIMEDOUT)
+        assert process.stdin is not None
+        process.stdin.close()
+        with pytest.warns(ResourceWarning):
+            del process  # killed by its destructor
+        os.kill(live._control.init.pid, signal.SIGCONT)
+        assert shell(live, "echo alive") == "alive"
+
+
+def test_close_while_threads_run(box: Sandbox) -> None:
+    """Threads whose sandbox is closed under them get results or errors; nothing hangs."""
+    live = box.open()
+    started = threading.Barrier(5)
+
+    def work() -> None:
+        started.wait()
+        with suppress(PlanError, SpawnError):
+            while True:
+                live.run(["/bin/true"])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    live.run(["/bin/true"])
+    live.close()
+    for thread in threads:
+        thread.join()
 
 
 def test_forgotten(box: Sandbox) -> None:
