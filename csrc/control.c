@@ -804,15 +804,31 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 	return ret;
 }
 
-int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
-			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
-			struct nsbox_result *result)
+/* The limits of time hold from now on. */
+static int add_watch(const struct nsbox_request *request, struct nsbox_result *result)
+{
+	int err = request->watch ? nsbox_watch_add(request->watch) : 0;
+	return err < 0 ? failed(result, NSBOX_STEP_WATCH, -1, err) : 0;
+}
+
+static int begin_watch(const struct nsbox_request *request, struct nsbox_result *result)
+{
+	int err = request->watch ? watch_begin(request->watch, result->pidfd) : 0;
+	if (err == 0)
+		return 0;
+	nsbox_discard(result);
+	return failed(result, NSBOX_STEP_WATCH, -1, err);
+}
+
+/* The result is empty, and the watch on its list. */
+static int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
+			 const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
+			 struct nsbox_result *result)
 {
 	struct nsbox_request own = *request;
 	struct start start;
 	int32_t slave = -1;
 
-	*result = no_result();
 	int socket = hold(control);
 	if (socket < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, -ESRCH);
@@ -820,11 +836,6 @@ int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *
 	int err = init < 0 ? failed(result, NSBOX_STEP_INIT, -1, -ESRCH) : 0;
 	if (err == 0)
 		err = make_terminal(control, gate, &own, &slave, result);
-	if (err == 0 && request->watch) {
-		err = nsbox_watch_add(request->watch);
-		if (err < 0)
-			failed(result, NSBOX_STEP_WATCH, -1, err);
-	}
 	if (err == 0) {
 		err = fill(&start, plan, &own, mode, result);
 		if (err == 0)
@@ -836,14 +847,16 @@ int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *
 	if (init >= 0)
 		give_back_pidfd(control->init);
 	let_go(control);
-	if (err == 0 && request->watch) {
-		err = watch_begin(request->watch, result->pidfd);
-		if (err < 0) {
-			nsbox_discard(result);
-			failed(result, NSBOX_STEP_WATCH, -1, err);
-		}
-	}
-	return err;
+	return err < 0 ? err : begin_watch(request, result);
+}
+
+int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
+			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
+			struct nsbox_result *result)
+{
+	*result = no_result();
+	int err = add_watch(request, result);
+	return err < 0 ? err : start_process(control, plan, request, mode, gate, result);
 }
 
 /* The init's answer to an open: 0 with a descriptor, or why there is none. */
@@ -896,20 +909,21 @@ int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_requ
 {
 	struct nsbox_result init = no_result();
 	struct nsbox_control control = { .socket = -1, .init = &init };
-	struct nsbox_request own = *request;
+	struct nsbox_request world = *request, payload = *request;
 
+	*result = no_result();
+	if (add_watch(request, result) < 0)
+		return -result->error;
 	/* Cgroups are the init's, and so of all; the limits of time are the payload's. */
-	own.watch = NULL;
-	int err = nsbox_control_prepare(plan, &own, 1, dumpable, &control);
-	if (err < 0) {
+	world.watch = NULL;
+	payload.cgroup = -1;
+	payload.n_tasks = 0;
+	payload.flags &= ~(uint32_t)NSBOX_REQUEST_SHIELD;
+	int err = nsbox_control_prepare(plan, &world, 1, dumpable, &control);
+	if (err < 0)
 		*result = init;
-		return err;
-	}
-	own = *request;
-	own.cgroup = -1;
-	own.n_tasks = 0;
-	own.flags &= ~(uint32_t)NSBOX_REQUEST_SHIELD;
-	err = nsbox_control_start(&control, plan, &own, NSBOX_START_LAST, gate, result);
+	else
+		err = start_process(&control, plan, &payload, NSBOX_START_LAST, gate, result);
 	/* Nothing of these is left if the payload has taken them. */
 	nsbox_control_close(&control);
 	nsbox_discard(&init);

@@ -156,11 +156,12 @@ static bool reap_some(void)
 /* Signals from outside, which have no sender in here, are meant for the one process. */
 static void take_signals(void)
 {
-	struct signalfd_siginfo info;
+	struct signalfd_siginfo signals[8];
 
-	while (sys(__NR_read, polls[POLL_SIGNALS].fd, &info, sizeof info) == sizeof info)
-		if (info.ssi_signo != SIGCHLD && info.ssi_pid == 0 && last)
-			sys(__NR_kill, last, info.ssi_signo);
+	long size = sys(__NR_read, polls[POLL_SIGNALS].fd, signals, sizeof signals);
+	for (long i = 0; i < size / (long)sizeof *signals; i++)
+		if (signals[i].ssi_signo != SIGCHLD && !signals[i].ssi_pid && last)
+			sys(__NR_kill, last, signals[i].ssi_signo);
 }
 
 /* The caller has closed a channel: it has given the process up. */
@@ -565,20 +566,27 @@ static signal_mask forwarded(void)
 	return mask;
 }
 
+/* An init that is not as it has to be does not begin. */
+static long must(long ret)
+{
+	if (ret < 0)
+		exit_process(1);
+	return ret;
+}
+
 static void set_up(void)
 {
 	signal_mask mask = forwarded();
 
-	nsbox_prctl(PR_SET_DUMPABLE, 0);
+	must(nsbox_prctl(PR_SET_DUMPABLE, 0));
 	sys(__NR_prctl, PR_SET_NAME, "nsbox-init", 0, 0, 0);
-	nsbox_close_range(3, ~0U, 0);
+	must(nsbox_close_range(3, ~0U, 0));
 	/* What we hold is nothing for the processes that we start. */
 	for (int fd = 0; fd < 3; fd++)
-		sys(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
-	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
-	long signals = sys(__NR_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (signals < 0)
-		exit_process(1);
+		must(sys(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC));
+	must(sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask));
+	long signals =
+		must(sys(__NR_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK));
 	polls[POLL_CONTROL] = (struct pollfd){ .fd = INIT_CONTROL, .events = POLLIN };
 	polls[POLL_CALLER] = (struct pollfd){ .fd = INIT_CALLER, .events = POLLIN };
 	polls[POLL_SIGNALS] = (struct pollfd){ .fd = (int)signals, .events = POLLIN };

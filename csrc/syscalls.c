@@ -198,16 +198,24 @@ long futex_wake(uint32_t *word)
 	return sys(__NR_futex, word, FUTEX_WAKE, 1);
 }
 
+/* A lock is free, taken, or taken while others wait for it, who have to be woken. */
+enum { FREE, TAKEN, CONTENDED };
+
 void lock(uint32_t *word)
 {
-	while (__atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE))
-		futex_wait(word, 1);
+	uint32_t before = FREE;
+
+	if (__atomic_compare_exchange_n(word, &before, TAKEN, false, __ATOMIC_ACQUIRE,
+					__ATOMIC_RELAXED))
+		return;
+	while (__atomic_exchange_n(word, CONTENDED, __ATOMIC_ACQUIRE) != FREE)
+		futex_wait(word, CONTENDED);
 }
 
 void unlock(uint32_t *word)
 {
-	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
-	futex_wake(word);
+	if (__atomic_exchange_n(word, FREE, __ATOMIC_RELEASE) == CONTENDED)
+		futex_wake(word);
 }
 
 /*
