@@ -376,6 +376,12 @@ def _controlling_terminal(error: int, plan: Plan, op: Op | None, path: str | Non
     return None
 
 
+def _terminal_open(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOSPC:
+        return "as many terminals are open as sysctl kernel.pty.max allows, on the whole host"
+    return None
+
+
 def _proc_sys(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     return (
         "/proc/sys/user/max_user_namespaces cannot be written here, as in containers that cover "
@@ -482,6 +488,7 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.SECUREBITS: _capset,
     Step.CAPSET: _capset,
     Step.CAP_AMBIENT: _capset,
+    Step.TERMINAL_OPEN: _terminal_open,
     Step.CONTROLLING_TERMINAL: _controlling_terminal,
     Step.PROC_SYS: _proc_sys,
     Step.KEYRING: _keyring,

@@ -1,0 +1,277 @@
+"""process.interact(), under a real terminal emulator."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import unavailable
+from nsbox import PlanError, Sandbox
+from support import SOURCE
+
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+
+DEADLINE = 60.0
+"""How long a test waits for what should happen at once, before it fails."""
+
+
+class Tmux:
+    """A terminal emulator with one window."""
+
+    def __init__(self, program: str, directory: Path) -> None:
+        self._command = [program, "-S", str(directory / "tmux"), "-f", "/dev/null"]
+
+    def __call__(self, *arguments: str) -> str:
+        environment = {**os.environ, "TERM": "screen"}
+        environment.pop("TMUX", None)
+        done = subprocess.run(
+            [*self._command, *arguments], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self, command: str) -> None:
+        self("new-session", "-d", "-x", "80", "-y", "24", command)
+
+    def type(self, *keys: str) -> None:
+        self("send-keys", *keys)
+
+    def screen(self) -> str:
+        return self("capture-pane", "-p")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the screen has a text."""
+        deadline = time.monotonic() + DEADLINE
+        while text not in self.screen():
+            assert time.monotonic() < deadline, f"{text!r} is not on:\n{self.screen()}"
+
+
+@pytest.fixture
+def tmux(tmp_path: Path) -> Iterator[Tmux]:
+    """A terminal emulator."""
+    program = shutil.which("tmux")
+    if program is None:
+        unavailable("no tmux (Debian: apt-get install tmux)")
+    assert program is not None
+    tmux = Tmux(program, tmp_path)
+    yield tmux
+    tmux("kill-server")
+
+
+class Session:
+    """A Python program in a terminal emulator, and the modes of the terminal before and after."""
+
+    def __init__(self, tmux: Tmux, directory: Path, code: str, job_control: str = "") -> None:
+        """
+        Args:
+            tmux: The terminal.
+            directory: For files of the session.
+            code: Of the program, after its imports.
+            job_control: Run it as a job, and then this.
+        """
+        self.tmux = tmux
+        self.directory = directory
+        (directory / "program.py").write_text(
+            "import os, signal, sys\n"
+            f"open({str(directory / 'pid')!r}, 'w').write(str(os.getpid()) + '\\n')\n"
+            "from nsbox import Sandbox\n" + code
+        )
+        (directory / "session").write_text(
+            f"cd {shlex.quote(str(directory))}\n"
+            f"{'set -m' if job_control else ''}\n"
+            "stty -a >before\n"
+            f"PYTHONPATH={shlex.quote(str(SOURCE))} {shlex.quote(sys.executable)} program.py\n"
+            f"{job_control}\n"
+            "echo $? >status.new; stty -a >after; mv status.new status; echo finished\n"
+            "exec sleep 1000\n"
+        )
+        tmux.start(f"sh {shlex.quote(str(directory / 'session'))}")
+
+    @property
+    def pid(self) -> int:
+        """Of the program."""
+        return int((self.directory / "pid").read_text())
+
+    def finish(self) -> int:
+        """Wait for the end, and return the status; the terminal is as it was."""
+        self.tmux.wait_for("finished")
+        modes = [(self.directory / name).read_text() for name in ("before", "after")]
+        # The size may have changed with the window.
+        before, after = (text.split(";", 3)[3] for text in modes)
+        assert before == after
+        return int((self.directory / "status").read_text())
+
+
+SHELL = """
+with Sandbox().spawn(["/bin/sh", "-i"], pty=True, env={"PS1": "in> "}) as process:
+    sys.exit(process.interact())
+"""
+
+
+def test_interact_connects_the_terminals(tmux: Tmux, tmp_path: Path) -> None:
+    """Keys, signals of keys, and the size go in; output comes out; the status is returned."""
+    session = Session(tmux, tmp_path, SHELL)
+    tmux.wait_for("in>")
+    tmux.type("echo $(stty size) = $((6 * 7))", "Enter")
+    tmux.wait_for("24 80 = 42")
+    tmux("resize-window", "-x", "100", "-y", "30")
+    tmux.type("echo $(stty size) = $((7 * 7))", "Enter")
+    tmux.wait_for("30 100 = 49")
+    tmux.type("sh -c 'echo begin$((1 + 1)); sleep 1000'", "Enter")
+    tmux.wait_for("begin2")
+    tmux.type("C-c")
+    tmux.wait_for("^C")
+    tmux.type("echo after$((1 + 1))", "Enter")
+    tmux.wait_for("after2")
+    tmux.type("exit 3", "Enter")
+    assert session.finish() == 3
+
+
+def test_size_changes_reach_a_running_program(tmux: Tmux, tmp_path: Path) -> None:
+    """A program that is running when the window changes gets SIGWINCH."""
+    session = Session(tmux, tmp_path, SHELL)
+    tmux.wait_for("in>")
+    tmux.type("trap 'echo now $(stty size)' WINCH; echo set$((1 + 1))", "Enter")
+    tmux.wait_for("set2")
+    tmux("resize-window", "-x", "90", "-y", "20")
+    tmux.type("", "Enter")
+    tmux.wait_for("now 20 90")
+    tmux.type("exit", "Enter")
+    session.finish()
+
+
+def test_full_screen_program_works(tmux: Tmux, tmp_path: Path, busybox: str) -> None:
+    """An editor draws its screen, and takes keys one by one."""
+    session = Session(tmux, tmp_path, SHELL)
+    tmux.wait_for("in>")
+    tmux.type("busybox vi /tmp/text", "Enter")
+    tmux.wait_for("~")
+    tmux.type("i", "hello")
+    tmux.wait_for("I /tmp/text")
+    tmux.type("Escape")
+    tmux.wait_for("- /tmp/text")  # it waits for what may be the rest of a key
+    tmux.type("yyp", ":wq", "Enter")
+    tmux.wait_for("in>")
+    tmux.type("echo $(cat /tmp/text) $((1 + 1)); exit", "Enter")
+    tmux.wait_for("hello hello 2")
+    assert session.finish() == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "status"),
+    [
+        (SHELL, signal.SIGTERM, 128 + signal.SIGTERM),
+        (SHELL, signal.SIGHUP, 128 + signal.SIGHUP),
+        (SHELL, signal.SIGQUIT, 128 + signal.SIGQUIT),
+        (SHELL, signal.SIGINT, 128 + signal.SIGINT),
+        ("signal.signal(signal.SIGTERM, lambda *_: 1 / 0)\n" + SHELL, signal.SIGTERM, 1),
+        ("signal.signal(signal.SIGTERM, lambda *_: os._exit(9))\n" + SHELL, signal.SIGTERM, 9),
+    ],
+    ids=["term", "hup", "quit", "int", "handler that raises", "handler that exits"],
+)
+def test_terminal_is_restored_after_a_signal(
+    tmux: Tmux, tmp_path: Path, code: str, number: signal.Signals, status: int
+) -> None:
+    """Whatever a signal does to the caller, its terminal is as before."""
+    session = Session(tmux, tmp_path, code)
+    tmux.wait_for("in>")
+    os.kill(session.pid, number)
+    assert session.finish() == status
+
+
+def test_signal_that_changes_nothing_lets_it_go_on(tmux: Tmux, tmp_path: Path) -> None:
+    """A handler of the program runs, and the terminals stay connected."""
+    handler = "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+    session = Session(tmux, tmp_path, handler + SHELL)
+    tmux.wait_for("in>")
+    os.kill(session.pid, signal.SIGTERM)
+    tmux.wait_for("handled")
+    tmux.type("exit 6", "Enter")
+    assert session.finish() == 6
+
+
+def test_stopped_caller_leaves_a_usable_terminal(tmux: Tmux, tmp_path: Path) -> None:
+    """Stopped from outside, the terminal is as before until the caller goes on."""
+    resume = "stty -a >stopped; echo between; read x; fg"
+    session = Session(tmux, tmp_path, SHELL, job_control=resume)
+    tmux.wait_for("in>")
+    os.kill(session.pid, signal.SIGTSTP)
+    tmux.wait_for("between")
+    assert (tmp_path / "stopped").read_text() == (tmp_path / "before").read_text()
+    tmux("resize-window", "-x", "70", "-y", "25")
+    tmux.type("", "Enter")
+    tmux.type("echo $(stty size) = $((6 * 7))", "Enter")
+    tmux.wait_for("25 70 = 42")
+    tmux.type("exit 8", "Enter")
+    assert session.finish() == 8
+
+
+def test_killed_payload_ends_it(tmux: Tmux, tmp_path: Path) -> None:
+    """SIGKILL of the payload: its status is returned, the terminal is as before."""
+    code = """
+import threading
+process = Sandbox().spawn(["/bin/sh", "-i"], pty=True, env={"PS1": "in> "})
+open("payload.new", "w").write(str(process.pid))
+os.rename("payload.new", "payload")
+sys.exit(-process.interact())
+"""
+    session = Session(tmux, tmp_path, code)
+    tmux.wait_for("in>")
+    os.kill(int((tmp_path / "payload").read_text()), signal.SIGKILL)
+    assert session.finish() == signal.SIGKILL
+
+
+def test_much_output_comes_out_whole(tmux: Tmux, tmp_path: Path) -> None:
+    """What a payload prints right before its end is shown."""
+    code = """
+process = Sandbox().spawn(["/bin/sh", "-c", "seq 1 200000; echo the last line"], pty=True)
+sys.exit(process.interact())
+"""
+    session = Session(tmux, tmp_path, code)
+    tmux.wait_for("the last line")
+    assert session.finish() == 0
+
+
+def test_pasted_text_goes_in_whole(tmux: Tmux, tmp_path: Path) -> None:
+    """More than a terminal's buffer, typed at once, while the payload prints much: no deadlock."""
+    session = Session(tmux, tmp_path, SHELL)
+    tmux.wait_for("in>")
+    (tmp_path / "paste").write_text("".join(f"echo {number:060}\n" for number in range(500)))
+    tmux("load-buffer", str(tmp_path / "paste"))
+    tmux("paste-buffer")
+    tmux.type("echo end$((1 + 1)); exit", "Enter")
+    tmux.wait_for("end2")
+    assert session.finish() == 0
+
+
+def test_interact_needs_a_terminal() -> None:
+    """Without pty, or where stdin is no terminal, and in another thread, it is an error."""
+    with Sandbox().spawn(["/bin/true"]) as process, pytest.raises(PlanError, match="pty=True"):
+        process.interact()
+    code = (
+        "import threading, nsbox\n"
+        "process = nsbox.Sandbox().spawn(['/bin/true'], pty=True)\n"
+        "def interact():\n"
+        "    try: process.interact()\n"
+        "    except nsbox.PlanError as error: print(error)\n"
+        "interact(); thread = threading.Thread(target=interact); thread.start(); thread.join()\n"
+        "process.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = done.stdout.splitlines()
+    assert "not a terminal" in first
+    assert "main thread" in second
