@@ -87,11 +87,11 @@ class _Session:
                 if handler not in (None, signal.SIG_IGN):
                     handlers[number] = handler
                     signal.signal(number, self._note)
-            tty.setraw(_IN)
+            tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
             os.set_blocking(self._terminal.fileno(), False)
             return self._copy(reader)
         finally:
-            termios.tcsetattr(_IN, termios.TCSAFLUSH, mode)
+            _restore(mode)
             if not self._terminal.closed:
                 os.set_blocking(self._terminal.fileno(), True)
             wake, self._wake = self._wake, -1
@@ -124,7 +124,8 @@ class _Session:
                 os.read(reader, _CHUNK)
                 self._follow_size()
             if _IN in ready and not self._listen():
-                poll.unregister(_IN)
+                self._terminal.close()
+                return True
             if self._typed:
                 self._type()
             if ready.get(master, 0) & ~select.POLLOUT and self._show() == b"":
@@ -139,11 +140,11 @@ class _Session:
         self._terminal.resize(*size_of_caller())
 
     def _listen(self) -> bool:
-        """Take what has been typed; tell whether there can be more."""
+        """Take what has been typed; without more to come, the caller's terminal was hung up."""
         try:
             typed = os.read(_IN, _CHUNK)
         except OSError:
-            typed = b""  # the caller's terminal has been hung up
+            typed = b""
         self._typed += typed
         return bool(typed)
 
@@ -169,3 +170,10 @@ class _Session:
             except BlockingIOError:
                 select.select([], [_OUT], [])
         return printed
+
+
+def _restore(mode: list[Any]) -> None:
+    try:
+        termios.tcsetattr(_IN, termios.TCSADRAIN, mode)
+    except termios.error:
+        pass  # it has been hung up

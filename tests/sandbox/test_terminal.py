@@ -128,9 +128,10 @@ def test_resize_tells_the_payload(spawn: Spawn) -> None:
     """A new size comes with SIGWINCH."""
     code = """
 import os, signal, termios
-signal.signal(signal.SIGWINCH, lambda *_: os.write(1, b"now %d %d" % termios.tcgetwinsize(0)))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
 os.write(1, b"ready")
-os.read(0, 1)
+signal.sigwait([signal.SIGWINCH])
+os.write(1, b"now %d %d" % termios.tcgetwinsize(0))
 """
     with spawn([*PYTHON, code], pty=(10, 20)) as process:
         terminal = terminal_of(process)
@@ -138,16 +139,16 @@ os.read(0, 1)
         terminal.resize(11, 21)
         read_until(terminal, b"now 11 21")
         assert terminal.size == (11, 21)
-        terminal.write(b"\n")
 
 
 def test_closing_hangs_up(spawn: Spawn) -> None:
     """When the caller's end is closed the payload's session gets SIGHUP, and reads the end."""
     code = """
-import signal, sys
-signal.signal(signal.SIGHUP, lambda *_: sys.exit(7))
-print("ready", flush=True)
-while True: signal.pause()
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+os.write(1, b"ready")
+signal.sigwait([signal.SIGHUP])
+sys.exit(7 if os.read(0, 1) == b"" else 8)
 """
     with spawn([*PYTHON, code], pty=True) as process:
         read_until(terminal_of(process), b"ready")
