@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from . import _files
 from ._bridge import Child, Lowered, Request
@@ -20,7 +20,7 @@ from ._changes import MOST, Change, ChangeKind, Stack, changes_of
 from ._compile import rlimits_of
 from ._control import Control
 from ._plan import Code, OpFlag
-from ._run import Place, SpawnOptions, run
+from ._run import STREAM_LIMIT, Place, SpawnOptions, run
 from ._values import PathArg, check_mode, check_path, check_target, parse_size
 from ._whole import Whole
 from .cgroup import Stats
@@ -28,6 +28,9 @@ from .errors import CgroupError, PlanError, PlanTypeError, SpawnError, file_erro
 from .limits import Limits, check_limits
 from .process import Args, Process
 from .result import Result
+
+if TYPE_CHECKING:
+    from ._async import AsyncProcess
 
 
 class Live:
@@ -111,6 +114,43 @@ class Live:
         """
         return run(
             partial(self.spawn, limits=limits),
+            args,
+            input=input,
+            capture_output=capture_output,
+            timeout=timeout,
+            check=check,
+            drain=False,
+            **options,
+        )
+
+    async def spawn_async(
+        self, args: Args, *, limit: int = STREAM_LIMIT, **options: Unpack[SpawnOptions]
+    ) -> "AsyncProcess":
+        """Start a process in this world, for asyncio: as ``Sandbox.spawn_async()``."""
+        from . import _async  # not before: to import asyncio takes longer than all of nsbox
+
+        return _async.spawn(self.spawn, args, limit=limit, **options)
+
+    async def run_async(
+        self,
+        args: Args,
+        *,
+        input: Any = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **options: Unpack[SpawnOptions],
+    ) -> Result:
+        """
+        Run a process in this world, and wait for its end in the event loop.
+
+        As ``Sandbox.run_async()``; at the timeout, or when it is cancelled, that process is
+        killed, not the world.
+        """
+        from . import _async
+
+        return await _async.run(
+            self.spawn,
             args,
             input=input,
             capture_output=capture_output,

@@ -434,6 +434,31 @@ def test_loops_in_several_threads(new_loop: NewLoop) -> None:
     assert results == expected
 
 
+# ---- in a live sandbox -----------------------------------------------------
+
+
+def test_live_sandbox_has_the_same(run: Run[None]) -> None:
+    """Several at a time in one world; what is cancelled or late is killed, and the world stays."""
+
+    async def main() -> None:
+        with Sandbox().open() as live:
+            results = await asyncio.gather(
+                *(live.run_async(["/bin/echo", str(n)], capture_output=True) for n in range(5))
+            )
+            assert [result.stdout for result in results] == [b"%d\n" % n for n in range(5)]
+            assert await cancelled_after(3, live.run_async(["/bin/sleep", "1000"]))
+            with pytest.raises(TimeoutExpired):
+                await live.run_async(["/bin/sleep", "1000"], timeout=0.1)
+            async with await live.spawn_async(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
+                writer_of(process).write(b"x\n")
+                assert await reader_of(process).readline() == b"x\n"
+            assert process.returncode == 0
+            listing = await live.run_async([SH, "-c", "echo /proc/[0-9]*"], stdout=PIPE)
+            assert len(listing.stdout.split()) == 2  # the init and the shell
+
+    run(main())
+
+
 # ---- leaving nothing -------------------------------------------------------
 
 
