@@ -124,17 +124,23 @@ class Live:
         )
 
     async def spawn_async(
-        self, args: Args, *, limit: int = STREAM_LIMIT, **options: Unpack[SpawnOptions]
+        self,
+        args: Args,
+        *,
+        limits: Limits | None = None,
+        limit: int = STREAM_LIMIT,
+        **options: Unpack[SpawnOptions],
     ) -> "AsyncProcess":
         """Start a process in this world, for asyncio: as ``Sandbox.spawn_async()``."""
         from . import _async  # not before: to import asyncio takes longer than all of nsbox
 
-        return _async.spawn(self.spawn, args, limit=limit, **options)
+        return _async.spawn(partial(self.spawn, limits=limits), args, limit=limit, **options)
 
     async def run_async(
         self,
         args: Args,
         *,
+        limits: Limits | None = None,
         input: Any = None,
         capture_output: bool = False,
         timeout: float | None = None,
@@ -150,7 +156,7 @@ class Live:
         from . import _async
 
         return await _async.run(
-            self.spawn,
+            partial(self.spawn, limits=limits),
             args,
             input=input,
             capture_output=capture_output,
