@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from ._bridge import NOWHERE, End, Placement
 from ._cgroup_choice import Purpose
@@ -21,6 +22,9 @@ from .cgroup import Cgroup, choose, make
 from .errors import CgroupError, UnsupportedError
 from .limits import NO_LIMITS, Limits
 from .result import Reason, Usage
+
+_MOST_SITES: Final = 16
+"""Of how many different limits it is remembered where their cgroups are made."""
 
 
 def terms_of(limits: Limits | None, parent: Cgroup | tuple[str, ...] | None) -> Terms:
@@ -37,6 +41,7 @@ class Whole(Fence):
         self._missing: str | None = None
         self._seat: Cgroup | None = None  # of the init, where that is not the whole's
         self._left: list[Cgroup] = []
+        self._sites: dict[Limits | None, tuple[Terms, Site]] = {}
         self._ran_out = False
 
     @property
@@ -108,7 +113,21 @@ class Whole(Fence):
         """Return the fence of a command, or None if there is nothing to keep, nor to tell."""
         if limits is None and not self.fenced and self._watch is None and self.output is None:
             return None
-        return Inside(self, limits)
+        known = self._sites.get(limits)
+        if known is None:
+            terms = self._terms_inside(limits)
+            if len(self._sites) >= _MOST_SITES:
+                self._sites.clear()
+            known = self._sites[limits] = terms, Site(terms)
+        return Inside(self, *known)
+
+    def _terms_inside(self, limits: Limits | None) -> Terms:
+        alone = Terms(limits or NO_LIMITS, None, sole=False, purpose=Purpose.JOIN)
+        return alone._replace(
+            limits=_with_output(alone.limits, self.output),
+            parent=self.cgroup if self.fenced or alone.want_cgroup else None,
+            spares=not alone.want_cgroup,
+        )
 
     def cause(self, end: End) -> Reason | None:
         """Return the limit of the whole that a command was ended by, if it was by one."""
@@ -150,15 +169,12 @@ class Inside(Fence):
     that need a cgroup: those hold for all that it starts, and all of it ends with it.
     """
 
-    def __init__(self, whole: Whole, limits: Limits | None) -> None:
+    def __init__(self, whole: Whole, terms: Terms, site: Site) -> None:
+        super().__init__(terms, site)
         self._whole = whole
-        alone = Terms(limits or NO_LIMITS, None, sole=False, purpose=Purpose.JOIN)
-        terms = alone._replace(
-            limits=_with_output(alone.limits, whole.output),
-            parent=whole.cgroup if whole.fenced or alone.want_cgroup else None,
-            spares=not alone.want_cgroup,
-        )
-        super().__init__(terms, Site(terms))
+
+    def prepare_next(self) -> None:
+        """Make nothing ahead: it would have to go before the whole does."""
 
     def _reason(self, end: End, usage: Usage) -> Reason:
         reason = super()._reason(end, usage)

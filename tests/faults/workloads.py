@@ -43,6 +43,7 @@ ASKING = Sandbox(
 )
 INITIAL = Sandbox(init=True)
 WITHOUT = Sandbox(namespaces="none")
+LAYERED = Sandbox(mounts=[Overlay("/usr/share/doc", "/work")])
 LIMITS = Limits(memory="64M", pids=16, cpu_time=60, wall_time=60, output="1M")
 LIMITED = Sandbox(limits=LIMITS)
 TERSE = Sandbox(limits=Limits(pids=16, output=100))
@@ -189,6 +190,34 @@ def _cgroup() -> None:
         cgroup.thaw()
 
 
+def _live() -> None:
+    with LAYERED.open() as live:
+        live.run(["/bin/touch", "/work/3"])
+        live.write_file("/work/1", b"text")
+        live.copy_in("/etc/hostname", "/work/2")
+        assert live.read_file("/work/1") == b"text"
+        assert [change.path for change in live.changes()] == [
+            "/work/1",
+            "/work/2",
+            "/work/3",
+        ]
+
+
+def _limited_live() -> None:
+    with LIMITED.open() as live:
+        live.run(TRUE)
+        live.run(TRUE, limits=Limits(pids=8, wall_time=60, open_files=64))
+        live.freeze()
+        live.thaw()
+        live.stats()
+
+
+def _forget_live() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        PLAIN.open().spawn(SLEEP, stdin=DEVNULL)
+
+
 def _spawn_many() -> None:
     processes = [PLAIN.spawn(SLEEP), LIMITED.spawn(SLEEP)]
     for process in processes:
@@ -282,4 +311,7 @@ WORKLOADS = [
     Workload("open", _open),
     Workload("pool", _pool),
     Workload("cgroup", _cgroup, cgroups=True),
+    Workload("live", _live),
+    Workload("live_limits", _limited_live, cgroups=True),
+    Workload("live_forget", _forget_live),
 ]
