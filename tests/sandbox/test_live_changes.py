@@ -1,7 +1,9 @@
 """What a live sandbox has changed in its overlays, read from the upper layer."""
 
 import errno
+import gc
 import os
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from conftest import unavailable
-from nsbox import Bind, FileError, Live, Overlay, Sandbox, Tmpfs
+from nsbox import Bind, CgroupError, FileError, Live, Overlay, Sandbox, SpawnError, Step, Tmpfs
+from nsbox._bridge import Child, Request
 from nsbox.mount import Mount
-from support import PYTHON, expose, python_box, running
+from support import PYTHON, expose, in_child, python_box, running
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -332,3 +335,82 @@ def test_submount_of_a_lower(tmp_path: Path, lower: Path) -> None:
     with Sandbox(mounts=mounts).open() as live:
         live.run(["/bin/sh", "-c", "touch /work/dir/x /work/y"], check=True)
         assert changes(live) == [("/work/y", "added")]
+
+
+# ---- who else has the layers --------------------------------------------------
+
+
+def test_fork(lower: Path) -> None:
+    """A fork of the caller has no descriptor of the layers, and the parent keeps its own."""
+    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+        before = layer_fds()
+        assert before
+
+        def child() -> tuple[bool, int]:
+            return live.closed, len(layer_fds())
+
+        assert in_child(child) == (True, 0)
+        live.run(["/bin/sh", "-c", "echo x > /work/new"], check=True)
+        assert changes(live) == [("/work/new", "added")]
+        assert layer_fds() == before
+
+
+def layer_fds() -> list[str]:
+    """Return the descriptors of an upper layer in memory that this process has."""
+    fds = Path("/proc/self/fd")
+    return [name.name for name in fds.iterdir() if os.path.lexists(name) and is_upper(name)]
+
+
+def is_upper(link: Path) -> bool:
+    try:
+        return os.readlink(link) == "/upper"
+    except FileNotFoundError:
+        return False  # the one that lists the directory
+
+
+def test_payload_has_no_layers(lower: Path) -> None:
+    """Neither the payload nor the init has a descriptor of a layer, or of the way to the caller."""
+    with python_box(mounts=[Overlay(lower, "/work")]).open() as live:
+        code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
+        result = live.run([*PYTHON, code], capture_output=True, text=True)
+        assert result.stdout == "['0', '1', '2', '3']\n"
+        if os.geteuid() == 0:
+            links = [os.readlink(path) for path in Path(f"/proc/{live.pid}/fd").iterdir()]
+            assert not any(link.startswith("/") for link in links), links
+
+
+def test_no_descriptors_left(lower: Path) -> None:
+    """Who may not open so many descriptors gets an error that names the step, and keeps none."""
+
+    def child() -> list[tuple[str, int]]:
+        layers = [lower / name for name in ("dir", "gone", "again")]
+        box = Sandbox(mounts=[Overlay(layers, "/work")])
+        box.open().close()  # what is made once is there
+        before = len(os.listdir("/proc/self/fd"))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        seen = set()
+        for most in range(before, before + 20):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            try:
+                box.open().close()
+            except (SpawnError, CgroupError) as error:
+                seen.add((str(getattr(error, "step", "cgroup")), error.errno or 0))
+        gc.collect()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        assert len(os.listdir("/proc/self/fd")) == before
+        return sorted(seen)
+
+    seen = in_child(child)
+    assert seen
+    assert {number for _, number in seen} <= {errno.EMFILE, errno.ETOOMANYREFS}
+
+
+def test_layers_that_cannot_be_handed_over(lower: Path) -> None:
+    """A set-up whose layers nobody takes fails with a step of its own, and leaves nothing."""
+    box, child = Sandbox(mounts=[Overlay(lower, "/work")]), Child()
+    with open("/dev/null", "rb") as null:
+        request = Request([b"true"], b"/bin/true", {}, "/", (-1, -1, -1), layers=null.fileno())
+        with pytest.raises(SpawnError) as caught:
+            box._cache.lowered(box).spawn(request, child)
+    assert (caught.value.step, caught.value.errno) == (Step.LAYERS, errno.ENOTSOCK)
+    assert caught.value.path == "/work"
