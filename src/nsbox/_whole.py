@@ -17,6 +17,7 @@ from typing import Final
 from ._bridge import NOWHERE, End, Placement
 from ._cgroup_choice import Purpose
 from ._cgroup_layout import read_words
+from ._cgroup_tree import reported
 from ._fence import Fence, Site, Terms
 from .cgroup import Cgroup, choose, make
 from .errors import CgroupError, UnsupportedError
@@ -77,7 +78,9 @@ class Whole(Fence):
 
     @staticmethod
     def _has_controllers(cgroup: Cgroup) -> bool:
-        return bool(read_words(f"{cgroup.directories[0]}/cgroup.controllers"))
+        path = f"{cgroup.directories[0]}/cgroup.controllers"
+        with reported(path):
+            return bool(read_words(path))
 
     def required(self, what: str) -> Cgroup:
         """
