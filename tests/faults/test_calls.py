@@ -117,7 +117,7 @@ def complaints_about(
     found = []
     for outcome in outcomes:
         call = faults[outcome.fault]
-        what = complaint(workload, call, outcome, call in forgiven)
+        what = complaint(workload, call, outcome, workload.background or call in forgiven)
         if what is not None:
             found.append(f"{call}: {outcome.fault}: {what}")
     return found
