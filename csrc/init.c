@@ -449,7 +449,7 @@ static bool serve_start(uint64_t size)
 static int open_path_inside(char *path, uint64_t flags, uint64_t mode)
 {
 	enum { STEP = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC };
-	int directory = (int)sys(__NR_openat, AT_FDCWD, "/", STEP);
+	int directory = (int)RETRY(sys(__NR_openat, AT_FDCWD, "/", STEP));
 	char *part = path, *end;
 
 	for (; directory >= 0; part = end + 1) {

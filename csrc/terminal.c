@@ -138,9 +138,8 @@ int open_terminal(struct spawn *spawn)
 {
 	if (!spawn->request->terminal)
 		return 0;
-	long master = RETRY(nsbox_openat2(spawn->mounts[spawn->plan->devpts], "ptmx",
-					  O_RDWR | O_NOCTTY | O_CLOEXEC, 0,
-					  RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV));
+	long master = open_beneath(spawn->mounts[spawn->plan->devpts], "ptmx", O_RDWR | O_NOCTTY,
+				   RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
 	if (master < 0)
 		return fail(spawn, NSBOX_STEP_TERMINAL_OPEN, -1, master);
 	spawn->terminal = open_slave((int)master, spawn->request);

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from ._calls import Descriptor, open_within
 from ._constants import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
-from .errors import UnsupportedError, file_error
+from .errors import FileError, UnsupportedError, file_error
 
 MOST: Final = 100_000
 """How many entries are looked at, unless the caller says otherwise."""
@@ -85,7 +85,12 @@ def changes_of(stack: Stack, most: int = MOST) -> list[Change]:
     walk = _Walk(stack, most)
     waiting = [_Directory(b"", tuple(range(len(stack.lowers))), replaced=False)]
     while waiting:
-        waiting += walk.look(waiting.pop())
+        try:
+            waiting += walk.look(waiting.pop())
+        except FileError:
+            raise
+        except OSError as error:
+            raise file_error(error.errno or errno.EIO, stack.target) from None
     return sorted(walk.found, key=lambda change: change.path.split("/"))
 
 

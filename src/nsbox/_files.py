@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from . import _calls
@@ -78,7 +78,7 @@ def read(opener: Opener, path: str, most: int) -> bytes:
         FileError: If it cannot be opened or read, is no regular file (EINVAL, EISDIR),
             or has more than so many bytes (EFBIG).
     """
-    with _regular(opener, path, os.O_RDONLY) as fd:
+    with _about(path), _regular(opener, path, os.O_RDONLY) as fd:
         return b"".join(_chunks(fd, most, path))
 
 
@@ -92,7 +92,8 @@ def write(opener: Opener, path: str, data: bytes, mode: int) -> None:
     Raises:
         FileError: As for :func:`read`. If there is no room (ENOSPC), the file is as before.
     """
-    _fill(opener, path, [data], len(data), mode)
+    with _about(path):
+        _fill(opener, path, [data], len(data), mode)
 
 
 def copy_in(opener: Opener, host_path: str, path: str, most: int) -> None:
@@ -101,7 +102,7 @@ def copy_in(opener: Opener, host_path: str, path: str, most: int) -> None:
         source = Descriptor(host_path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise file_error(error.errno or errno.EIO, host_path) from None
-    with source as fd:
+    with _about(host_path), source as fd:
         info = os.fstat(fd)
         _check_regular(info, host_path)
         chunks = _chunks(fd, most, host_path)
@@ -123,7 +124,7 @@ def copy_out(opener: Opener, path: str, host_path: str, most: int) -> None:
     except OSError as error:
         source.close()
         raise _error(error, host_path) from None
-    with source as fd, place as parent:
+    with _about(host_path), source as fd, place as parent:
         _replace(parent, name, _chunks(fd, most, path), host_path)
 
 
@@ -249,6 +250,17 @@ def _reserve(fd: int, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise
+
+
+@contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Turn an OSError that is none of ours yet into a FileError about a path."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise _error(error, path) from None
 
 
 def _error(error: OSError, path: str) -> FileError:
