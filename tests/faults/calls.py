@@ -19,13 +19,17 @@ ERRORS = {
     "eventfd2": "EMFILE ENOMEM",
     "execve": "ENOMEM EPERM EACCES",
     "execveat": "ENOMEM EPERM",
+    "fallocate": "ENOSPC ENOMEM EINTR",
     "fchdir": "EACCES EPERM",
+    "fchmod": "EPERM",
     "fcntl": "EMFILE",
+    "fgetxattr": "ENOMEM EPERM",
     "fsconfig": "ENOMEM EPERM ENOSPC EINTR",
     "fsmount": "EMFILE EPERM ENOMEM ENOSPC EINTR",
     "fsopen": "EMFILE EPERM ENOMEM",
     "fstatfs": "EPERM ENOMEM",
-    "getdents64": "ENOMEM EINTR",
+    "ftruncate": "ENOSPC ENOMEM",
+    "getdents64": "ENOMEM",
     "ioctl": "EPERM ENOMEM",
     "keyctl": "EDQUOT EPERM ENOMEM",
     "landlock_add_rule": "ENOMEM EPERM",
@@ -84,9 +88,9 @@ LASTING = "EMFILE"
 
 CANNOT_FAIL = {
     "clock_gettime", "close", "exit", "exit_group", "futex", "getegid", "geteuid", "getpid",
-    "getpriority", "getppid", "gettid", "getuid", "kcmp", "lseek", "madvise", "mprotect", "munmap",
-    "pidfd_send_signal",
-    "rseq", "rt_sigaction", "rt_sigprocmask", "sched_yield", "set_robust_list", "umask", "uname",
+    "getpriority", "getppid", "getsockname", "gettid", "getuid", "kcmp", "lseek", "madvise",
+    "mprotect", "munmap", "pidfd_send_signal", "rseq", "rt_sigaction", "rt_sigprocmask",
+    "sched_yield", "set_robust_list", "umask", "uname",
 }  # fmt: skip
 """Or with nothing that the kernel would say to these calls, or not in a way that matters."""
 
@@ -94,6 +98,7 @@ NEVER = [
     "* fcntl F_[GS]ETF[DL]",
     "* prctl PR_?ET_DUMPABLE",
     "* ioctl TCGETS",
+    "* ioctl TIOCGWINSZ",
     "* waitid WNOHANG",
     "* write \x01",  # a number, to an eventfd
     # threading.Thread.start() waits for ever for a thread that finds no memory for its first frame.
@@ -106,11 +111,20 @@ STEPS: list[tuple[str, str]] = [
     ("* clone", "clone3"),
     ("1 execveat", "init"),
     ("2 sendmsg", "message init"),
-    ("* chdir", "chdir"),
-    ("caller socketpair", "socketpair"),
+    ("* chdir", "chdir layers"),
+    ("init openat *", "terminal_open"),
+    ("* ioctl TIOCSCTTY", "controlling_terminal"),
+    ("* ioctl TIOC*", "terminal_peer"),
+    ("caller fstatfs", "terminal_peer terminal_pass"),
+    ("1 openat2 ptmx", "terminal_open"),
+    ("1 openat upper", "layers create_file"),
+    ("1 openat [0-9]*", "layers create_file"),
+    ("caller statx", "terminal_peer terminal_pass"),
+    ("caller socketpair", "socketpair terminal_open"),
     ("caller setsockopt", "message init"),
-    ("caller sendmsg", "message"),
-    ("caller recvmsg", "message init"),
+    ("caller sendmsg", "message terminal_open"),
+    ("caller recvmsg", "message init terminal_open terminal_pass layers"),
+    ("1 sendmsg", "terminal_pass layers"),
     ("caller mmap", "mmap"),
     ("caller pidfd_open", "pidfd_open"),
     ("caller eventfd2", "watch"),
@@ -149,7 +163,7 @@ STEPS: list[tuple[str, str]] = [
     ("* setresuid", "setresuid user"),
     ("* openat /proc", "proc_sys"),
     ("* openat2 sys/user/*", "proc_sys"),
-    ("* fstatfs", "proc_sys mask_target"),
+    ("* fstatfs", "proc_sys mask_target terminal_peer"),
     ("* pwrite64", "max_user_namespaces"),
     ("* fsopen *", "fsopen"),
     ("* fsconfig SET_*", "fsconfig"),
@@ -166,7 +180,7 @@ STEPS: list[tuple[str, str]] = [
     ("helper openat /*", "open_path"),
     ("* openat *", "create_file"),
     ("* write *", "write_file"),
-    ("* statx", "device target mask_target open_tree umount2"),
+    ("* statx", "device target mask_target open_tree umount2 terminal_peer"),
     ("* move_mount", "move_mount mask"),
     ("* fchdir", "fchdir chdir"),
     ("* pivot_root", "pivot_root"),
@@ -174,7 +188,6 @@ STEPS: list[tuple[str, str]] = [
     ("* dup3", "dup3"),
     ("* setsid", "setsid"),
     ("* setpgid", "setpgid"),
-    ("* ioctl TIOCSCTTY", "controlling_terminal"),
     ("* fcntl F_SETFD", "pass_fd dup3"),
     ("* setpriority", "setpriority"),
     ("* close_range", "close_range"),
@@ -189,10 +202,10 @@ STEPS: list[tuple[str, str]] = [
     ("* execve *", "execve"),
 ]
 
-TRANSLATED = {Step.WATCH, Step.INIT}
+TRANSLATED = {Step.WATCH, Step.INIT, Step.TERMINAL_OPEN, ""}
 """
 Their errno is another's: pthread_create(3) says EAGAIN, and of an init that gives up, as it
-does wherever it fails, only the end is seen.
+does wherever it fails, only the end is seen. A FileError has no step.
 """
 
 NO_CALL = {Step.KILLED}
@@ -250,29 +263,34 @@ def faults_of(calls: list[Call], *, long: bool) -> dict[Fault, Call]:
 
 def harmless(calls: list[Call]) -> set[Call]:
     """Return those of the calls that may fail without consequence."""
-    found = {call for call in calls if any(fnmatchcase(str(call), pattern) for pattern in HARMLESS)}
-    cloned = ruled = exporting = False
+    found: set[Call] = set()
+    before: set[tuple[int, str]] = set()
+    # A sandbox that stays has a cgroup where it can, and goes without where it cannot.
+    stays = any(call.name == "execveat" for call in calls)
     for call in calls:
-        exporting = exporting or call.name == "memfd_create"
-        cloned = cloned or (call.name == "clone3" and call.role == CALLER)
-        ruled = ruled or call.name == "landlock_create_ruleset"
-        # The payload has been started: what is left is to end it, and figures that may be missing.
-        if cloned and call.role == CALLER:
-            found.add(call)
-        if exporting and call.role == CALLER and call.name == "write":
-            found.add(call)
-        # The watcher's: what it does not learn now it learns when it looks again.
-        if call.role == THREAD:
-            found.add(call)
-        # POSIX message queues, which are closed then.
-        if ruled and call.name in ("fsopen", "fsconfig", "fsmount"):
+        before.add((call.role, call.name))
+        if (
+            any(fnmatchcase(str(call), pattern) for pattern in HARMLESS)
+            # The watcher's: what it does not learn now it learns when it looks again.
+            or call.role == THREAD
+            # The payload is started: what is left is to end it, and figures that may be missing.
+            or (call.role == CALLER and (CALLER, "clone3") in before)
+            or (call.role == CALLER and stays and "/nsbox." in call.text)
+            # libseccomp's, into memory
+            or (call.name == "write" and (call.role, "memfd_create") in before)
+            # POSIX message queues, which are closed then
+            or (call.name in _MOUNTING and (call.role, "landlock_create_ruleset") in before)
+        ):
             found.add(call)
     return found
 
 
+_MOUNTING = ("fsopen", "fsconfig", "fsmount")
+
+
 def steps_of(call: Call) -> list[str]:
     """Return the steps that its failure may have."""
-    found = ["init", "message"] if call.role == INIT else []
+    found = ["init", "message", "terminal_open"] if call.role == INIT else []
     for pattern, steps in STEPS:
         if fnmatchcase(str(call), pattern):
             return found + steps.split()

@@ -45,6 +45,7 @@ class Outcome(NamedTuple):
 
 def attempt(gate: Gate, workload: Workload, fault: Fault, belongings: Belongings) -> Outcome:
     raised = None
+    workload.before()
     gate.arm(fault)
     try:
         workload.act()
@@ -71,6 +72,7 @@ def calls_of(workload: Workload) -> list[Call]:
     """Return the calls of a workload."""
 
     def watch(gate: Gate, _: Belongings) -> None:
+        workload.before()
         gate.watch()
         workload.act()
         gate.rest()

@@ -77,6 +77,7 @@ def sweep(
     while True:
         number += stride
         interruption = Interruption(number, files, opcodes=opcodes)
+        workload.before()
         try:
             install(interruption)
             workload.act()

@@ -43,6 +43,8 @@ ASKING = Sandbox(
     limits=Limits(open_files=64, nice=5),
     user_namespaces=True,
 )
+AHEAD = Sandbox(hostname="ahead")
+OVERLAID = Sandbox(mounts=[Overlay("/usr/lib", "/z")])
 INITIAL = Sandbox(init=True)
 WITHOUT = Sandbox(namespaces="none")
 LAYERED = Sandbox(mounts=[Overlay("/usr/share/doc", "/work")])
@@ -64,6 +66,7 @@ class Workload:
         background: A thread makes set-ups beside it, so whose call fails varies.
         lines: Its Python code differs from that of the others.
         soaked: It is one of those that are repeated a hundred thousand times.
+        before: Called each time before, and no part of it.
         prepare: Called once in the process that does it, which ends afterwards.
     """
 
@@ -74,6 +77,7 @@ class Workload:
     background: bool = False
     lines: bool = True
     soaked: bool = False
+    before: Callable[[], object] = lambda: None
     prepare: Callable[[], object] = lambda: None
 
     def require(self, request: pytest.FixtureRequest) -> None:
@@ -155,20 +159,20 @@ def _first() -> None:
     assert box._plan() == PLAIN._plan(), "what could not be seen was guessed"
 
 
-_terminal: list[int] = []
+_openpty: list[int] = []
 
 
 def _open_terminal() -> None:
-    _terminal.extend(os.openpty())
+    _openpty.extend(os.openpty())
 
 
 def _ask() -> None:
     """Spawn with all that can be asked for of one process."""
     ASKING.run(
         TRUE,
-        stdin=_terminal[1],
+        stdin=_openpty[1],
         controlling_terminal=True,
-        pass_fds=_terminal[:1],
+        pass_fds=_openpty[:1],
         user=0,
         group=0,
         extra_groups=[0] if os.geteuid() == 0 else None,
@@ -183,9 +187,29 @@ def _open() -> None:
         live.run(TRUE)
 
 
-def _pool() -> None:
-    with PLAIN.pool(1) as pool:
-        pool.run(TRUE)
+def _files() -> None:
+    """What a live sandbox is asked for."""
+    with OVERLAID.open() as live:
+        live.write_file("/z/new", b"text")
+        assert live.read_file("/z/new") == b"text"
+        assert live.changes()
+
+
+def _terminal() -> None:
+    with PLAIN.spawn(TRUE, pty=True) as process:
+        process.wait()
+
+
+def _terminal_in_live() -> None:
+    with PLAIN.open() as live, live.spawn(TRUE, pty=True) as process:
+        process.wait()
+
+
+def _fill() -> None:
+    """Have all made ahead that the next spawn can use."""
+    store = AHEAD._cache.store(AHEAD._cache.lowered(AHEAD))
+    if store is not None:  # used for the first time
+        store.fill()
 
 
 def _cgroup() -> None:
@@ -262,7 +286,7 @@ class Belongings:
     """
 
     def __init__(self, workload: Workload) -> None:
-        self._act = workload.act
+        self._workload = workload
         workload.prepare()
         self._warm_up()
         self._usual = self._look()
@@ -287,7 +311,8 @@ class Belongings:
 
     def _warm_up(self) -> None:
         for _ in range(3):
-            self._act()
+            self._workload.before()
+            self._workload.act()
 
     def _let_go(self) -> None:
         for box in BOXES:
@@ -316,9 +341,12 @@ WORKLOADS = [
     Workload("group", _group, lines=False),
     Workload("none", lambda: WITHOUT.run(TRUE), lines=False),
     Workload("join", _join, lines=False),
+    Workload("ahead", lambda: AHEAD.run(TRUE), before=_fill, background=True, lines=False),
     Workload("init", lambda: INITIAL.run(TRUE)),
     Workload("open", _open),
-    Workload("pool", _pool, background=True),
+    Workload("files", _files),
+    Workload("terminal", _terminal),
+    Workload("terminal-live", _terminal_in_live),
     Workload("cgroup", _cgroup, cgroups=True),
     Workload("live", _live),
     Workload("live_limits", _limited_live, cgroups=True),
