@@ -205,6 +205,11 @@ def _terminal_in_live() -> None:
         process.wait()
 
 
+def _pool() -> None:
+    with PLAIN.pool(1) as pool:
+        pool.run(TRUE)
+
+
 def _fill() -> None:
     """Have all made ahead that the next spawn can use."""
     store = AHEAD._cache.store(AHEAD._cache.lowered(AHEAD))
@@ -347,6 +352,7 @@ WORKLOADS = [
     Workload("files", _files),
     Workload("terminal", _terminal),
     Workload("terminal-live", _terminal_in_live),
+    Workload("pool", _pool, background=True),
     Workload("cgroup", _cgroup, cgroups=True),
     Workload("live", _live),
     Workload("live_limits", _limited_live, cgroups=True),
