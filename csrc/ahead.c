@@ -18,6 +18,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE (1U << 1)
+#endif
+
 /* ---- descriptors for the caller ------------------------------------- */
 
 static const struct {
@@ -51,7 +55,7 @@ static int hold_namespace(struct spawn *spawn, int kind)
 
 /*
  * One message, with a bit for each descriptor that comes along. This process has a
- * descriptor table of its own, so whatever else it has opened ends with it.
+ * descriptor table of its own by now, so whatever else it has opened ends with it.
  */
 static int hand_over(struct spawn *spawn)
 {
@@ -80,11 +84,46 @@ static int hand_over(struct spawn *spawn)
 	return sent < 0 ? fail(spawn, NSBOX_STEP_NAMESPACE_OPEN, -1, sent) : 0;
 }
 
+/* The highest descriptor below limit that this child needs, or -1. */
+static int next_needed(const struct spawn *spawn, int limit)
+{
+	int found = -1;
+
+	for (uint32_t i = 0; i < spawn->plan->n_ops + 2; i++) {
+		int fd = i == 0   ? spawn->transfer
+			 : i == 1 ? spawn->caller_pidfd
+				  : spawn->plan->ops[i - 2].idmap;
+		if (fd < limit && fd > found)
+			found = fd;
+	}
+	return found;
+}
+
+/*
+ * First of all. Whoever waits for the end of a pipe waits until all its copies are
+ * closed, so there should be none, or not for long: this child shares the caller's
+ * table, and takes leave of it with as little as possible.
+ */
+static int leave_descriptors(struct spawn *spawn)
+{
+	int limit = INT32_MAX, fd = next_needed(spawn, limit);
+	int err = nsbox_close_range((uint32_t)fd + 1, ~0U, CLOSE_RANGE_UNSHARE);
+
+	while (err == 0 && fd >= 0) {
+		limit = fd;
+		fd = next_needed(spawn, limit);
+		if (fd + 1 < limit)
+			err = nsbox_close_range((uint32_t)fd + 1, (uint32_t)limit - 1, 0);
+	}
+	return err < 0 ? fail(spawn, NSBOX_STEP_CLOSE_RANGE, -1, err) : 0;
+}
+
 __attribute__((noreturn)) static void run(struct spawn *spawn, int (*function)(struct spawn *))
 {
 	if (spawn->call.kept_handlers)
 		reset_signals();
-	if (die_with_caller(spawn) == 0 && function(spawn) == 0 && hand_over(spawn) == 0)
+	if (leave_descriptors(spawn) == 0 && die_with_caller(spawn) == 0 && function(spawn) == 0 &&
+	    hand_over(spawn) == 0)
 		spawn->executing = true;
 	exit_process(0);
 }

@@ -216,6 +216,8 @@ static int clone_child(struct spawn *spawn)
 	call->flags = CLONE_VM | spawn->parent_flags | spawn->clone_flags;
 	if (spawn->shielded)
 		call->flags |= CLONE_VFORK;
+	if (spawn->stage == STAGE_BASE || spawn->stage == STAGE_AHEAD)
+		call->flags |= CLONE_FILES; /* see leave_descriptors in ahead.c */
 	/* The root of a cgroup namespace is where its maker is: v1 cgroups are joined first. */
 	if (request->n_tasks)
 		call->flags &= ~(uint64_t)CLONE_NEWCGROUP;
