@@ -109,12 +109,13 @@ static int receive(int socket, struct spare *spare)
 			       ? 0
 			       : (control.header.cmsg_len - CMSG_LEN(0)) / sizeof(int);
 	int err = message.msg_flags & MSG_CTRUNC ? -EMFILE : 0;
-	for (size_t i = 0, kind = 0; i < count; i++, kind++) {
-		int fd;
-		memcpy(&fd, CMSG_DATA(&control.header) + i * sizeof(int), sizeof fd);
-		while (kind < SPARE_COUNT && !(present >> kind & 1))
-			kind++;
-		spare->fds[kind] = lift(fd);
+	size_t taken = 0;
+	for (int kind = 0; kind < SPARE_COUNT && taken < count; kind++) {
+		if (!(present >> kind & 1))
+			continue;
+		memcpy(&spare->fds[kind], CMSG_DATA(&control.header) + taken++ * sizeof(int),
+		       sizeof(int));
+		spare->fds[kind] = lift(spare->fds[kind]);
 		if (spare->fds[kind] < 0)
 			err = spare->fds[kind];
 	}

@@ -677,6 +677,19 @@ HARMLESS = {
 
 
 @pytest.mark.one_kernel
+def test_who_works_ahead_keeps_no_descriptors(caller: Caller) -> None:
+    """Before all else it leaves the caller's table: a pipe has no end while there are copies."""
+    _, lines = caller.traced("fill")
+    calls: dict[str, list[str]] = {}
+    for line in lines:
+        pid, call = line.split(maxsplit=1)
+        calls.setdefault(pid, []).append(call)
+    builders = [made for made in calls.values() if any("pivot_root(" in call for call in made)]
+    assert len(builders) == 2  # of the base and of the spare
+    assert all("CLOSE_RANGE_UNSHARE" in made[0] for made in builders)
+
+
+@pytest.mark.one_kernel
 def test_call_that_fails_ahead(caller: Caller) -> None:
     """Whatever fails while something is made ahead, nobody notices, and it is made later."""
     answer, lines = caller.traced("fill")
