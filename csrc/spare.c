@@ -28,6 +28,7 @@ struct nsbox_maker {
 	pthread_mutex_t lock;
 	pthread_cond_t idle; /* no store is busy any more, or this one is not */
 	pthread_t thread;
+	long tid;
 	bool running;  /* it will look for work again before it ends */
 	bool joinable; /* there was one since the last pthread_join */
 	bool stopped;
@@ -204,6 +205,7 @@ static void *make(void *argument)
 	struct nsbox_store *store;
 
 	pthread_mutex_lock(&maker->lock);
+	maker->tid = sys(__NR_gettid);
 	for (;;) {
 		store = maker->n_used < USED / 2 ? find_work(maker) : NULL;
 		if (store)
@@ -226,6 +228,9 @@ static void join(struct nsbox_maker *maker)
 		return;
 	maker->joinable = false;
 	pthread_join(maker->thread, NULL);
+	/* It is joined a moment before it is gone, and a fork counts threads. */
+	while (sys(__NR_tgkill, sys(__NR_getpid), maker->tid, 0) == 0)
+		sys(__NR_sched_yield);
 }
 
 /* The caller holds the lock. */

@@ -668,7 +668,8 @@ HARMLESS = {
     # cannot fail, or not in a way that matters
     "close", "exit", "exit_group", "futex", "munmap", "umask", "rt_sigprocmask", "getpid",
     "waitid", "pidfd_send_signal", "ppoll", "clock_gettime", "geteuid", "getegid", "kcmp",
-    "sched_yield", "set_robust_list", "rseq", "madvise", "mprotect", "mmap", "uname",
+    "sched_yield", "gettid", "tgkill", "set_robust_list", "rseq", "madvise", "mprotect",
+    "mmap", "uname",
     # asked how many mounts there are: without an answer, few
     "read",
     # asked which of 0, 1, 2 to leave alone
