@@ -78,7 +78,7 @@ void *memcpy(void *restrict to, const void *restrict from, size_t size)
 
 /* ---- answers -------------------------------------------------------- */
 
-/* Whoever does not read its answers loses them; with fd >= 0 a copy of that goes too. */
+/* With fd >= 0 a copy of that goes too. */
 static void answer(int channel, const struct reply *reply, int fd)
 {
 	struct iovec part = { (void *)(uintptr_t)reply, sizeof *reply };
@@ -96,7 +96,9 @@ static void answer(int channel, const struct reply *reply, int fd)
 		packet.msg_control = &control;
 		packet.msg_controllen = sizeof control;
 	}
-	sys(__NR_sendmsg, channel, &packet, MSG_NOSIGNAL | MSG_DONTWAIT);
+	/* Without memory for an answer the channel's end is one: nobody shall wait for more. */
+	if (sys(__NR_sendmsg, channel, &packet, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		sys(__NR_shutdown, channel, SHUT_RDWR);
 }
 
 static void answer_start(int channel)

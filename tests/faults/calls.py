@@ -110,7 +110,7 @@ NEVER = [
 STEPS: list[tuple[str, str]] = [
     ("* clone", "clone3"),
     ("1 execveat", "init"),
-    ("2 sendmsg", "message init"),
+    ("[0-9] sendmsg", "message init terminal_pass layers"),
     ("* chdir", "chdir layers"),
     ("init openat *", "terminal_open"),
     ("* ioctl TIOCSCTTY", "controlling_terminal"),

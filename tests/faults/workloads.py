@@ -356,5 +356,5 @@ WORKLOADS = [
     Workload("cgroup", _cgroup, cgroups=True),
     Workload("live", _live),
     Workload("live_limits", _limited_live, cgroups=True),
-    Workload("live_forget", _forget_live),
+    Workload("live_forget", _forget_live, pipes=True),
 ]
