@@ -302,6 +302,7 @@ while True:
 """
 
 
+@pytest.mark.one_kernel
 def test_changed_meanwhile(lower: Path) -> None:
     """A tree that is changed while it is listed makes neither an error nor a way out of it."""
     box = python_box(mounts=[Overlay(lower, "/work")])

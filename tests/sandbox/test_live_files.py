@@ -258,6 +258,7 @@ while True:
 """
 
 
+@pytest.mark.one_kernel
 def test_growing_file(live: Live) -> None:
     """A file that is grown while it is read is read up to the cap, or refused."""
     with running(live, _GROW):
@@ -359,6 +360,7 @@ while True:
 """
 
 
+@pytest.mark.one_kernel
 def test_flipping_directory(live: Live, tmp_path: Path) -> None:
     """A directory that is exchanged for a link all the time leads nothing through the link."""
     with running(live, _FLIP):
@@ -397,6 +399,7 @@ while True:
 """
 
 
+@pytest.mark.one_kernel
 def test_swapped_file(live: Live, tmp_path: Path) -> None:
     """A file that becomes a link, FIFO, device or directory all the time is a file or an error."""
     copy = tmp_path / "copy"
