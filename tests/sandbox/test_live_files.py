@@ -241,7 +241,7 @@ def test_cap(live: Live, tmp_path: Path) -> None:
 
 def test_sparse_giant(live: Live, tmp_path: Path) -> None:
     """A file of a tebibyte without a byte in it is refused at once."""
-    sh(live, "truncate -s 1T giant")
+    sh(live, "truncate -s 1099511627776 giant")
     assert refused(live, "/work/giant").errno == errno.EFBIG
     with pytest.raises(FileError):
         live.copy_out("/work/giant", tmp_path / "giant")
