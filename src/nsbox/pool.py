@@ -31,7 +31,7 @@ from ._control import Control, Mode
 from ._fence import Fence, Site, Terms, Verdict
 from ._run import Place, RunOptions, SpawnOptions, run
 from ._view import View, mount_points, sources
-from .errors import PlanError, PlanTypeError, SpawnError, Step
+from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
 from .process import Args, Process, Starter
 from .result import Result
 
@@ -440,7 +440,12 @@ class Pool:
 
     def __init__(self, world: World, size: int) -> None:
         self._world = world
-        self._stock = _Stock(world, _check_size(size))
+        try:
+            self._stock = _Stock(world, _check_size(size))
+        except NsboxError:
+            raise
+        except (OSError, RuntimeError) as error:  # the caller is short of descriptors or threads
+            raise UnsupportedError(f"no pool can be kept now: {error}") from error
 
     def spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """
