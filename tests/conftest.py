@@ -249,7 +249,7 @@ def own_cgroups() -> set[str]:
     return found
 
 
-def held() -> dict[str, object]:
+def held() -> dict[str, Any]:
     """Return how much this process has of what it should not lose."""
     return {
         "children": len(children()),

@@ -90,7 +90,7 @@ CANNOT_FAIL = {
     "clock_gettime", "close", "exit", "exit_group", "futex", "getegid", "geteuid", "getpid",
     "getpriority", "getppid", "getsockname", "gettid", "getuid", "kcmp", "lseek", "madvise",
     "mprotect", "munmap", "pidfd_send_signal", "rseq", "rt_sigaction", "rt_sigprocmask",
-    "sched_yield", "set_robust_list", "umask", "uname",
+    "sched_yield", "set_robust_list", "tgkill", "umask", "uname",
 }  # fmt: skip
 """Or with nothing that the kernel would say to these calls, or not in a way that matters."""
 

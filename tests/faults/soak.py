@@ -6,12 +6,15 @@ Does a number of rounds for each line that it reads, and answers with a line.
 
 import argparse
 import gc
+import os
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from workloads import WORKLOADS, Workload
+from workloads import SOAKED, Workload, kept_pool
+
+from nsbox._spares import drain
 
 
 def work(workloads: list[Workload], rounds: int, seed: str) -> None:
@@ -31,7 +34,7 @@ def main() -> None:
     for directory in options.cgroup:
         Path(directory, "cgroup.procs").write_text("0")
     names = options.workloads.split(",")
-    workloads = [workload for workload in WORKLOADS if workload.name in names]
+    workloads = [workload for workload in SOAKED if workload.name in names]
     for workload in workloads:
         workload.prepare()
     for number, _ in enumerate(sys.stdin):
@@ -48,6 +51,10 @@ def main() -> None:
         for task in tasks:
             task.result()
         gc.collect()
+        # What the pool makes ahead is complete, and nothing else is.
+        while (stats := kept_pool().stats()).ready < stats.size:
+            os.sched_yield()
+        drain()
         print("done", flush=True)
 
 

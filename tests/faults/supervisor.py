@@ -115,6 +115,8 @@ _TEXT_AT: Final = {
     "openat2": 1, "rmdir": 0, "sethostname": 0, "symlinkat": 2, "unlinkat": 1, "write": 1,
 }  # fmt: skip
 UNREADABLE: Final = "?"
+KILLED: Final = 9999
+"""No errno that a kernel has."""
 _OPTION_AT: Final = {"prctl": 0, "fcntl": 1, "fsconfig": 1, "ioctl": 1}
 _OPTIONS: Final = {
     "prctl": {
@@ -160,7 +162,7 @@ class Fault(NamedTuple):
         role: Whose call.
         name: Of the call.
         occurrence: The n-th of that name.
-        error: With which errno.
+        error: With which errno; or KILLED: who makes it is killed instead.
         lasting: All later ones of that name and role too.
     """
 
@@ -172,9 +174,8 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         until = " from there on" if self.lasting else ""
-        return (
-            f"{self.name} number {self.occurrence}{until} fails with {errno.errorcode[self.error]}"
-        )
+        what = "kills" if self.error == KILLED else f"fails with {errno.errorcode[self.error]}"
+        return f"{self.name} number {self.occurrence}{until} {what}"
 
 
 class Hung(AssertionError):
@@ -443,6 +444,9 @@ class _Supervisor:
             occurrence == fault.occurrence or (fault.lasting and occurrence > fault.occurrence)
         ):
             self._fired = True
+            if fault.error == KILLED:
+                os.kill(_look_up(pid)[0], signal.SIGKILL)
+                return 0, 0, _CONTINUE
             return 0, -fault.error, 0
         if number == _EXECVE and role != CALLER:
             self._roles[pid] = _PAYLOAD

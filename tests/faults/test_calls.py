@@ -7,13 +7,15 @@ make is noted. Then it runs once for each of them, and that one fails: see super
 
 import errno
 import gc
+import random
 import subprocess
 import sys
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pytest
 from calls import CANNOT_FAIL, ERRORS, NO_CALL, STEPS, TRANSLATED, faults_of, harmless, steps_of
-from supervisor import UNREADABLE, Call, Fault, Gate, supervised
+from supervisor import CALLER, KILLED, THREAD, UNREADABLE, Call, Fault, Gate, supervised
 from workloads import WORKLOADS, Belongings, Workload
 
 from nsbox import NsboxError, Step
@@ -106,23 +108,13 @@ def complaint(workload: Workload, call: Call, outcome: Outcome, may_succeed: boo
     return None
 
 
-def complaints_about(
-    workload: Workload, faults: dict[Fault, Call], forgiven: set[Call]
-) -> list[str]:
-    """Run a workload once with each of some faults, all of one name; return what is wrong."""
+def outcomes_of(workload: Workload, faults: Collection[Fault]) -> list[Outcome]:
+    """Run a workload once with each of some faults."""
 
     def attempt_all(gate: Gate, belongings: Belongings) -> list[Outcome]:
         return [attempt(gate, workload, fault, belongings) for fault in faults]
 
-    names = {fault.name for fault in faults}
-    outcomes, _ = supervised(attempt_all, lambda: warm_up(workload), names)
-    found = []
-    for outcome in outcomes:
-        call = faults[outcome.fault]
-        what = complaint(workload, call, outcome, workload.background or call in forgiven)
-        if what is not None:
-            found.append(f"{call}: {outcome.fault}: {what}")
-    return found
+    return supervised(attempt_all, lambda: warm_up(workload), {fault.name for fault in faults})[0]
 
 
 def test_every_step_is_known() -> None:
@@ -140,11 +132,33 @@ def test_every_call_may_fail(workload: Workload, request: pytest.FixtureRequest)
     unknown = {call.name for call in calls} - ERRORS.keys()
     assert not unknown, f"calls whose errors nobody has listed: {unknown}"
     forgiven, cases = harmless(calls), faults_of(calls, long=request.config.getoption("--long"))
-    complaints = [
-        complaint
-        for name in sorted({call.name for call in calls})
-        for complaint in complaints_about(
-            workload, {fault: call for fault, call in cases.items() if call.name == name}, forgiven
-        )
-    ]
+    print(f"{workload}: {len(calls)} calls, {len(cases)} faults")
+    complaints = []
+    for name in sorted({call.name for call in calls}):
+        # Those of one name by one process: it asks about no other calls, and so is fast.
+        for outcome in outcomes_of(workload, [fault for fault in cases if fault.name == name]):
+            call = cases[outcome.fault]
+            what = complaint(workload, call, outcome, workload.background or call in forgiven)
+            if what is not None:
+                complaints.append(f"{call}: {outcome.fault}: {what}")
     assert complaints == [], "\n" + "\n".join(complaints)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workload", WORKLOADS, ids=str)
+def test_whoever_is_killed(workload: Workload, request: pytest.FixtureRequest) -> None:
+    """Launcher, child, init: killed at any call, that is an error or a fresh sandbox, no hang."""
+    workload.require(request)
+    calls = [call for call in calls_of(workload) if call.role not in (CALLER, THREAD)]
+    long, seed = request.config.getoption("--long"), request.config.getoption("--seed")
+    chosen = random.Random(f"{workload} {seed}")
+    faults = [
+        Fault(call.role, call.name, call.occurrence, KILLED, lasting=False)
+        for call in (calls if long else chosen.sample(calls, min(len(calls), 6)))
+    ]
+    complaints = [
+        f"{outcome.fault}: left: {outcome.left} ({outcome.error})"
+        for outcome in outcomes_of(workload, faults)
+        if outcome.left or (outcome.error and not outcome.typed and not workload.pipes)
+    ]
+    assert complaints == [], f"seed {seed}:\n" + "\n".join(complaints)

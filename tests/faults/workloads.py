@@ -1,5 +1,6 @@
 """What is done under faults, kills and interruptions: each from its beginning to its end."""
 
+import atexit
 import gc
 import os
 import time
@@ -11,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from conftest import held
+from conftest import held, tasks
 from nsbox import (
     DEVNULL,
     PIPE,
     Bind,
     Cgroup,
     Limits,
+    Live,
     Namespace,
     Overlay,
+    Pool,
+    Process,
     Sandbox,
     TimeoutExpired,
     Tmpfs,
@@ -65,7 +69,6 @@ class Workload:
         pipes: It uses pipes, which the standard library makes, reads and writes.
         background: A thread makes set-ups beside it, so whose call fails varies.
         lines: Its Python code differs from that of the others.
-        soaked: It is one of those that are repeated a hundred thousand times.
         before: Called each time before, and no part of it.
         prepare: Called once in the process that does it, which ends afterwards.
     """
@@ -76,7 +79,6 @@ class Workload:
     pipes: bool = False
     background: bool = False
     lines: bool = True
-    soaked: bool = False
     before: Callable[[], object] = lambda: None
     prepare: Callable[[], object] = lambda: None
 
@@ -265,6 +267,24 @@ def _threads(function: Callable[[], object]) -> None:
         thread.join()
 
 
+def _spawn_in_threads() -> None:
+    """Those threads end, and what they have spawned goes on."""
+    processes: list[Process] = []
+    _threads(lambda: processes.append(PLAIN.spawn(SLEEP)))
+    for process in processes:
+        process.wait()
+
+
+def _live_and_stay() -> None:
+    with PLAIN.open() as live, live.spawn(SLEEP), live.spawn(SLEEP, pty=True):
+        live.run(SLEEP)
+
+
+def _pool_and_stay() -> None:
+    with LIMITED.pool(2) as pool:
+        _threads(lambda: pool.run(SLEEP))
+
+
 def _join_and_stay() -> None:
     with Namespace.create("user") as user, Namespace.create("net", owner=user) as net:
         Sandbox(user=user, net=net).run(SLEEP)
@@ -275,7 +295,11 @@ STAYING = [
     Workload("limits", lambda: LIMITED.run(SLEEP), cgroups=True),
     Workload("spawn", _spawn_many, cgroups=True),
     Workload("threads", lambda: _threads(lambda: MOUNTS.run(SLEEP))),
+    Workload("spawn-in-threads", _spawn_in_threads),
     Workload("join", _join_and_stay),
+    Workload("init", lambda: INITIAL.run(SLEEP)),
+    Workload("live", _live_and_stay),
+    Workload("pool", _pool_and_stay, cgroups=True),
 ]
 """What does not come to an end by itself."""
 
@@ -292,6 +316,7 @@ class Belongings:
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
+        self._threads = tasks()
         workload.prepare()
         self._warm_up()
         self._usual = self._look()
@@ -325,21 +350,27 @@ class Belongings:
 
     def _look(self) -> dict[str, Any]:
         gc.collect()
-        return held()
+        now = held()
+        # A thread that has been joined may still be on its way out.
+        deadline = time.monotonic() + 10
+        while now["threads"] > self._threads and time.monotonic() < deadline:
+            os.sched_yield()
+            now = held()
+        return now
 
 
 WORKLOADS = [
-    Workload("run", lambda: PLAIN.run(TRUE), soaked=True),
+    Workload("run", lambda: PLAIN.run(TRUE)),
     Workload("mounts", lambda: MOUNTS.run(TRUE), lines=False),
     Workload("spawn", _spawn, pipes=True, lines=False),
-    Workload("capture", _capture, pipes=True, soaked=True),
+    Workload("capture", _capture, pipes=True),
     Workload("wait", _spawn_and_wait, pipes=True),
     Workload("kill", _kill, pipes=True),
     Workload("timeout", _timeout),
     Workload("forget", _forget, pipes=True),
     Workload("missing", _missing, pipes=True, cgroups=True),
     Workload("output", _too_much, pipes=True, cgroups=True),
-    Workload("limits", lambda: LIMITED.run(TRUE), cgroups=True, soaked=True),
+    Workload("limits", lambda: LIMITED.run(TRUE), cgroups=True),
     Workload("streams", lambda: PLAIN.run(TRUE), prepare=_close_streams, lines=False),
     Workload("first", _first, lines=False),
     Workload("options", _ask, prepare=_open_terminal, lines=False),
@@ -358,3 +389,28 @@ WORKLOADS = [
     Workload("live_limits", _limited_live, cgroups=True),
     Workload("live_forget", _forget_live, pipes=True),
 ]
+
+_pools: list[Pool] = []
+_lives: list[Live] = []
+
+
+def _keep_pool() -> None:
+    _pools.append(MOUNTS.pool(8))
+    atexit.register(_pools[0].close)
+
+
+def kept_pool() -> Pool:
+    return _pools[0]
+
+
+def _keep_live() -> None:
+    _lives.append(PLAIN.open())
+    atexit.register(_lives[0].close)
+
+
+SOAKED = [
+    *(item for item in WORKLOADS if item.name in ("run", "capture", "limits")),
+    Workload("pool-run", lambda: kept_pool().run(TRUE), prepare=_keep_pool),
+    Workload("live-run", lambda: _lives[0].run(TRUE), prepare=_keep_live),
+]
+"""What is repeated a hundred thousand times."""
