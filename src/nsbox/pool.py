@@ -17,10 +17,8 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Final, NamedTuple, NoReturn, Unpack
 
@@ -163,8 +161,9 @@ class _Member:
     def start(self, request: Request, child: Child) -> None:
         """Start its process, which is the only one."""
         assert self._control is not None
-        placement = Placement(-1, (), shield=False, watch=self._watch)
-        self._control.start(request._replace(placement=placement), child, self._mode)
+        if self._watch is not None:
+            request = request._replace(placement=Placement(-1, (), shield=False, watch=self._watch))
+        self._control.start(request, child, self._mode)
 
     def end(self) -> None:
         """The process has ended: wait for the end of its init, if it has one, and of all else."""
@@ -189,9 +188,6 @@ class _Stock:
     Args:
         world: What they are made for.
         size: How many there are to be.
-
-    Raises:
-        NsboxError, OSError: If the first one cannot be made.
     """
 
     def __init__(self, world: World, size: int) -> None:
@@ -206,14 +202,22 @@ class _Stock:
         self._prepared = self._failed = 0
         self._error: Exception | None = None
         self._ended = False
-        self._make()
         self._thread = threading.Thread(target=self._work, name="nsbox-pool", daemon=True)
+
+    def open(self) -> None:
+        """
+        Make the first member, and let the thread make the others.
+
+        Raises:
+            NsboxError, OSError: If it cannot be made.
+        """
         try:
+            self._make()
+            _open.add(self)
             self._thread.start()
         except BaseException:
-            self._end()
+            self.close()
             raise
-        _open.add(self)
 
     # ---- for callers ----
 
@@ -273,8 +277,10 @@ class _Stock:
         if self._owner != os.getpid():
             return False
         self._bell.ring()
+        if self._thread.ident is None:
+            self._end()  # it has never begun
         # A garbage collection can happen in the thread itself.
-        if self._thread is not threading.current_thread():
+        elif self._thread is not threading.current_thread():
             self._thread.join()
             self._bell.close()
         _open.discard(self)
@@ -442,6 +448,7 @@ class Pool:
         self._world = world
         try:
             self._stock = _Stock(world, _check_size(size))
+            self._stock.open()
         except NsboxError:
             raise
         except (OSError, RuntimeError) as error:  # the caller is short of descriptors or threads
@@ -491,7 +498,7 @@ class Pool:
             PlanError: If the pool is closed.
         """
         self._stock.check()
-        return _results(_Batch(self, options), commands, self._stock.size)
+        return _results(self, commands, options, self._stock.size)
 
     def stats(self) -> PoolStats:
         """Return what it has, and what has become of its sandboxes so far."""
@@ -551,71 +558,82 @@ def _check_size(value: object) -> int:
 # ---- many runs --------------------------------------------------------------
 
 
-class _Batch:
+class _Run(threading.Thread):
     """
-    The runs of one map(), and the threads that wait for them.
+    One run of a map(), in a thread that waits for its end.
 
     Args:
-        pool: Where they run.
-        options: Of each.
+        pool: Where it runs.
+        args: What.
+        options: Of the run.
     """
 
-    def __init__(self, pool: Pool, options: RunOptions) -> None:
-        self._pool = pool
-        self._options = options
-        self._jobs: SimpleQueue[tuple[Future[Result], Args] | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._running: dict[int, Process] = {}  # by thread
-        self._closing = False
+    def __init__(self, pool: Pool, args: Args, options: RunOptions) -> None:
+        super().__init__(name="nsbox-pool-map", daemon=True)
+        self._pool, self._args, self._options = pool, args, options
+        self._process: Process | None = None
+        self._outcome: Result | BaseException | None = None
+        self._cancelled = False
 
-    def submit(self, args: Args, most: int) -> Future[Result]:
-        """Run it as soon as one of so many threads is free."""
-        future: Future[Result] = Future()
-        self._jobs.put((future, args))
-        if len(self._threads) < most:
-            thread = threading.Thread(target=self._work, name="nsbox-pool-map", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        return future
-
-    def close(self) -> None:
-        """Kill what runs, and wait for the threads."""
-        self._closing = True
-        for process in list(self._running.values()):
-            process.kill()
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, args = job
-            if self._closing:
-                continue
-            try:
-                future.set_result(self._pool._run(self._spawn, args, self._options))
-            except BaseException as error:
-                future.set_exception(error)
-            self._running.pop(threading.get_ident(), None)
-            del job, future, args
+    def run(self) -> None:
+        try:
+            self._outcome = self._pool._run(self._spawn, self._args, self._options)
+        except BaseException as error:
+            self._outcome = error
+        self._process = None
 
     def _spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
-        process = self._pool._spawn(args, die_with_thread=True, **options)
-        self._running[threading.get_ident()] = process
-        if self._closing:  # it may have looked before this one was there
+        process = self._process = self._pool._spawn(args, die_with_thread=True, **options)
+        if self._cancelled:  # whoever cancels may have looked before it was there
             process.kill()
         return process
 
+    def result(self) -> Result:
+        """Wait for the end, and return what came of it, or raise it."""
+        self.join()
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
 
-def _results(batch: _Batch, commands: Iterable[Args], most: int) -> Iterator[Result]:
-    window: deque[Future[Result]] = deque()
+    def cancel(self) -> None:
+        """Kill it; does not wait for the end."""
+        self._cancelled = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+
+def _results(
+    pool: Pool, commands: Iterable[Args], options: RunOptions, most: int
+) -> Iterator[Result]:
+    """Yield the results in order; no more than so many runs are not over, or not yielded yet."""
+    runs: deque[_Run] = deque()
     try:
         for args in commands:
-            if len(window) == most:
-                yield window.popleft().result()
-            window.append(batch.submit(args, most))
-        while window:
-            yield window.popleft().result()
+            if len(runs) == most:
+                yield _first(runs)
+            runs.append(_Run(pool, args, options))
+            runs[-1].start()
+        while runs:
+            yield _first(runs)
     finally:
-        batch.close()
+        try:
+            _end(runs)
+        except BaseException:
+            _end(runs)  # a signal handler has raised, and nobody else will do this
+            raise
+
+
+def _first(runs: deque[_Run]) -> Result:
+    result = runs[0].result()
+    runs.popleft()
+    return result
+
+
+def _end(runs: Iterable[_Run]) -> None:
+    for item in runs:
+        item.cancel()
+    for item in runs:
+        if item.ident is not None:
+            item.join()
