@@ -224,8 +224,8 @@ class AsyncProcess:
         Who is cancelled may wait, and others go on while the kernel takes the sandbox down.
         Who is cancelled again, or interrupted, or was dropped with the loop, has to do it here.
         """
+        self._process.kill()  # first: what it does when its pipes close is not wanted any more
         self._close(abort=True)
-        self._process.kill()
         try:
             if isinstance(error, (asyncio.CancelledError, Exception)):
                 await self._ended.wait()
