@@ -124,7 +124,7 @@ def test_interact_connects_the_terminals(tmux: Tmux, tmp_path: Path) -> None:
     tmux("resize-window", "-x", "100", "-y", "30")
     tmux.type("echo $(stty size) = $((7 * 7))", "Enter")
     tmux.wait_for("30 100 = 49")
-    tmux.type("sh -c 'echo begin$((1 + 1)); sleep 1000'", "Enter")
+    tmux.type("sh -c 'echo begin$((1 + 1)); exec sleep 1000'", "Enter")
     tmux.wait_for("begin2")
     tmux.type("C-c")
     tmux.wait_for("^C")
