@@ -246,7 +246,7 @@ def faults_of(calls: list[Call], *, long: bool) -> dict[Fault, Call]:
     """
     Return the faults to try, and the call that each is about.
 
-    The short form tries the likeliest error, at the first and the last of calls that look alike.
+    The short form tries the likeliest error, at the first of calls that look alike.
     """
     alike: dict[str, list[Call]] = {}
     for call in calls:
@@ -255,7 +255,7 @@ def faults_of(calls: list[Call], *, long: bool) -> dict[Fault, Call]:
     return {
         Fault(call.role, call.name, call.occurrence, getattr(errno, name), lasting): call
         for group in alike.values()
-        for call in (group if long else dict.fromkeys((group[0], group[-1])))
+        for call in (group if long else group[:1])
         for name in ERRORS[call.name].split()[: None if long else 1]
         for lasting in ((False, True) if long and name == LASTING else (False,))
     }

@@ -154,7 +154,7 @@ def test_whoever_is_killed(workload: Workload, request: pytest.FixtureRequest) -
     chosen = random.Random(f"{workload} {seed}")
     faults = [
         Fault(call.role, call.name, call.occurrence, KILLED, lasting=False)
-        for call in (calls if long else chosen.sample(calls, min(len(calls), 6)))
+        for call in (calls if long else chosen.sample(calls, min(len(calls), 4)))
     ]
     complaints = [
         f"{outcome.fault}: left: {outcome.left} ({outcome.error})"

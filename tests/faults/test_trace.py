@@ -21,8 +21,8 @@ from support import SOURCE, in_child
 
 PACKAGE = str(SOURCE / "nsbox")
 LIBRARY = subprocess.__file__
-STRIDE = 4
-"""The short form raises at every fourth event, whichever is the first."""
+STRIDE = 8
+"""The short form raises at every eighth event."""
 
 pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 

@@ -32,6 +32,8 @@ from nsbox import (
     _host,
     sandbox,
 )
+from nsbox._native import lib
+from nsbox._spares import drain, maker
 
 TRUE = ["/bin/true"]
 SLEEP = ["/bin/sleep", "1000"]
@@ -57,6 +59,11 @@ LIMITED = Sandbox(limits=LIMITS)
 TERSE = Sandbox(limits=Limits(pids=16, output=100))
 
 
+def _make_nothing() -> None:
+    drain()
+    lib.nsbox_maker_stop(maker.pointer)
+
+
 @dataclass(frozen=True)
 class Workload:
     """
@@ -69,7 +76,8 @@ class Workload:
         pipes: It uses pipes, which the standard library makes, reads and writes.
         background: A thread makes set-ups beside it, so whose call fails varies.
         lines: Its Python code differs from that of the others.
-        before: Called each time before, and no part of it.
+        before: Called each time before, and no part of it. By default, nothing is made
+            ahead from there on.
         prepare: Called once in the process that does it, which ends afterwards.
     """
 
@@ -79,7 +87,7 @@ class Workload:
     pipes: bool = False
     background: bool = False
     lines: bool = True
-    before: Callable[[], object] = lambda: None
+    before: Callable[[], object] = _make_nothing
     prepare: Callable[[], object] = lambda: None
 
     def require(self, request: pytest.FixtureRequest) -> None:
@@ -214,6 +222,7 @@ def _pool() -> None:
 
 def _fill() -> None:
     """Have all made ahead that the next spawn can use."""
+    lib.nsbox_maker_resume(maker.pointer)
     store = AHEAD._cache.store(AHEAD._cache.lowered(AHEAD))
     if store is not None:  # used for the first time
         store.fill()
