@@ -546,6 +546,9 @@ void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
 		start_launcher(spawn);
 	else
 		start_child(spawn);
+	/* A child whose launcher was killed waits for its maps for ever, in our memory. */
+	if (spawn->result.step && spawn->result.pidfd >= 0)
+		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
 	if (dumpable)
 		release_dumpable(dumpable, spawn->result.pid);
 }
