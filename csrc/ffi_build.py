@@ -28,6 +28,7 @@ SOURCES = (
     "copy.c",
     "make.c",
     "spare.c",
+    "cgroup.c",
     "process.c",
     "control.c",
     "namespace.c",

@@ -480,6 +480,41 @@ struct nsbox_store *nsbox_store_create(struct nsbox_maker *maker, const struct n
 /* Make ahead now what the next spawn can use; returns how many can. Only for who measures. */
 int nsbox_store_fill(struct nsbox_store *store);
 int nsbox_store_destroy(struct nsbox_store *store);
+
+/* A cgroup that is made ahead (cgroup.c), as lists of strings, each with a NUL at its end. */
+struct nsbox_cgroup_form {
+	uint32_t n_directories;
+	uint32_t n_settings;  /* a path and a text each */
+	uint32_t n_entrances; /* paths of files to write to */
+	uint32_t n_figures;   /* paths of files to read */
+};
+struct nsbox_cgroup;
+
+/* Whose it is; all zero at first. */
+struct nsbox_cgroup_holder {
+	struct nsbox_maker *maker;
+	struct nsbox_cgroup *cgroup;
+	int32_t owner; /* process; in others nothing has an effect */
+};
+
+/* Order one: the lists of the form one after the other. 0 or -errno, EAGAIN if there are many. */
+int nsbox_cgroup_order(struct nsbox_maker *maker, const struct nsbox_cgroup_form *form,
+		       const char *text, uint32_t size, struct nsbox_cgroup_holder *holder);
+/* Wait until it is there, and tell its files, which stay its own. 0 or -errno. */
+int nsbox_cgroup_take(struct nsbox_cgroup_holder *holder, struct nsbox_files *entrances,
+		      struct nsbox_files *figures);
+int nsbox_cgroup_close_entrances(struct nsbox_cgroup_holder *holder);
+/* As nsbox_read_files. */
+int nsbox_cgroup_read(struct nsbox_cgroup_holder *holder, char *buffer, uint32_t size);
+/* Have it removed by the thread, which it belongs to then; false if there can be none. */
+int nsbox_cgroup_retire(struct nsbox_cgroup_holder *holder);
+/* Remove it now, or as soon as that can be done. */
+int nsbox_cgroup_release(struct nsbox_cgroup_holder *holder);
+/* Return when nothing is left of those that were retired, but what cannot be removed. */
+int nsbox_maker_tidy(struct nsbox_maker *maker);
+/* Get the directories of one that could not be removed: their size, or 0 if there is none. */
+int nsbox_maker_left(struct nsbox_maker *maker, char *buffer, uint32_t size);
+
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result);
 

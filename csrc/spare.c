@@ -15,27 +15,13 @@
 #include "spare.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { FILLED = 8, USED = 64, IDLE = 1000 * 1000 * 1000 /* ns */ };
+enum { FILLED = 8, IDLE = 1000 * 1000 * 1000 /* ns */ };
 
 /* After failures in a row: 10 ms, twice as long each time, 10 s at most. */
 enum { FIRST_PAUSE = 10 * 1000 * 1000, DOUBLINGS = 10 };
-
-struct nsbox_maker {
-	pthread_mutex_t lock;
-	pthread_cond_t idle; /* no store is busy any more, or this one is not */
-	pthread_t thread;
-	long tid;
-	bool running;  /* it will look for work again before it ends */
-	bool joinable; /* there was one since the last pthread_join */
-	bool stopped;
-	struct nsbox_store *first;
-	int used[USED]; /* to be closed */
-	uint32_t n_used;
-};
 
 /* The caller holds the lock. */
 static void unlist(struct nsbox_store *store)
@@ -203,13 +189,17 @@ static void *make(void *argument)
 {
 	struct nsbox_maker *maker = argument;
 	struct nsbox_store *store;
+	struct nsbox_cgroup *cgroup;
 
 	pthread_mutex_lock(&maker->lock);
 	maker->tid = sys(__NR_gettid);
 	for (;;) {
 		store = maker->n_used < USED / 2 ? find_work(maker) : NULL;
+		cgroup = store ? NULL : find_cgroup(maker);
 		if (store)
 			work(store);
+		else if (cgroup)
+			work_at_cgroup(cgroup);
 		else if (maker->n_used)
 			close_used(maker);
 		else
@@ -234,9 +224,10 @@ static void join(struct nsbox_maker *maker)
 }
 
 /* The caller holds the lock. */
-static void start_thread(struct nsbox_maker *maker)
+void start_thread(struct nsbox_maker *maker)
 {
-	if (maker->running || maker->stopped || (!maker->n_used && !find_work(maker)))
+	if (maker->running || maker->stopped ||
+	    (!maker->n_used && !find_work(maker) && !find_cgroup(maker)))
 		return;
 	join(maker);
 	maker->running = create_thread(&maker->thread, make, maker) == 0;
@@ -265,6 +256,7 @@ bool maker_has(struct nsbox_maker *maker, int fd)
 		found = store_has(store, fd);
 	for (uint32_t i = 0; i < maker->n_used && !found; i++)
 		found = maker->used[i] == fd;
+	found = found || cgroups_have(maker, fd);
 	pthread_mutex_unlock(&maker->lock);
 	return found;
 }
@@ -373,6 +365,7 @@ int nsbox_maker_stop(struct nsbox_maker *maker)
 	while (maker->running)
 		pthread_cond_wait(&maker->idle, &maker->lock);
 	join(maker);
+	remove_retired(maker);
 	pthread_mutex_unlock(&maker->lock);
 	return 0;
 }
@@ -425,6 +418,7 @@ int nsbox_maker_forget(struct nsbox_maker *maker)
 	}
 	for (uint32_t i = 0; i < maker->n_used; i++)
 		close_fd(&maker->used[i]);
+	forget_cgroups(maker);
 	return 0;
 }
 

@@ -1,12 +1,13 @@
-/* spare.h - private to what is made ahead: spare.c, make.c, copy.c. */
+/* spare.h - private to what is made ahead: spare.c, make.c, copy.c, cgroup.c. */
 #ifndef NSBOX_SPARE_H
 #define NSBOX_SPARE_H
 
 #include "internal.h"
 
+#include <pthread.h>
 #include <sys/utsname.h>
 
-enum { SPARES = 1 };
+enum { SPARES = 1, USED = 64 };
 
 struct base {
 	int user; /* -1: the caller is root, who needs none */
@@ -37,6 +38,41 @@ struct nsbox_store {
 	int64_t last_use;
 };
 
+struct nsbox_maker {
+	pthread_mutex_t lock;
+	pthread_cond_t idle; /* no store or cgroup is busy any more, or this one is not */
+	pthread_t thread;
+	long tid;
+	bool running;  /* it will look for work again before it ends */
+	bool joinable; /* there was one since the last pthread_join */
+	bool stopped;
+	struct nsbox_store *first;
+	struct nsbox_cgroup *cgroups;
+	int used[USED]; /* to be closed */
+	uint32_t n_used;
+};
+
+enum cgroup_state {
+	CGROUP_WANTED, /* yet to be made */
+	CGROUP_MAKING,
+	CGROUP_MADE,
+	CGROUP_FAILED,  /* nothing is there */
+	CGROUP_RETIRED, /* to be removed; nobody holds it */
+	CGROUP_REMOVING,
+	CGROUP_LEFT, /* it could not be removed; likewise */
+};
+
+struct nsbox_cgroup {
+	struct nsbox_maker *maker;
+	struct nsbox_cgroup *next;
+	enum cgroup_state state;
+	int error;      /* of making it, or 0 */
+	uint32_t tries; /* to remove it */
+	struct nsbox_cgroup_form form;
+	struct nsbox_files entrances, figures;
+	char text[]; /* lists, as the form has them */
+};
+
 /* copy.c */
 size_t plan_size(const struct nsbox_plan *plan);
 void copy_plan(const struct nsbox_plan *plan, struct nsbox_plan *copy, char *memory);
@@ -50,5 +86,13 @@ extern const struct base no_base;
 extern const struct spare no_spare;
 void close_fd(int *fd);
 void close_spare(struct spare *spare);
+/* The caller holds the lock, here and below. */
+void start_thread(struct nsbox_maker *maker);
+/* cgroup.c */
+struct nsbox_cgroup *find_cgroup(const struct nsbox_maker *maker);
+void work_at_cgroup(struct nsbox_cgroup *cgroup);
+void remove_retired(struct nsbox_maker *maker);
+bool cgroups_have(const struct nsbox_maker *maker, int fd);
+void forget_cgroups(const struct nsbox_maker *maker);
 
 #endif

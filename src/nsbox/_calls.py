@@ -145,9 +145,18 @@ def read_files(paths: Sequence[str]) -> list[str]:
     Args:
         paths: A few of them; more than 32 KiB together are cut.
     """
+    joined = _joined(paths)
+    return read_texts(
+        lambda buffer, size: lib.nsbox_read_files(joined, len(paths), buffer, size), len(paths)
+    )
+
+
+def read_texts(read: Callable[[Any, int], int], count: int) -> list[str]:
+    """Return the texts that a function of C stores in a buffer, "" for those that it does not."""
     buffer = _new_buffer("char[]", _SIZE)
-    size = lib.nsbox_read_files(_joined(paths), len(paths), buffer, _SIZE)
-    return bytes(ffi.buffer(buffer, size)).decode("ascii").split("\0")[:-1]
+    size = max(0, read(buffer, _SIZE))
+    texts = bytes(ffi.buffer(buffer, size)).decode("ascii").split("\0")[:-1]
+    return texts + [""] * (count - len(texts))
 
 
 def _joined(items: Iterable[str]) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ._cgroup_files import CONTROLLER_OF, ONLY_V2, Setting, settings
+from ._cgroup_files import CONTROLLER_OF, ONLY_V2, Place, Setting, settings
 from ._cgroup_layout import UNIFIED, Hierarchy, Layout, read_words
 from .errors import PlanError, UnsupportedError
 from .limits import CGROUP_FIELDS, Limits
@@ -59,6 +59,12 @@ class Part(NamedTuple):
     controllers: tuple[str, ...]
     settings: tuple[Setting, ...]
 
+    def entrance(self, purpose: Purpose) -> str | None:
+        """Return the file by which a process gets in; None if it is born in it."""
+        if self.version == 1:
+            return "tasks"
+        return "cgroup.procs" if purpose is Purpose.JOIN else None
+
 
 class Choice(NamedTuple):
     """
@@ -71,6 +77,15 @@ class Choice(NamedTuple):
 
     parts: tuple[Part, ...]
     degraded: frozenset[str]
+
+
+def by_controller(parts: Sequence[Part], directories: Sequence[str]) -> dict[Place, str]:
+    """Return one directory for each part by the controllers that it has there."""
+    return {
+        (controller, part.version): directory
+        for part, directory in zip(parts, directories, strict=True)
+        for controller in part.controllers
+    }
 
 
 def narrowed(layout: Layout, purpose: Purpose) -> Layout:

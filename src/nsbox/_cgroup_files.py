@@ -210,7 +210,7 @@ class Reader:
     def __init__(
         self, directories: Mapping[tuple[str, int], str], names: Iterable[str], read: Read
     ) -> None:
-        files, self._found = _find(tuple(directories), tuple(names))
+        files, self._found = find(tuple(directories), tuple(names))
         self._texts = read([f"{directories[place]}/{file}" for place, file in files])
         self.sources: dict[str, str] = {}
 
@@ -229,13 +229,15 @@ class Reader:
         return None if number is None else int(number)
 
 
-_Place = tuple[str, int]
-_Files = list[tuple[_Place, str]]
+Place = tuple[str, int]
+"""A controller, and the version of its hierarchy."""
+
+_Files = list[tuple[Place, str]]
 _Found = dict[str, list[tuple[int, Source, str]]]
 
 
 @lru_cache(maxsize=64)
-def _find(places: tuple[_Place, ...], names: tuple[str, ...]) -> tuple[_Files, _Found]:
+def find(places: tuple[Place, ...], names: tuple[str, ...]) -> tuple[_Files, _Found]:
     """
     Return the files that hold some figures, and for each figure its sources.
 
@@ -246,7 +248,7 @@ def _find(places: tuple[_Place, ...], names: tuple[str, ...]) -> tuple[_Files, _
     Returns:
         The files, and sources as index of a file, source, and its text.
     """
-    files: dict[tuple[_Place, str], int] = {}
+    files: dict[tuple[Place, str], int] = {}
     found: _Found = {name: [] for name in names}
     for name in names:
         for source in FIGURES[name]:

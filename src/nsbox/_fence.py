@@ -17,12 +17,13 @@ from typing import Final, NamedTuple
 
 from ._bridge import End, Placement
 from ._calls import Descriptors
+from ._cgroup_ahead import Ahead, Form, tidy
 from ._cgroup_choice import Choice, Purpose, wanted_fields
 from ._cgroup_files import FIGURES
 from ._cgroup_tree import reported
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
-from .cgroup import Cgroup, choose, make
-from .errors import CgroupError, NsboxError, SpawnError
+from .cgroup import Cgroup, adopt, choose, make, remove_abandoned
+from .errors import CgroupError, SpawnError
 from .limits import Limits, nanoseconds
 from .result import Reason, Usage
 
@@ -89,7 +90,7 @@ class Fence:
         self._lock = threading.RLock()
         self._verdict: Verdict | None = None
         self._watch: Watch | None = None
-        self._to_start: list[Descriptors] = []
+        self._to_start: list[Descriptors | Ahead] = []
         self.cgroup: Cgroup | None = None
         self.degraded: frozenset[str] = frozenset()
         self.output_reached = False
@@ -116,29 +117,35 @@ class Fence:
             raise
 
     def _open(self) -> Placement:
-        born, shield = -1, False
-        tasks: list[str] = []
+        born, shield, tasks = -1, False, []
         if self._terms.want_cgroup:
             choice, self.cgroup = self._site.make()
             self.degraded = choice.degraded
         if self.cgroup is not None:
             for part, directory in zip(choice.parts, self.cgroup.directories, strict=True):
                 shield = shield or "memory" in part.controllers
-                if part.version == 1:
-                    tasks.append(f"{directory}/tasks")
-                elif self._terms.purpose is Purpose.JOIN:
-                    tasks.append(f"{directory}/cgroup.procs")
-                else:
+                entrance = part.entrance(self._terms.purpose)
+                if entrance is None:
                     born = self.cgroup.fileno()
-        entrances = self._opened(tasks, os.O_WRONLY) if tasks else ()
+                else:
+                    tasks.append(f"{directory}/{entrance}")
+        entrances = self._open_entrances(tasks) if tasks else ()
         self._watch = self._make_watch()
         return Placement(born, entrances, shield, self._watch)
+
+    def _open_entrances(self, paths: Sequence[str]) -> tuple[int, ...]:
+        ahead = None if self.cgroup is None else self.cgroup.ahead
+        if ahead is None:
+            return self._opened(paths, os.O_WRONLY)
+        self._to_start.append(ahead)
+        return ahead.filenos()
 
     def _opened(self, paths: Sequence[str], flags: int) -> tuple[int, ...]:
         """Return descriptors that are open until the payload has started."""
         with reported(paths[0]):
-            self._to_start.append(Descriptors(paths, flags))
-        return self._to_start[-1].filenos()
+            opened = Descriptors(paths, flags)
+        self._to_start.append(opened)
+        return opened.filenos()
 
     def _make_watch(self) -> Watch | None:
         limits = self._terms.limits
@@ -160,9 +167,14 @@ class Fence:
         assert self.cgroup is not None
         directories = self.cgroup.by_controller()
         for source in FIGURES["cpu_time"]:
-            directory = directories.get((source.controller, source.version))
-            if directory is not None:
-                return self._opened([f"{directory}/{source.file}"], os.O_RDONLY)[0]
+            place = source.controller, source.version
+            if place not in directories:
+                continue
+            ahead = self.cgroup.ahead
+            opened = -1 if ahead is None else ahead.figure_fileno(place, source.file)
+            if opened >= 0:
+                return opened
+            return self._opened([f"{directories[place]}/{source.file}"], os.O_RDONLY)[0]
         raise AssertionError("the choice of hierarchies has one that counts")
 
     def started(self) -> None:
@@ -258,6 +270,8 @@ class Fence:
         self._remove(self.cgroup)
 
     def _remove(self, cgroup: Cgroup) -> None:
+        if cgroup.hand_over():
+            return
         try:
             cgroup.remove(_PATIENCE)
         except CgroupError as error:
@@ -347,7 +361,8 @@ class Site:
         self._terms = terms
         self._known: tuple[tuple[int, int], Choice] | None = None
         self._used_again = False
-        self._spares: list[tuple[Choice, Cgroup]] = []
+        self._form: Form | None = None
+        self._spares: list[Ahead] = []
         weakref.finalize(self, _remove_spares, self._spares)
 
     def make(self) -> tuple[Choice, Cgroup | None]:
@@ -356,14 +371,19 @@ class Site:
         if known is None or known[0] != _caller():
             return self._make_elsewhere()
         self._used_again = True
-        return self._take_spare(known[1]) or self._make_there(known[1])
+        spare = self._take_spare(known[1])
+        return self._make_there(known[1]) if spare is None else (known[1], spare)
 
     def prepare(self) -> None:
         """Make the cgroup of the next run, if that is likely to come; errors will be its own."""
         known = self._known
-        if self._used_again and known is not None and known[1].parts and not self._spares:
-            with suppress(NsboxError, OSError):
-                self._spares.append((known[1], self._fresh(known[1])))
+        if not self._used_again or known is None or not known[1].parts or self._spares:
+            return
+        if self._form is None or self._form.choice is not known[1]:
+            self._form = Form(known[1], self._terms.purpose, _MEASURED)
+        with suppress(OSError):
+            self._spares.append(Ahead(self._form))
+            remove_abandoned()
 
     def _make_elsewhere(self) -> tuple[Choice, Cgroup | None]:
         terms = self._terms
@@ -389,26 +409,19 @@ class Site:
     def _fresh(self, choice: Choice) -> Cgroup:
         return make(self._terms.limits, choice, enable=isinstance(self._terms.parent, Cgroup))
 
-    def _take_spare(self, choice: Choice) -> tuple[Choice, Cgroup] | None:
+    def _take_spare(self, choice: Choice) -> Cgroup | None:
         try:
-            made_for, cgroup = self._spares.pop()  # one step: of two threads one gets it
+            ahead = self._spares.pop()  # one step: of two threads one gets it
         except IndexError:
             return None
-        if made_for is choice and all(map(os.path.isdir, cgroup.directories)):
-            return choice, cgroup
-        _remove_spares([(made_for, cgroup)])
-        return None
+        return adopt(self._terms.limits, ahead) if ahead.form.choice is choice else None
 
 
 def _caller() -> tuple[int, int]:
     return os.getpid(), os.geteuid()
 
 
-def _remove_spares(spares: list[tuple[Choice, Cgroup]]) -> None:
-    """Remove what has not been used; a copy in a fork is only forgotten."""
-    while spares:
-        _, cgroup = spares.pop()
-        try:
-            cgroup.close()
-        except CgroupError:
-            cgroup.abandon()
+def _remove_spares(spares: list[Ahead]) -> None:
+    """Remove what has not been used, and what has been; a copy in a fork is only forgotten."""
+    spares.clear()
+    tidy()

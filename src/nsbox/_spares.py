@@ -2,7 +2,7 @@
 What is made ahead of the spawns of a sandbox, as Python sees it.
 
 See csrc/spare.c: a store for each Sandbox that is used again, and one thread of C for
-all of them, which exists only while it has something to make.
+all of them, which exists only while it has something to make, or to take apart.
 """
 
 import atexit
@@ -39,6 +39,10 @@ class _Maker:
         if self._pointer != ffi.NULL:
             lib.nsbox_maker_drain(self._pointer)
 
+    def settle(self) -> None:
+        if self._pointer != ffi.NULL:
+            lib.nsbox_maker_settle(self._pointer)
+
     def _stop(self) -> None:
         if self._pointer != ffi.NULL:
             lib.nsbox_maker_stop(self._pointer)
@@ -59,6 +63,11 @@ maker: Final = _Maker()
 def drain() -> None:
     """Let go of all that was made ahead, of every Sandbox, and end the thread."""
     maker.drain()
+
+
+def settle() -> None:
+    """Wait until the thread has done all there is to do. Only for who looks at what it has done."""
+    maker.settle()
 
 
 class Store:

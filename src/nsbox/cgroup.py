@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 
 from . import _calls, _cgroup_choice, _cgroup_layout, _cgroup_names
 from ._calls import Descriptor
-from ._cgroup_choice import Choice, Part, Purpose, narrowed
-from ._cgroup_files import Reader, read
+from ._cgroup_ahead import Ahead, left, tidy
+from ._cgroup_choice import Choice, Part, Purpose, by_controller, narrowed
+from ._cgroup_files import Place, Reader, read
 from ._cgroup_layout import UNIFIED, read_words
 from ._cgroup_tree import (
     await_event,
@@ -101,6 +102,7 @@ class Cgroup:
     _owner: int
     _directory: Descriptor
     _closed: bool
+    ahead: Ahead | None = None  # if it was made so
     limits: Limits
     degraded: frozenset[str]
 
@@ -178,15 +180,13 @@ class Cgroup:
 
     def reader(self, names: Iterable[str]) -> Reader:
         """Return some of its figures at this moment: see :class:`nsbox._cgroup_files.Reader`."""
-        return Reader(self.by_controller(), names, _calls.read_files)
+        names, ahead = tuple(names), self.ahead
+        read = _calls.read_files if ahead is None or names != ahead.form.figures else ahead.read
+        return Reader(self.by_controller(), names, read)
 
-    def by_controller(self) -> dict[tuple[str, int], str]:
+    def by_controller(self) -> dict[Place, str]:
         """Return its directories by controller and version of the hierarchy."""
-        return {
-            (controller, part.version): directory
-            for part, directory in zip(self._parts, self.directories, strict=True)
-            for controller in part.controllers
-        }
+        return by_controller(self._parts, self.directories)
 
     def stats(self) -> Stats:
         """Return what its processes use."""
@@ -292,6 +292,18 @@ class Cgroup:
             return False
         return True
 
+    def hand_over(self) -> bool:
+        """
+        Leave it, empty, to be removed by the thread that has made it.
+
+        Returns:
+            Whether it could be; it is closed then.
+        """
+        if self.ahead is None or not self.ahead.retire():
+            return False
+        self._forget()
+        return True
+
     def abandon(self) -> None:
         """Leave it to be removed when a later one is made."""
         _abandoned.extend(self.directories)
@@ -331,6 +343,10 @@ class Cgroup:
         raise TypeError("a Cgroup is of this host and process; pickle its limits instead")
 
     # ---- inside ----
+
+    def _open(self) -> None:
+        self._directory = Descriptor(self.directories[0], os.O_RDONLY | os.O_DIRECTORY)
+        self._closed = False
 
     def _check_open(self) -> None:
         if self._closed:
@@ -432,8 +448,9 @@ def _directories(parent: Cgroup | tuple[str, ...] | None) -> Sequence[str]:
 _abandoned: list[str] = []
 
 
-def _remove_abandoned() -> None:
+def remove_abandoned() -> None:
     """Try once more to remove what would not become empty."""
+    _abandoned.extend(left())
     for directory in list(_abandoned):
         try:
             remove_tree(directory, time.monotonic())
@@ -459,14 +476,10 @@ def make(
     Raises:
         CgroupError: If something failed; nothing is left.
     """
-    cgroup = Cgroup.__new__(Cgroup)
-    cgroup.limits, cgroup.degraded = limits, choice.degraded
-    cgroup._parts, cgroup._name = choice.parts, _cgroup_names.new_name()
-    directories = tuple(f"{part.parent}/{cgroup._name}" for part in choice.parts)
-    cgroup._directories = directories
-    cgroup._owner, cgroup._closed = os.getpid(), True
-    if _abandoned:
-        _remove_abandoned()
+    cgroup = _described(limits, choice, _cgroup_names.new_name())
+    directories = cgroup.directories
+    tidy()  # it would count where there may be only so many
+    remove_abandoned()
     settings = []
     try:
         for part, directory in zip(choice.parts, directories, strict=True):
@@ -478,14 +491,34 @@ def make(
             for directory in directories:
                 os.mkdir(directory)
             _calls.write_files(settings)
-            cgroup._directory = Descriptor(directories[0], os.O_RDONLY | os.O_DIRECTORY)
-        cgroup._closed = False
+            cgroup._open()
     except BaseException:
         # All of them: a signal handler can raise after mkdir(), before that is noted anywhere.
         for directory in reversed(directories):
             with suppress(OSError):
                 os.rmdir(directory)
         raise
+    return cgroup
+
+
+def adopt(limits: Limits, ahead: Ahead) -> Cgroup | None:
+    """Return the cgroup that was made ahead; None if it is not there."""
+    cgroup = _described(limits, ahead.form.choice, ahead.name)
+    if not ahead.take():
+        return None
+    cgroup.ahead = ahead
+    with suppress(OSError):
+        cgroup._open()
+    return None if cgroup.closed else cgroup
+
+
+def _described(limits: Limits, choice: Choice, name: str) -> Cgroup:
+    """Return a cgroup that is yet to be made."""
+    cgroup = Cgroup.__new__(Cgroup)
+    cgroup.limits, cgroup.degraded = limits, choice.degraded
+    cgroup._parts, cgroup._name = choice.parts, name
+    cgroup._directories = tuple(f"{part.parent}/{name}" for part in choice.parts)
+    cgroup._owner, cgroup._closed = os.getpid(), True
     return cgroup
 
 

@@ -19,6 +19,7 @@ ERRORS = {
     "eventfd2": "EMFILE ENOMEM",
     "execve": "ENOMEM EPERM EACCES",
     "execveat": "ENOMEM EPERM",
+    "faccessat": "ENOMEM EACCES",
     "fallocate": "ENOSPC ENOMEM EINTR",
     "fchdir": "EACCES EPERM",
     "fchmod": "EPERM",
@@ -77,6 +78,7 @@ ERRORS = {
     "statx": "ENOMEM",
     "symlinkat": "ENOSPC EPERM ENOMEM",
     "umount2": "EPERM ENOMEM",
+    "unlinkat": "ENOMEM EBUSY",
     "unshare": "ENOSPC EPERM ENOMEM",
     "waitid": "EINTR",
     "write": "ENOSPC EPERM ENOMEM EINTR",
@@ -235,6 +237,10 @@ HARMLESS = [
     "init sendmsg",
     # a cgroup that does not go at once is removed by a walk
     "caller rmdir *",
+    "caller unlinkat *",
+    # one that was made ahead is not needed
+    "caller faccessat *",
+    "caller mkdirat *",
     # by whoever is privileged namespaces are joined before, and else after, the user namespace
     "helper setns",
     # the caller is alive: nothing happens at its end

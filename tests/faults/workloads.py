@@ -33,7 +33,7 @@ from nsbox import (
     sandbox,
 )
 from nsbox._native import lib
-from nsbox._spares import drain, maker
+from nsbox._spares import drain, maker, settle
 
 TRUE = ["/bin/true"]
 SLEEP = ["/bin/sleep", "1000"]
@@ -56,6 +56,7 @@ WITHOUT = Sandbox(namespaces="none")
 LAYERED = Sandbox(mounts=[Overlay("/usr/share/doc", "/work")])
 LIMITS = Limits(memory="64M", pids=16, cpu_time=60, wall_time=60, output="1M")
 LIMITED = Sandbox(limits=LIMITS)
+LIMITED_AHEAD = Sandbox(limits=LIMITS, hostname="ahead")
 TERSE = Sandbox(limits=Limits(pids=16, output=100))
 
 
@@ -228,6 +229,15 @@ def _fill() -> None:
         store.fill()
 
 
+def _fill_limited() -> None:
+    """Have a cgroup made ahead, which takes a run or two."""
+    lib.nsbox_maker_resume(maker.pointer)
+    for _ in range(3):
+        if not LIMITED_AHEAD._cache.terms(LIMITED_AHEAD)[1]._spares:
+            LIMITED_AHEAD.run(TRUE)
+    settle()
+
+
 def _cgroup() -> None:
     with Cgroup.create(Limits(pids=100)) as cgroup:
         cgroup.freeze()
@@ -387,6 +397,13 @@ WORKLOADS = [
     Workload("none", lambda: WITHOUT.run(TRUE), lines=False),
     Workload("join", _join, lines=False),
     Workload("ahead", lambda: AHEAD.run(TRUE), before=_fill, background=True, lines=False),
+    Workload(
+        "limits-ahead",
+        lambda: LIMITED_AHEAD.run(TRUE),
+        cgroups=True,
+        background=True,
+        before=_fill_limited,
+    ),
     Workload("init", lambda: INITIAL.run(TRUE)),
     Workload("open", _open),
     Workload("files", _files),

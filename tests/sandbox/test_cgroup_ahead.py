@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import own_cgroups
-from nsbox import PIPE, Cgroup, Limits, Reason, Sandbox, _cgroup_layout
+from nsbox import PIPE, Cgroup, Limits, Process, Reason, Sandbox, SpawnError, Step, _cgroup_layout
+from nsbox._spares import settle
 from nsbox.cgroup import remove_leftovers
 from support import SOURCE, in_child
 
@@ -17,19 +18,31 @@ pytestmark = pytest.mark.usefixtures("cgroups")
 LIMITS = Limits(memory="64M", pids=16, cpu=1.0)
 
 
+def own_descriptors() -> list[int]:
+    numbers = map(int, os.listdir("/proc/self/fd"))
+    return [fd for fd in numbers if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
 def used_again() -> Sandbox:
     """Return a sandbox that has made a cgroup ahead."""
     box = Sandbox(limits=LIMITS)
     for _ in range(2):
         box.run(["/bin/true"], check=True)
+    settle()
     return box
 
 
 def directories_of_a_run(box: Sandbox) -> set[str]:
     """Return those that the next process gets."""
     with box.spawn(["/bin/cat"], stdin=PIPE) as process:
-        assert process.cgroup is not None
-        return set(process.cgroup.directories)
+        directories = directories_of(process)
+    settle()
+    return directories
+
+
+def directories_of(process: Process) -> set[str]:
+    assert process.cgroup is not None
+    return set(process.cgroup.directories)
 
 
 def test_a_sandbox_used_once_makes_none() -> None:
@@ -47,7 +60,6 @@ def test_each_is_used_once_and_removed_with_the_sandbox() -> None:
     assert own_cgroups() == set()
     assert directories_of_a_run(box).isdisjoint(ahead)
     box.run(["/bin/true"], check=True)
-    assert own_cgroups()
     del box
     assert own_cgroups() == set()
 
@@ -79,12 +91,58 @@ def test_one_that_was_removed_is_replaced() -> None:
     assert directories_of_a_run(box).isdisjoint(ahead)
 
 
+def test_what_cannot_be_removed_is_tried_again() -> None:
+    """Somebody has made a cgroup in it: the next run removes both."""
+    box = used_again()
+    process = box.spawn(["/bin/cat"], stdin=PIPE)
+    left = directories_of(process)
+    for path in left:
+        os.mkdir(f"{path}/inner")
+    process.communicate()
+    settle()
+    assert own_cgroups() == left
+    box.run(["/bin/true"], check=True)
+    settle()
+    assert own_cgroups().isdisjoint(left)
+
+
+def test_figures_are_the_same_ones() -> None:
+    """Read from files that were opened ahead, they have the same names and sources."""
+    box = Sandbox(limits=LIMITS)
+    first, *_, last = (box.run(["/bin/true"]).usage for _ in range(3))
+    assert last.sources == first.sources
+    assert last.memory_peak is None or last.memory_peak > 0
+    assert last.pids_peak in (1, None)
+
+
+def test_its_files_are_nobody_elses() -> None:
+    """Who guesses the number of an entrance cannot hand it to a payload."""
+    box = used_again()
+    own = own_cgroups()
+    names = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in own_descriptors()}
+    files = [fd for fd, name in names.items() if os.path.dirname(name) in own]
+    assert files
+    for fd in files:
+        with pytest.raises(SpawnError) as caught:
+            Sandbox().run(["/bin/true"], pass_fds=[fd])
+        assert caught.value.step is Step.PASS_FD
+    del box
+
+
+def test_a_run_with_deadlines_uses_it() -> None:
+    """What processor time is counted by is opened ahead, too."""
+    box = Sandbox(limits=Limits(cpu_time=0.2, pids=16))
+    spin = ["/bin/sh", "-c", "while :; do :; done"]
+    assert [box.run(spin).reason for _ in range(3)] == [Reason.CPU_TIME] * 3
+
+
 def test_a_parent_can_be_closed() -> None:
     """The cgroup that was made ahead goes with the one around it."""
     with Cgroup.create() as parent:
         box = Sandbox(cgroup=parent, limits=Limits(wall_time=60))
         for _ in range(2):
             box.run(["/bin/true"], check=True)
+        settle()
         assert len(next(os.walk(parent.directories[0]))[1]) == 1
     assert own_cgroups() == set()
 
@@ -108,6 +166,7 @@ def test_a_fork_leaves_it_to_its_maker() -> None:
     def child() -> bool:
         own = directories_of_a_run(box).isdisjoint(ahead)
         box.run(["/bin/true"], check=True)
+        settle()
         return own
 
     assert in_child(child)
@@ -124,7 +183,8 @@ def test_it_is_removed_when_the_interpreter_exits() -> None:
         for _ in range(2):
             box.run(["/bin/true"], check=True)
         sys.modules["kept"] = box
-        print(*box._cache._terms[1]._spares[0][1].directories)
+        spare = box._cache._terms[1]._spares[0]
+        print(*(f"{part.parent}/{spare.name}" for part in spare.form.choice.parts))
     """
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
