@@ -366,9 +366,9 @@ int nsbox_maker_left(struct nsbox_maker *maker, char *buffer, uint32_t size)
 
 	pthread_mutex_lock(&maker->lock);
 	struct nsbox_cgroup *cgroup = find(maker, CGROUP_LEFT);
-	if (cgroup) {
+	if (cgroup)
 		length = (uint32_t)(skip(cgroup->text, cgroup->form.n_directories) - cgroup->text);
-		length = length < size ? length : 0;
+	if (cgroup && length <= size) {
 		memcpy(buffer, cgroup->text, length);
 		drop(cgroup);
 	}

@@ -512,7 +512,10 @@ int nsbox_cgroup_retire(struct nsbox_cgroup_holder *holder);
 int nsbox_cgroup_release(struct nsbox_cgroup_holder *holder);
 /* Return when nothing is left of those that were retired, but what cannot be removed. */
 int nsbox_maker_tidy(struct nsbox_maker *maker);
-/* Get the directories of one that could not be removed: their size, or 0 if there is none. */
+/*
+ * Get the directories of one that could not be removed, which are the caller's then. Returns
+ * their size, 0 if there is none; with less room nothing is done.
+ */
 int nsbox_maker_left(struct nsbox_maker *maker, char *buffer, uint32_t size);
 
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,

@@ -4,7 +4,8 @@
  * A store belongs to one sandbox. It has a base and a few spares (ahead.c): the
  * spawn that takes one needs neither a copy of the host's mount table nor a new
  * network namespace. The thread makes a spare again after each spawn, and lets go of
- * what the kernel is slow to free. It exists only while there is work.
+ * what the kernel is slow to free. Cgroups are made and removed by it too (cgroup.c). It
+ * exists only while there is work.
  *
  * A sandbox resolves the paths of its sources at each spawn, and must seem to do so
  * still. So a spare is used only if the caller sees the same at each of these paths as

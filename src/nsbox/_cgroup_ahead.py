@@ -6,15 +6,12 @@ See csrc/cgroup.c.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from . import _calls, _cgroup_names
 from ._cgroup_choice import Choice, Purpose, by_controller
 from ._cgroup_files import Place, find
 from ._native import ffi, lib
 from ._spares import maker
-
-_PATHS: Final = 65536
 
 
 class Form:
@@ -124,10 +121,11 @@ def tidy() -> None:
 def left() -> list[str]:
     """Return the directories of those that could not be removed: they are the caller's now."""
     found: list[str] = []
-    while maker.existing != ffi.NULL:
-        buffer = ffi.new("char[]", _PATHS)
-        size = lib.nsbox_maker_left(maker.existing, buffer, _PATHS)
-        if size == 0:
-            break
-        found += os.fsdecode(bytes(ffi.buffer(buffer, size))).split("\0")[:-1]
+    if maker.existing == ffi.NULL:
+        return found
+    while size := lib.nsbox_maker_left(maker.existing, ffi.NULL, 0):
+        buffer = ffi.new("char[]", size)
+        got = lib.nsbox_maker_left(maker.existing, buffer, size)
+        if got <= size:  # else another thread was faster, and this is about another one
+            found += os.fsdecode(bytes(ffi.buffer(buffer, got))).split("\0")[:-1]
     return found
