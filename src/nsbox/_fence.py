@@ -270,7 +270,8 @@ class Fence:
         self._remove(self.cgroup)
 
     def _remove(self, cgroup: Cgroup) -> None:
-        if cgroup.hand_over():
+        # Else something may still be in it: that is killed, here and now.
+        if self._terms.sole and cgroup.hand_over():
             return
         try:
             cgroup.remove(_PATIENCE)

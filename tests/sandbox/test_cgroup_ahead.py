@@ -23,9 +23,9 @@ def own_descriptors() -> list[int]:
     return [fd for fd in numbers if os.path.lexists(f"/proc/self/fd/{fd}")]
 
 
-def used_again() -> Sandbox:
+def used_again(box: Sandbox | None = None) -> Sandbox:
     """Return a sandbox that has made a cgroup ahead."""
-    box = Sandbox(limits=LIMITS)
+    box = box or Sandbox(limits=LIMITS)
     for _ in range(2):
         box.run(["/bin/true"], check=True)
     settle()
@@ -113,6 +113,24 @@ def test_figures_are_the_same_ones() -> None:
     assert last.sources == first.sources
     assert last.memory_peak is None or last.memory_peak > 0
     assert last.pids_peak in (1, None)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_what_outlives_the_payload_is_killed_in_it_too(forgotten: bool) -> None:
+    """With a pid namespace of the host's; when the process is waited for, and when it is not."""
+    box = used_again(Sandbox(limits=LIMITS, pid="host"))
+    process = box.spawn(["/bin/sh", "-c", "sleep 999 & echo; exec sleep 999"], stdout=PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    directories = directories_of(process)
+    if forgotten:
+        process.stdout.close()
+        with pytest.warns(ResourceWarning):
+            del process
+    else:
+        process.kill()
+        process.communicate()
+    assert own_cgroups().isdisjoint(directories)
 
 
 def test_its_files_are_nobody_elses() -> None:
