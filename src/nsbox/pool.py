@@ -20,18 +20,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Unpack
 
 from ._bell import Bell
 from ._bridge import NOWHERE, Child, End, Lowered, Placement, Request, asks_for_ids
 from ._calls import Descriptor
 from ._control import Control, Mode
 from ._fence import Fence, Site, Terms, Verdict
-from ._run import Place, RunOptions, SpawnOptions, run
+from ._run import STREAM_LIMIT, Place, RunOptions, SpawnOptions, run
 from ._view import View, mount_points, sources
 from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
 from .process import Args, Process, Starter
 from .result import Result
+
+if TYPE_CHECKING:
+    from ._async import AsyncProcess
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
@@ -479,6 +482,47 @@ class Pool:
         """
         # This thread stays until the process has ended, so its end may be the process's.
         return self._run(partial(self._spawn, die_with_thread=True), args, options)
+
+    async def spawn_async(
+        self, args: Args, *, limit: int = STREAM_LIMIT, **options: Unpack[SpawnOptions]
+    ) -> "AsyncProcess":
+        """
+        Start a process in a sandbox that is ready, or in a fresh one, for asyncio.
+
+        As ``Sandbox.spawn_async()``, and as to what needs a fresh sandbox as :meth:`spawn`.
+        """
+        from . import _async  # not before: to import asyncio takes longer than all of nsbox
+
+        return _async.spawn(self.spawn, args, limit=limit, **options)
+
+    async def run_async(
+        self,
+        args: Args,
+        *,
+        input: Any = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **options: Unpack[SpawnOptions],
+    ) -> Result:
+        """
+        Run a process in a sandbox that is ready, or in a fresh one, and wait in the event loop.
+
+        As ``Sandbox.run_async()``: who cancels it kills the whole sandbox. As many run at
+        a time as there are tasks that ask for it; the pool does not bound their number.
+        """
+        from . import _async
+
+        return await _async.run(
+            self.spawn,
+            args,
+            input=input,
+            capture_output=capture_output,
+            timeout=timeout,
+            check=check,
+            drain=self._world.drain,
+            **options,
+        )
 
     def map(self, commands: Iterable[Args], **options: Unpack[RunOptions]) -> Iterator[Result]:
         """

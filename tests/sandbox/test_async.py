@@ -10,6 +10,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -23,6 +25,7 @@ from nsbox import (
     CalledProcessError,
     Limits,
     PlanError,
+    Pool,
     Reason,
     Result,
     Sandbox,
@@ -455,6 +458,135 @@ def test_live_sandbox_has_the_same(run: Run[None]) -> None:
             assert process.returncode == 0
             listing = await live.run_async([SH, "-c", "echo /proc/[0-9]*"], stdout=PIPE)
             assert len(listing.stdout.split()) == 2  # the init and the shell
+
+    run(main())
+
+
+# ---- in a pool -------------------------------------------------------------
+
+
+@pytest.fixture(params=[False, True], ids=["first", "init"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """Two sandboxes, ready; the payload is the first process, or its init's child."""
+    with Sandbox(init=request.param).pool(2) as made:
+        yield full(made)
+
+
+def full(pool: Pool) -> Pool:
+    """Wait until all sandboxes of a pool are ready."""
+    while pool.stats().ready < pool.stats().size:
+        os.sched_yield()
+    return pool
+
+
+def test_pool_has_the_same(run: Run[Result], pool: Pool) -> None:
+    """Options and result are those of run(), in a sandbox that was ready."""
+    args = [SH, "-c", "cat; echo $A; echo e >&2; exit 3"]
+    options: dict[str, Any] = {"input": b"in ", "capture_output": True, "env": {"A": "b"}}
+    expected = pool.run(args, **options)
+    full(pool)
+    result = run(pool.run_async(args, **options))
+    for name in ("args", "returncode", "stdout", "stderr", "reason", "enforced"):
+        assert getattr(result, name) == getattr(expected, name)
+    assert (pool.stats().warm, pool.stats().cold) == (2, 0)
+
+
+def test_pool_spawns_with_streams(run: Run[None], pool: Pool) -> None:
+    """A conversation with a process in a sandbox that was ready."""
+
+    async def main() -> None:
+        async with await pool.spawn_async(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
+            writer_of(process).write(b"x\n")
+            assert await reader_of(process).readline() == b"x\n"
+        assert (process.returncode, process.reason) == (0, Reason.EXIT)
+        with pytest.raises(PlanError, match="text"):
+            await pool.spawn_async(["/bin/cat"], text=True)
+        with pytest.raises(SpawnError, match="execve"):
+            await pool.run_async(["/missing"])
+        with pytest.raises(CalledProcessError):
+            await pool.run_async(["/bin/false"], check=True)
+
+    run(main())
+    assert pool.stats().warm >= 1
+
+
+def test_empty_pool_starts_cold(run: Run[None], pool: Pool) -> None:
+    """More tasks than there are sandboxes: none waits for another, the rest are fresh ones."""
+
+    async def main() -> None:
+        processes = [
+            await pool.spawn_async(["/bin/cat"], stdin=PIPE, stdout=PIPE) for _ in range(8)
+        ]
+        outputs = [await process.communicate(b"x") for process in processes]
+        assert outputs == [(b"x", None)] * 8
+        stats = pool.stats()
+        assert (stats.warm + stats.cold, stats.stale) == (8, 0)
+        result = await pool.run_async([SH, "-c", "exit 5"], start_new_session=False)
+        assert result.returncode == 5
+        assert pool.stats().cold == stats.cold + 1
+
+    run(main())
+
+
+def test_timeout_in_a_pool(run: Run[Result], pool: Pool) -> None:
+    """At the timeout the sandbox is killed, with all that holds its pipes; the next one works."""
+    args = [SH, "-c", "echo x; sleep 1000 & exec sleep 1000"]
+    with pytest.raises(TimeoutExpired) as raised:
+        run(pool.run_async(args, capture_output=True, timeout=0.2))
+    assert raised.value.stdout == b"x\n"
+    assert called("sleep") == set()
+    assert run(full(pool).run_async(["/bin/true"])).returncode == 0
+    assert pool.stats().warm == 2
+
+
+def called(*names: str) -> set[int]:
+    """Return the processes of these names below this one: what waits in a pool has another."""
+    found, pending = set(), list(children())
+    while pending:
+        pid = pending.pop()
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() in names:
+                found.add(pid)
+            pending += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return found
+
+
+def test_cancelled_in_a_pool(run: Run[None], pool: Pool) -> None:
+    """Wherever the cancellation hits, the payload is reaped, warm or cold; the pool goes on."""
+
+    async def main() -> None:
+        for steps in range(20):
+            coroutine = pool.run_async(
+                [SH, "-c", "echo x; cat; exec sleep 1000"],
+                input=b"x" * 100_000,
+                capture_output=True,
+            )
+            assert await cancelled_after(steps, coroutine)
+            assert called("sh", "cat", "sleep") == set()
+        result = await pool.run_async(["/bin/echo", "x"], stdout=PIPE)
+        assert result.stdout == b"x\n"
+
+    run(main())
+    full(pool)
+
+
+def test_pool_closed_meanwhile(run: Run[None], pool: Pool) -> None:
+    """What runs is its owner's and goes on, to its end or its cancellation; nothing new starts."""
+
+    async def main() -> None:
+        process = await pool.spawn_async(["/bin/cat"], stdin=PIPE, stdout=PIPE)
+        late = asyncio.create_task(pool.run_async(["/bin/sleep", "1000"], stdout=PIPE))
+        while not called("sleep"):
+            await asyncio.sleep(0)
+        await asyncio.to_thread(pool.close)
+        assert await process.communicate(b"x") == (b"x", None)
+        late.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        assert children() == set()
+        for method in (pool.run_async, pool.spawn_async):
+            with pytest.raises(PlanError, match="closed"):
+                await method(["/bin/true"])
 
     run(main())
 
