@@ -14,6 +14,7 @@ from . import _host
 from ._constants import NAMESPACE_FLAGS
 from ._plan import Code, Op, Plan
 from .errors import Step
+from .mount import TERMINALS
 from .seccomp import name_of
 
 _SYSCTL: Final = "/proc/sys/"
@@ -378,7 +379,10 @@ def _controlling_terminal(error: int, plan: Plan, op: Op | None, path: str | Non
 
 def _terminal_open(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOSPC:
-        return "as many terminals are open as sysctl kernel.pty.max allows, on the whole host"
+        return (
+            f"{TERMINALS} terminals are open in the sandbox, or on the whole host as many as "
+            "sysctl kernel.pty.max allows"
+        )
     return None
 
 

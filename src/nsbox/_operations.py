@@ -21,7 +21,7 @@ from ._constants import (
 from ._host import Host
 from ._plan import CONTENT, NO_FLAGS, Code, Description, Ids, Op, OpFlag
 from .errors import PlanError
-from .mount import Bind, Dev, Mount, Overlay, Proc, Tmpfs
+from .mount import TERMINALS, Bind, Dev, Mount, Overlay, Proc, Tmpfs
 
 HOME: Final = "/home/sandbox"
 _MAX_OPTION: Final = 255  # bytes in a value, by fsconfig(2)
@@ -431,7 +431,7 @@ def _add_dev(build: _Builder, mount: Dev, target: str) -> None:
             f"{target}/pts",
             "devpts",
             attributes=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-            options=(("mode", "620"), ("ptmxmode", "666")),
+            options=(("mode", "620"), ("ptmxmode", "666"), ("max", str(TERMINALS))),
         )
     )
     build.mount(

@@ -13,6 +13,7 @@ from .errors import PlanError, PlanTypeError
 
 DEFAULT_TMPFS_SIZE = "512M"
 DEFAULT_TMPFS_INODES = 131072
+TERMINALS = 256  # of a sandbox; all share the host's, by default 4096 (sysctl kernel.pty.max)
 _MAX_LAYERS = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
 
 
@@ -156,8 +157,8 @@ class Proc:
 class Dev:
     """
     Mount a fresh /dev: a small read-only tmpfs that holds null, zero, full,
-    random, urandom and tty of the host, a devpts of its own (pts, ptmx), shm,
-    and the links fd, stdin, stdout and stderr.
+    random, urandom and tty of the host, a devpts of its own (pts, ptmx) for at most
+    256 terminals, shm, and the links fd, stdin, stdout and stderr.
 
     Args:
         target: Absolute path inside. Default /dev.

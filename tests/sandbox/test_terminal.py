@@ -21,8 +21,10 @@ from nsbox import (
     Dev,
     Limits,
     PlanError,
+    Pool,
     Process,
     Reason,
+    Result,
     Sandbox,
     SpawnError,
     Step,
@@ -31,7 +33,7 @@ from nsbox import (
     TimeoutExpired,
     Tmpfs,
 )
-from support import PYTHON, python_box
+from support import PYTHON, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -72,14 +74,19 @@ def ended(process: Process) -> Iterator[Process]:
             raise
 
 
-@pytest.fixture(params=["fresh", "init", "live"])
+@pytest.fixture(params=["fresh", "init", "live", "pool", "pool-init"])
 def spawn(request: pytest.FixtureRequest) -> Iterator[Spawn]:
-    """Spawns a process wherever one can be: fresh, below an init, in a live sandbox."""
+    """Spawns a process wherever one can be: fresh, below an init, in a live sandbox, in a pool."""
+    box = python_box(init=request.param in ("init", "pool-init"))
     if request.param == "live":
-        with python_box().open() as live:
+        with box.open() as live:
             yield live.spawn
+    elif request.param.startswith("pool"):
+        with box.pool(1) as pool:
+            yield pool.spawn
+            assert (pool.stats().warm > 0, pool.stats().stale) == (True, 0)
     else:
-        yield python_box(init=request.param == "init").spawn
+        yield box.spawn
 
 
 # ---- the terminal ---------------------------------------------------------
@@ -260,6 +267,60 @@ def test_terminals_of_a_live_sandbox_are_apart() -> None:
         with first, second:
             assert read_until(terminal_of(first), b"\n") == b"/dev/pts/0\r\n"
             assert read_until(terminal_of(second), b"\n") == b"/dev/pts/1\r\n"
+
+
+OPEN_ALL = """
+import os, resource, sys
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024), hard))
+masters = []
+try:
+    while len(masters) < 400:
+        masters.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+except OSError as error:
+    print(len(masters), error.errno, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_payload_does_not_use_up_the_host_s_terminals(spawn: Spawn) -> None:
+    """A sandbox has 256 of them, and who has opened all of these is in nobody else's way."""
+    with ended(spawn([*PYTHON, OPEN_ALL], stdin=PIPE, stdout=PIPE)) as process:
+        assert stdout_of(process).readline() == b"%d %d\n" % (256, errno.ENOSPC)
+        with ended(Sandbox().spawn(["/bin/tty"], pty=True)) as other:
+            read_until(terminal_of(other), b"/dev/pts/0\r\n")
+
+
+def test_no_terminal_is_left_in_a_live_sandbox() -> None:
+    """When its payload has opened all, the next is a SpawnError that says so, and nothing else."""
+    with python_box().open() as live:
+        with ended(live.spawn([*PYTHON, OPEN_ALL], stdin=PIPE, stdout=PIPE)) as process:
+            assert stdout_of(process).readline().startswith(b"256 ")
+            before = open_fds()
+            with pytest.raises(SpawnError) as raised:
+                live.spawn(["/bin/true"], pty=True)
+            assert open_fds().keys() == before.keys()
+            assert (raised.value.step, raised.value.errno) == (Step.TERMINAL_OPEN, errno.ENOSPC)
+            assert "256" in str(raised.value.hint)
+        assert live.run(["/bin/tty"], pty=True).stdout == b"/dev/pts/0\r\n"
+
+
+def test_pool_s_terminals(box: Sandbox) -> None:
+    """run() and run_async() as everywhere; warm ones and cold ones alike."""
+
+    async def run_async(pool: Pool) -> Result:
+        return await pool.run_async(["/bin/tty"], pty=True)
+
+    with box.pool(1) as pool:
+        for _ in range(5):
+            assert pool.run(["/bin/tty"], pty=True).stdout == b"/dev/pts/0\r\n"
+            assert asyncio.run(run_async(pool)).stdout == b"/dev/pts/0\r\n"
+        with pytest.raises(PlanError, match="stdin"):
+            pool.spawn(["/bin/tty"], pty=True, stdin=PIPE)
+        with pytest.raises(TimeoutExpired):
+            pool.run(["/bin/cat"], pty=True, timeout=0.1)
+        stats = pool.stats()
+        assert (stats.warm + stats.cold, stats.stale) == (11, 0)
 
 
 def test_rootfs_cannot_lead_the_caller_astray(rootfs: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ child     symlinkat       /dev/stdout -> /proc/self/fd/1
 child     symlinkat       /dev/stderr -> /proc/self/fd/2
 child     symlinkat       /dev/ptmx -> pts/ptmx
 child     mkdirat         /dev/pts 755
-child     fsmount         devpts mode=620,ptmxmode=666 (nosuid,noexec)
+child     fsmount         devpts mode=620,ptmxmode=666,max=256 (nosuid,noexec)
 child     move_mount      devpts -> /dev/pts
 child     mkdirat         /dev/shm 755
 child     fsmount         tmpfs size=536870912,nr_inodes=131072,mode=1777 (nosuid,nodev,noexec)
