@@ -1,13 +1,14 @@
 """
-CPython's own tests of subprocess, with every process in a sandbox.
+CPython's own tests of subprocess and of asyncio's, with every process in a sandbox.
 
-    python tests/cpython/exam.py             # all
-    python tests/cpython/exam.py test_repr   # those whose name has this in it
+    python tests/cpython/exam.py subprocess             # all
+    python tests/cpython/exam.py subprocess test_repr   # those whose name has this in it
+    python tests/cpython/exam.py asyncio
 
-One name is changed: while the test module is imported and run, ``subprocess``
-is ``box.subprocess``, for the helpers of ``test.support`` too. The tests and
-their child programs are as the interpreter has them. A process that is started
-in any other way fails the exam.
+While the test module is imported and run, ``subprocess`` is ``box.subprocess``, for the
+helpers of ``test.support`` too; or asyncio's two functions that create a process
+are ``box.spawn_async()``. The tests and their child programs are as the interpreter
+has them. A process that is to be started in any other way is refused, and fails the exam.
 
 A test that does not apply is listed in not_applicable.py, by name and with the
 reason. It runs all the same, and has to fail: one that passes, or is not there
@@ -23,19 +24,18 @@ import sys
 import tempfile
 import time
 import unittest
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _cffi_backend
-from not_applicable import NOT_APPLICABLE
+from not_applicable import ASYNCIO, SUBPROCESS
 
 import nsbox
-from nsbox import Bind, Sandbox
+from nsbox import AsyncProcess, Bind, Sandbox
 
-MODULE = "test.test_subprocess"
 CANNOT_RUN = 3
 JOBS = 4  # the tests mostly wait
 
@@ -62,10 +62,64 @@ def make_box(directory: str) -> Sandbox:
     )
 
 
+def change_subprocess(box: Sandbox) -> None:
+    """Let who imports subprocess have the sandbox's."""
+    sys.modules["subprocess"] = box.subprocess
+
+
+def change_asyncio(box: Sandbox) -> None:
+    """Let asyncio create its processes by spawn_async()."""
+    import asyncio.subprocess
+
+    async def create_subprocess_exec(program: Any, *args: Any, **options: Any) -> AsyncProcess:
+        return await create([program, *args], **options)
+
+    async def create_subprocess_shell(cmd: Any, **options: Any) -> AsyncProcess:
+        return await create(cmd, shell=True, **options)
+
+    async def create(args: Any, *, creationflags: int = 0, **options: Any) -> AsyncProcess:
+        assert not creationflags  # for Windows
+        return await box.spawn_async(args, **options)
+
+    for function in (create_subprocess_exec, create_subprocess_shell):
+        for module in (asyncio, asyncio.subprocess):
+            setattr(module, function.__name__, function)
+    # What an earlier test has done, when they are run one after another; 3.12's
+    # test_create_subprocess_with_pidfd depends on it.
+    asyncio.set_event_loop(None)
+
+
+class Exam(NamedTuple):
+    """
+    What is examined.
+
+    Args:
+        module: The tests.
+        change: Lets them start their processes in a sandbox.
+        not_applicable: Names of tests that do not apply, each with the reason.
+    """
+
+    module: str
+    change: Callable[[Sandbox], None]
+    not_applicable: Mapping[str, str]
+
+
+EXAMS = {
+    "subprocess": Exam("test.test_subprocess", change_subprocess, SUBPROCESS),
+    "asyncio": Exam("test.test_asyncio.test_subprocess", change_asyncio, ASYNCIO),
+}
+
+
 @dataclass
 class Report:
-    """What became of each test, by its name, and how many processes were started."""
+    """
+    What became of each test, by its name, and how many processes were started.
 
+    Args:
+        subject: Which of the exams.
+    """
+
+    subject: str
     sandboxed: int = 0
     outside: list[str] = field(default_factory=list)
 
@@ -76,14 +130,18 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     again: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def exam(self) -> Exam:
+        return EXAMS[self.subject]
+
     def groups(self) -> dict[str, dict[str, str]]:
         return {name: value for name, value in vars(self).items() if isinstance(value, dict)}
 
     def add(self, name: str, problems: str, skipped: str | None) -> None:
         """Judge a test that has run."""
-        if name in NOT_APPLICABLE:
+        if name in self.exam.not_applicable:
             if problems:
-                self.not_applicable[name] = NOT_APPLICABLE[name]
+                self.not_applicable[name] = self.exam.not_applicable[name]
             else:
                 self.wrongly_listed[name] = skipped or "it passes"
         elif problems:
@@ -102,7 +160,7 @@ class Report:
     def finish(self) -> None:
         """Look for listed tests of which nothing was seen."""
         seen = {name for group in self.groups().values() for name in group}
-        gone = NOT_APPLICABLE.keys() - seen
+        gone = self.exam.not_applicable.keys() - seen
         self.wrongly_listed.update(dict.fromkeys(gone, "there is no such test"))
 
     @property
@@ -117,15 +175,28 @@ class Report:
 
 
 class Result(unittest.TestResult):
-    """Collects the problems of each test."""
+    """Collects the problems of each test, and what processes it starts."""
 
     def __init__(self, report: Report) -> None:
         super().__init__()
         self._report = report
         self._skipped: str | None = None
+        self._running = ""
+        # The interpreter tells of each start, whoever makes it.
+        sys.addaudithook(self._note_start)
+
+    def _note_start(self, event: str, args: tuple[object, ...]) -> None:
+        if event == "nsbox.spawn":
+            self._report.sandboxed += 1
+        elif event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.system"):
+            start = f"{self._running}: {event} {args}"
+            if self._running not in self._report.exam.not_applicable:
+                self._report.outside.append(start)
+            raise RuntimeError(f"not in a sandbox: {start}")
 
     def startTest(self, test: unittest.TestCase) -> None:
         super().startTest(test)
+        self._running = test_name(test)
         self.errors.clear()
         self.failures.clear()
         self._skipped = None
@@ -157,29 +228,17 @@ def tests_of(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
             yield item
 
 
-def load(box: Sandbox, wanted: str) -> list[unittest.TestCase]:
-    """Import the test module with the sandbox's subprocess, and return its tests."""
-    sys.modules["subprocess"] = box.subprocess
-    suite = unittest.defaultTestLoader.loadTestsFromName(MODULE)
+def load(exam: Exam, box: Sandbox, wanted: str) -> list[unittest.TestCase]:
+    """Import the test module, with what it needs of the sandbox, and return its tests."""
+    exam.change(box)
+    suite = unittest.defaultTestLoader.loadTestsFromName(exam.module)
     return [test for test in tests_of(suite) if wanted in test_name(test)]
 
 
-def count_starts(report: Report) -> None:
-    """Let the interpreter tell of each start, whoever makes it."""
-
-    def hook(event: str, args: tuple[object, ...]) -> None:
-        if event == "nsbox.spawn":
-            report.sandboxed += 1
-        elif event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.system"):
-            report.outside.append(f"{event} {args}")
-
-    sys.addaudithook(hook)
-
-
-def run_part(wanted: str, part: int, parts: int) -> Report:
+def run_part(subject: str, wanted: str, part: int, parts: int) -> Report:
     """Run every parts-th test, in this process."""
-    report = Report()
-    count_starts(report)
+    report = Report(subject)
+    result = Result(report)
     # Some tests want to meet the limit; most systems have this one.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
@@ -187,13 +246,15 @@ def run_part(wanted: str, part: int, parts: int) -> Report:
         # Test files are made in the working directory and in the temporary one.
         os.environ["TMPDIR"] = tempfile.tempdir = directory
         os.chdir(directory)
-        tests = load(make_box(directory), wanted)
-        unittest.TestSuite(tests[part::parts]).run(Result(report))
+        tests = load(report.exam, make_box(directory), wanted)
+        unittest.TestSuite(tests[part::parts]).run(result)
         os.chdir("/")
     return report
 
 
-def start_part(wanted: str, part: int, parts: int, output: Path) -> "subprocess.Popen[bytes]":
+def start_part(
+    subject: str, wanted: str, part: int, parts: int, output: Path
+) -> "subprocess.Popen[bytes]":
     """
     Run a part in a process of its own.
 
@@ -205,18 +266,21 @@ def start_part(wanted: str, part: int, parts: int, output: Path) -> "subprocess.
         os.path.dirname(_cffi_backend.__file__),
     }
     python = getattr(sys, "_base_executable", None) or sys.executable
+    own = ["--part", str(part), "--parts", str(parts), "--json", str(output)]
     return subprocess.Popen(
-        [python, __file__, wanted, "--part", str(part), "--parts", str(parts), "--json", output],
+        [python, __file__, subject, wanted, *own],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
     )
 
 
-def run_parts(wanted: str, parts: int) -> Report:
-    report = Report()
+def run_parts(subject: str, wanted: str, parts: int) -> Report:
+    report = Report(subject)
     with tempfile.TemporaryDirectory(prefix="nsbox-exam-") as directory:
         outputs = [Path(directory, str(part)) for part in range(parts)]
-        processes = [start_part(wanted, part, parts, path) for part, path in enumerate(outputs)]
+        processes = [
+            start_part(subject, wanted, part, parts, path) for part, path in enumerate(outputs)
+        ]
         for process, output in zip(processes, outputs, strict=True):
             if process.wait() != 0:
                 report.failed[f"part {output.name}"] = (
@@ -235,7 +299,7 @@ def run_again(report: Report) -> None:
     on a machine that is busy with the others.
     """
     for name in list(report.failed):
-        again = run_parts(name, 1)
+        again = run_parts(report.subject, name, 1)
         if name in again.passed:
             del report.failed[name]
             report.again[name] = "passed when it was run again, by itself"
@@ -250,7 +314,7 @@ def print_report(report: Report, seconds: float) -> None:
         print(f"started outside: {start}")
     run, passed, not_applicable, skipped = report.counts.split(" | ")
     print(
-        f"{MODULE} of CPython {sys.version.split()[0]}, uid {os.geteuid()}: {run} run, "
+        f"{report.exam.module} of CPython {sys.version.split()[0]}, uid {os.geteuid()}: {run} run, "
         f"{passed} passed, {not_applicable} not applicable, {skipped} skipped by themselves; "
         f"{report.sandboxed} processes in sandboxes, {len(report.outside)} outside "
         f"({seconds:.0f} s)"
@@ -259,6 +323,7 @@ def print_report(report: Report, seconds: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="CPython's tests of subprocess, sandboxed.")
+    parser.add_argument("subject", choices=EXAMS, help="whose tests")
     parser.add_argument("wanted", nargs="?", default="", help="part of a test's name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of each test")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
@@ -271,11 +336,11 @@ def main() -> int:
         return CANNOT_RUN
     if options.part is not None:
         os.environ.pop("PYTHONPATH")
-        report = run_part(options.wanted, options.part, options.parts)
+        report = run_part(options.subject, options.wanted, options.part, options.parts)
         options.json.write_text(json.dumps(asdict(report)))
         return 0
     started = time.monotonic()
-    report = run_parts(options.wanted, JOBS)
+    report = run_parts(options.subject, options.wanted, JOBS)
     run_again(report)
     if not options.wanted:
         report.finish()

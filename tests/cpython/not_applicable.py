@@ -1,4 +1,4 @@
-"""The tests of CPython's test_subprocess that do not apply to a sandbox, and why."""
+"""The tests of CPython's that do not apply to a sandbox, and why."""
 
 import sys
 
@@ -33,11 +33,51 @@ _BEFORE_3_13 = {
 }
 _SINCE_3_13 = {"POSIXProcessTestCase.test__use_vfork": _VFORK}
 
-NOT_APPLICABLE: dict[str, str] = {
+SUBPROCESS: dict[str, str] = {
     **_ALWAYS,
     **(_SINCE_3_13 if sys.version_info >= (3, 13) else _BEFORE_3_13),
 }
-"""Those that the running Python has."""
+"""Those of subprocess that the running Python has."""
 
-DOCUMENTED: dict[str, str] = {**_ALWAYS, **_BEFORE_3_13, **_SINCE_3_13}
+_PROTOCOL = "uses loop.subprocess_exec(), which makes a transport of asyncio's for a protocol"
+_POPEN = "replaces subprocess.Popen, which an AsyncProcess does not call"
+
+# asyncio has the same tests for each of its child watchers, which have nothing to do here.
+_WATCHERS = ("Threaded", "Safe", "Fast", "Pidfd")
+_EACH = {
+    "Subprocess*WatcherTests.test_cancel_post_init": _PROTOCOL,
+    "Subprocess*WatcherTests.test_close_dont_kill_finished": _PROTOCOL,
+    "Subprocess*WatcherTests.test_close_kill_running": _PROTOCOL,
+    "Subprocess*WatcherTests.test_pause_reading": "looks into a private transport of asyncio's",
+    "Subprocess*WatcherTests.test_popen_error": _POPEN,
+    "Subprocess*WatcherTests.test_popen_error_with_stdin_pipe": _POPEN,
+}
+_EACH_SINCE_3_12 = {"Subprocess*WatcherTests.test_subprocess_protocol_events": _PROTOCOL}
+_OTHERS = {
+    "GenericWatcherTests.test_create_subprocess_fails_with_inactive_watcher": (
+        "about a child watcher that is not active; an AsyncProcess needs none"
+    )
+}
+
+ASYNCIO: dict[str, str] = {
+    **{
+        name.replace("*", watcher): reason
+        for watcher in _WATCHERS
+        for name, reason in {
+            **_EACH,
+            **(_EACH_SINCE_3_12 if sys.version_info >= (3, 12) else {}),
+        }.items()
+    },
+    **_OTHERS,
+}
+"""Those of asyncio that the running Python has."""
+
+DOCUMENTED: dict[str, str] = {
+    **_ALWAYS,
+    **_BEFORE_3_13,
+    **_SINCE_3_13,
+    **_EACH,
+    **_EACH_SINCE_3_12,
+    **_OTHERS,
+}
 """Those of any version."""

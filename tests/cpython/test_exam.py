@@ -1,4 +1,4 @@
-"""CPython's own tests of subprocess pass in a sandbox, and the documentation says how many."""
+"""CPython's own tests pass in a sandbox, and the documentation says how many."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from exam import CANNOT_RUN, Report
-from not_applicable import DOCUMENTED, NOT_APPLICABLE
+from exam import CANNOT_RUN, EXAMS, Report
+from not_applicable import DOCUMENTED, SUBPROCESS
 
 from conftest import unavailable
 
@@ -24,10 +24,11 @@ def rows() -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("box")
-def test_cpython_s_tests_pass_in_a_sandbox(tmp_path: Path) -> None:
+@pytest.mark.parametrize("subject", EXAMS)
+def test_cpython_s_tests_pass_in_a_sandbox(subject: str, tmp_path: Path) -> None:
     """All that apply pass, none is listed as not applicable that does; the count is documented."""
     output = tmp_path / "report.json"
-    command = [sys.executable, str(HERE / "exam.py"), "--json", str(output)]
+    command = [sys.executable, str(HERE / "exam.py"), subject, "--json", str(output)]
     exam = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -41,8 +42,8 @@ def test_cpython_s_tests_pass_in_a_sandbox(tmp_path: Path) -> None:
     assert exam.returncode == 0, exam.stdout
     report = Report(**json.loads(output.read_text()))
     user = "root" if os.geteuid() == 0 else "plain user"
-    key = [platform.python_version(), user]
-    documented = [row[2:] for row in rows() if row[:2] == key]
+    key = [subject, platform.python_version(), user]
+    documented = [row[3:] for row in rows() if row[:3] == key]
     assert documented in ([], [report.counts.split(" | ")])
 
 
@@ -54,8 +55,8 @@ def test_what_does_not_apply_is_documented() -> None:
 
 def test_a_listed_test_that_passes_fails_the_exam() -> None:
     """The list cannot rot: an entry that passes, skips itself or is gone is an error."""
-    first, second, *others = NOT_APPLICABLE
-    report = Report()
+    first, second, *others = SUBPROCESS
+    report = Report("subprocess")
     report.add(first, problems="", skipped=None)
     report.add(second, problems="", skipped="for Windows")
     for name in others[1:]:
@@ -71,7 +72,7 @@ def test_a_listed_test_that_passes_fails_the_exam() -> None:
 
 def test_an_unlisted_test_that_fails_fails_the_exam() -> None:
     """A failure counts as run, and not as passed."""
-    report = Report()
+    report = Report("subprocess")
     report.add("SomeTestCase.test_good", problems="", skipped=None)
     report.add("SomeTestCase.test_bad", problems="AssertionError", skipped=None)
     assert not report.ok
