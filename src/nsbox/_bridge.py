@@ -9,7 +9,7 @@ buffer that a struct points to is kept beside the struct.
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from . import _bpf, _calls, _diagnose, _filter, _init, _unshared
@@ -201,19 +201,21 @@ _dumpable = _Dumpable()
 
 
 class _Gate:
-    """What keeps a fork from copying a message that is half sent: struct nsbox_gate."""
+    """
+    What keeps a fork from copying a message that is half sent: struct nsbox_gate.
+
+    A signal that came during a fork is handled in the first Python code after it, and the
+    exception gets lost, with all that this code had to do. So the gate's hooks are none.
+    """
 
     def __init__(self) -> None:
         self.note = ffi.new("struct nsbox_gate *")
+        opens = partial(lib.nsbox_gate_open, self.note)
         os.register_at_fork(
-            before=self._close, after_in_parent=self._open, after_in_child=self._open
+            before=partial(lib.nsbox_gate_close, self.note),
+            after_in_parent=opens,
+            after_in_child=opens,
         )
-
-    def _close(self) -> None:
-        lib.nsbox_gate_close(self.note)
-
-    def _open(self) -> None:
-        lib.nsbox_gate_open(self.note)
 
 
 gate: Final = _Gate()

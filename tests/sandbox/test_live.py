@@ -1,6 +1,7 @@
 """A sandbox that stays: what is kept, what ends when, and what happens after the end."""
 
 import errno
+import itertools
 import os
 import pickle
 import signal
@@ -11,11 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 import nsbox
 from nsbox import PIPE, Live, PlanError, Sandbox, SpawnError, Step
+from support import in_child
 
 
 @pytest.fixture
@@ -322,6 +326,44 @@ def test_fork(live: Live) -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert shell(live, "echo alive") == "alive"
+
+
+def test_fork_that_is_interrupted(box: Sandbox) -> None:
+    """
+    An exception anywhere in what a fork calls keeps no command from being started.
+
+    The handler of a signal that comes during the fork runs in the first Python code after it.
+    """
+    package = os.path.dirname(nsbox.__file__)
+
+    class Interruption:
+        def __init__(self, left: int) -> None:
+            self.left = left
+
+        def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
+            self.left -= frame.f_code.co_filename.startswith(package)
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return self
+
+    def rounds() -> int:
+        sys.unraisablehook = lambda _: None
+        with box.open() as live:
+            for number in itertools.count(1):
+                interruption = Interruption(number)
+                sys.settrace(interruption)
+                try:
+                    pid = os.fork()
+                finally:
+                    sys.settrace(None)
+                if pid == 0:
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                assert shell(live, "echo alive") == "alive"
+                if interruption.left > 0:
+                    return number
+
+    assert in_child(rounds, DEADLINE) > 1
 
 
 def test_fork_that_stays(box: Sandbox) -> None:
