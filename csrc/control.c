@@ -191,6 +191,42 @@ int nsbox_gate_open(struct nsbox_gate *gate)
 	return 0;
 }
 
+/* ---- an init that does not answer ------------------------------------ */
+
+/* How often, and how many times in a row, an init is found stopped before it is given up. */
+enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
+
+/* Nobody inside can do that to it; outside, its user can. */
+static bool is_stopped(int init)
+{
+	siginfo_t info;
+
+	info.si_pid = 0;
+	sys(__NR_waitid, P_PIDFD, init, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+	return info.si_pid;
+}
+
+/*
+ * Wait until something can be done with a socket to an init: 1; 0 if the init has ended, and
+ * -ETIMEDOUT if somebody has stopped it.
+ */
+static int await_event(int socket, short event, int init)
+{
+	static const uint64_t tick[2] = { 0, STOP_TICK };
+	struct pollfd events[2] = { { .fd = socket, .events = event },
+				    { .fd = init, .events = POLLIN } };
+
+	for (int stops = 0; stops < STOPS;) {
+		long ready = RETRY(sys(__NR_ppoll, events, 2, tick, 0, sizeof(signal_mask)));
+		if (events[0].revents)
+			return 1;
+		if (events[1].revents)
+			return 0;
+		stops = ready == 0 && is_stopped(init) ? stops + 1 : 0;
+	}
+	return -ETIMEDOUT;
+}
+
 /* ---- requests ------------------------------------------------------- */
 
 /* Send a message. Returns -EAGAIN if its socket is full. */
@@ -241,11 +277,10 @@ static enum nsbox_step send_once(int socket, struct iovec *parts, size_t n, stru
 }
 
 /* The same, until there is room in the socket; the gate is never closed while we wait. */
-static enum nsbox_step send_request(int socket, struct nsbox_gate *gate, struct iovec *parts,
-				    size_t n, struct packet *packet, int *channel, long *err)
+static enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate,
+				    struct iovec *parts, size_t n, struct packet *packet,
+				    int *channel, long *err)
 {
-	struct pollfd room = { .fd = socket, .events = POLLOUT };
-
 	for (;;) {
 		nsbox_gate_close(gate);
 		enum nsbox_step step = send_once(socket, parts, n, packet, channel, err);
@@ -258,7 +293,11 @@ static enum nsbox_step send_request(int socket, struct nsbox_gate *gate, struct 
 		}
 		if (*err != -EAGAIN)
 			return step;
-		RETRY(sys(__NR_ppoll, &room, 1, 0, 0, sizeof(signal_mask)));
+		int room = await_event(socket, POLLOUT, init);
+		if (room != 1) {
+			*err = room == 0 ? -ESRCH : room;
+			return NSBOX_STEP_INIT;
+		}
 	}
 }
 
@@ -336,36 +375,16 @@ static int receive(int channel, struct answer *answer)
 	return size == 0 ? 0 : -EPROTO;
 }
 
-/* How often, and how many times in a row, an init is found stopped before it is given up. */
-enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
-
-/* Nobody inside can do that to it; outside, its user can. */
-static bool is_stopped(int init)
-{
-	siginfo_t info;
-
-	info.si_pid = 0;
-	sys(__NR_waitid, P_PIDFD, init, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
-	return info.si_pid;
-}
-
 /* The same, and wait for it; 0 also if the init has ended without one. */
 static int await(int channel, int init, struct answer *answer)
 {
-	static const uint64_t tick[2] = { 0, STOP_TICK };
-	struct pollfd events[2] = { { .fd = channel, .events = POLLIN },
-				    { .fd = init, .events = POLLIN } };
+	int ret = await_event(channel, POLLIN, init);
 
-	for (int stops = 0; stops < STOPS;) {
-		long ready = RETRY(sys(__NR_ppoll, events, 2, tick, 0, sizeof(signal_mask)));
-		int ret = receive(channel, answer);
-		if (ret != -EAGAIN)
-			return ret;
-		if (events[1].revents)
-			return 0;
-		stops = ready == 0 && is_stopped(init) ? stops + 1 : 0;
-	}
-	return -ETIMEDOUT;
+	answer->fd = -1;
+	if (ret < 0)
+		return ret;
+	ret = receive(channel, answer);
+	return ret == -EAGAIN ? 0 : ret;
 }
 
 /*
@@ -791,7 +810,8 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 	int32_t channel = -1;
 	long err = 0;
 
-	enum nsbox_step step = send_request(socket, gate, parts, n, &start->packet, &channel, &err);
+	enum nsbox_step step =
+		send_request(socket, init, gate, parts, n, &start->packet, &channel, &err);
 	if (step)
 		return failed(result, step, -1, err);
 	int ret = start->head.mode == NSBOX_START_REPLACE
@@ -889,7 +909,7 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 	int init = borrow_pidfd(control->init);
 	if (init < 0)
 		err = -ESRCH;
-	else if (!send_request(socket, gate, parts, 2, &packet, &channel, &err)) {
+	else if (!send_request(socket, init, gate, parts, 2, &packet, &channel, &err)) {
 		err = await(channel, init, &answer);
 		err = err == 0 ? -ESRCH : err;
 	}

@@ -309,7 +309,8 @@ struct nsbox_result {
 	int32_t index; /* operation, join or fd that failed, or -1 */
 	/* -- */
 	int32_t report; /* channel over which an init tells the end; -1: it is our own child */
-	int32_t lost;   /* the init has ended, or tells nonsense */
+	int32_t killed; /* by this process */
+	int32_t lost;   /* the init has ended, tells nonsense, or nothing */
 	/* An init that ends with it, and is our own child: its pidfd and control socket; or -1. */
 	int32_t init;
 	int32_t control;

@@ -213,6 +213,16 @@ static bool is_readable(int fd)
 	return sys(__NR_ppoll, &readable, 1, no_time, 0, sizeof(signal_mask)) > 0;
 }
 
+/*
+ * It has ended, and its init does not say how: it has ended too, though a fork of this
+ * process keeps the other end of the channel open; it is stopped or frozen; or a tracer
+ * inside does not let go of the process. Whoever killed it knows what came of that.
+ */
+static bool is_unheard(const struct nsbox_result *child)
+{
+	return is_readable(child->pidfd) && (child->killed || pid_of(child->pidfd) <= 0);
+}
+
 /* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */
 static int look_at_report(struct nsbox_result *child)
 {
@@ -254,6 +264,33 @@ static int look(struct nsbox_result *child)
 	return ret;
 }
 
+enum { PATIENCE = 1000 /* ms */ };
+
+/* Until events of n files; as ppoll(2). */
+static long sleep_until(struct pollfd *events, int n, int timeout)
+{
+	struct timespec limit = { timeout / 1000, (long)(timeout % 1000) * 1000000 };
+
+	return sys(__NR_ppoll, events, n, timeout < 0 ? 0 : &limit, 0, sizeof(signal_mask));
+}
+
+/*
+ * Until an init has told of the end. Its word comes right after the end itself; silent tells
+ * that it did not.
+ */
+static long sleep_until_told(const struct nsbox_result *child, int timeout, bool *silent)
+{
+	struct pollfd events[2] = { { .fd = child->lost ? -1 : child->report, .events = POLLIN },
+				    { .fd = child->pidfd, .events = POLLIN } };
+
+	long ret = sleep_until(events, 2, timeout);
+	if (ret <= 0 || events[0].revents || child->lost)
+		return ret;
+	ret = sleep_until(events, 1, timeout < 0 || timeout > PATIENCE ? PATIENCE : timeout);
+	*silent = ret == 0;
+	return ret;
+}
+
 /*
  * Sleep until the child has ended, but do not reap it: who does that must hold
  * the lock. A pidfd becomes readable before the child of a debugger can be reaped,
@@ -261,19 +298,16 @@ static int look(struct nsbox_result *child)
  */
 static long sleep_until_end(const struct nsbox_result *child, int timeout)
 {
-	bool own = child->report < 0 || child->init >= 0;
 	int pidfd = child->init < 0 ? child->pidfd : child->init;
-	struct pollfd ended = { .fd = own || child->lost ? pidfd : child->report,
-				.events = POLLIN };
-	struct timespec limit = { timeout / 1000, (long)(timeout % 1000) * 1000000 };
+	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
 
-	if (timeout < 0 && own) {
+	if (timeout < 0) {
 		long ret = sys(__NR_waitid, P_PIDFD, pidfd, 0, WEXITED | WNOWAIT | __WALL, 0);
 		/* EAGAIN: somebody has made the pidfd non-blocking, as uvloop does. */
 		if (ret != -ECHILD && ret != -EAGAIN)
 			return ret;
 	}
-	return sys(__NR_ppoll, &ended, 1, timeout < 0 ? 0 : &limit, 0, sizeof(signal_mask));
+	return sleep_until(&ended, 1, timeout);
 }
 
 /*
@@ -294,11 +328,18 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 	/* As long as somebody sleeps on it, the descriptor stays open. */
 	child->waiters++;
 	for (;;) {
+		bool silent = false;
+		bool told = child->report >= 0 && child->init < 0;
 		unlock(&child->lock);
-		long slept = sleep_until_end(child, timeout);
+		long slept = told ? sleep_until_told(child, timeout, &silent)
+				  : sleep_until_end(child, timeout);
 		lock(&child->lock);
 		child->waiters--;
 		int ret = look(child);
+		if (ret == 0 && silent && is_unheard(child)) {
+			child->lost = 1;
+			ret = look(child);
+		}
 		/* What we slept on may have told only that its end is to be seen elsewhere. */
 		if (ret == 0 && slept >= 0 && timeout < 0) {
 			child->waiters++;
@@ -317,13 +358,13 @@ int nsbox_signal(struct nsbox_result *child, int sig)
 	lock(&child->lock);
 	int ret = 0;
 	/* Whatever keeps us from looking: a kill must not be lost. */
-	if (look(child) != 1)
+	if (look(child) != 1) {
 		ret = nsbox_pidfd_send_signal(child->pidfd, sig, 0);
+		child->killed = child->killed || sig == SIGKILL;
+	}
 	unlock(&child->lock);
 	return ret == -ESRCH ? 0 : ret;
 }
-
-enum { PATIENCE = 1000 /* ms */ };
 
 /* Kill the child if it runs, reap it, let go of everything. 1: it was running. */
 int nsbox_discard(struct nsbox_result *child)
@@ -334,9 +375,6 @@ int nsbox_discard(struct nsbox_result *child)
 	/* Whatever that was for the process: with its init, nothing is left. */
 	if (child->init >= 0)
 		nsbox_pidfd_send_signal(child->init, SIGKILL, 0);
-	/* An init that somebody has stopped says nothing; the process is killed all the same. */
-	if (child->report >= 0 && child->init < 0 && nsbox_wait(child, PATIENCE) != 1)
-		child->lost = 1;
 	while (nsbox_wait(child, -1) == -EINTR)
 		;
 	return 1;

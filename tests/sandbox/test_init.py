@@ -477,6 +477,29 @@ while True:
         assert live.run(["/bin/true"]).returncode == 0
 
 
+def test_tracer_of_another_command(box: Sandbox) -> None:
+    """A command that traces another, and keeps it when it has ended, does not keep the caller."""
+    code = """
+import ctypes, os, signal, sys
+PTRACE_SEIZE = 0x4206
+trace = ctypes.CDLL(None).ptrace
+for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+    if pid not in (1, os.getpid()):
+        trace(PTRACE_SEIZE, pid, 0, 0)
+print("ready", flush=True)
+signal.pause()
+"""
+    with (
+        python_box(seccomp=None).open() as live,
+        live.spawn([SH, "-c", "read x; exit 3"], stdin=PIPE) as process,
+        live.spawn([*PYTHON, code], stdout=PIPE) as tracer,
+    ):
+        stdout_of(tracer).readline()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        tracer.kill()
+
+
 def test_killing_everybody(box: Sandbox) -> None:
     """A command that kills all it can ends other commands, and not the world."""
     with box.open() as live, live.spawn(["/bin/cat"], stdin=PIPE) as process:

@@ -1,7 +1,6 @@
 """A sandbox that stays: what is kept, what ends when, and what happens after the end."""
 
 import errno
-import itertools
 import os
 import pickle
 import signal
@@ -20,6 +19,8 @@ import pytest
 import nsbox
 from nsbox import PIPE, Live, PlanError, Sandbox, SpawnError, Step
 from support import in_child
+
+DEADLINE = 30.0
 
 
 @pytest.fixture
@@ -348,8 +349,10 @@ def test_fork_that_is_interrupted(box: Sandbox) -> None:
 
     def rounds() -> int:
         sys.unraisablehook = lambda _: None
+        number = 0
         with box.open() as live:
-            for number in itertools.count(1):
+            while True:
+                number += 1
                 interruption = Interruption(number)
                 sys.settrace(interruption)
                 try:

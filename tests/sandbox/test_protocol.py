@@ -581,6 +581,39 @@ def test_lies_about_an_end(control: Control, said: bytes) -> None:
     assert end.returncode == -signal.SIGKILL
 
 
+def test_end_is_never_told(control: Control) -> None:
+    """The end of an init is that of its processes, though a fork keeps a channel open."""
+    child = Child()
+    control.start(request(b"/bin/sleep", b"1000"), child)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        os.dup2(ours.fileno(), child.record.report, inheritable=False)
+        control.kill()
+        end = child.wait(-1)
+    assert end is not None
+    assert end.returncode == -signal.SIGKILL
+
+
+def fill(line: socket.socket) -> None:
+    """Say things that nobody hears, until there is no room for more."""
+    with suppress(BlockingIOError):
+        while True:
+            line.send(bytes(256), socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize(
+    ("sent", "number"), [(signal.SIGKILL, errno.ESRCH), (signal.SIGSTOP, errno.ETIMEDOUT)]
+)
+def test_nobody_takes_requests(liar: Liar, sent: signal.Signals, number: int) -> None:
+    """A full socket keeps nobody waiting for an init that has ended, or is stopped."""
+    with socket.socket(fileno=os.dup(liar.control._struct.socket)) as line:
+        fill(line)
+    liar.init.signal(sent)
+    with pytest.raises(SpawnError) as caught:
+        liar.control.start(request(b"/bin/true"), Child())
+    assert (caught.value.step, caught.value.errno) == (Step.INIT, number)
+
+
 def test_answer_never_comes(liar: Liar) -> None:
     """An init that dies before it answers is an error, though a fork keeps its sockets open."""
 
