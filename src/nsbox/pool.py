@@ -380,7 +380,8 @@ class _Lease(Fence):
             try:
                 self._member.start(request, child)
             except SpawnError as error:
-                if error.step not in _LOST:
+                # A process that has said who it is may have run: it is not started twice.
+                if error.step not in _LOST or child.pid:
                     self._stock.warm.add()
                     raise
                 self._stock.stale.add()

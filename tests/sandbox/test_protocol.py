@@ -601,6 +601,18 @@ def fill(line: socket.socket) -> None:
             line.send(bytes(256), socket.MSG_DONTWAIT)
 
 
+def test_pool_starts_nothing_twice(liar: Liar) -> None:
+    """An init that is lost when its process may have run is an error, and no cold start."""
+    with Sandbox(init=True).pool(1) as pool:
+        (member,) = pool._stock._ready
+        own, member._control = member._control, liar.control
+        error = liar.asked(partial(pool.run, ["/bin/true"]), (reply(HERE), ()))
+        assert own is not None
+        own.close()
+        assert isinstance(error, SpawnError)
+        assert (error.step, pool.stats().cold) == (Step.INIT, 0)
+
+
 @pytest.mark.parametrize(
     ("sent", "number"), [(signal.SIGKILL, errno.ESRCH), (signal.SIGSTOP, errno.ETIMEDOUT)]
 )
