@@ -19,7 +19,7 @@ SOURCES = (
     "spawn.c",
     "adopt.c",
     "process.c",
-    "control.c",
+    "messages.c",
 )
 OPTIONS = (
     *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes"),

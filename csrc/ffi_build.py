@@ -30,6 +30,8 @@ SOURCES = (
     "spare.c",
     "cgroup.c",
     "process.c",
+    "messages.c",
+    "start.c",
     "control.c",
     "namespace.c",
     "watcher.c",

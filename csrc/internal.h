@@ -244,7 +244,7 @@ int borrow_pidfd(struct nsbox_result *child);
 void give_back_pidfd(struct nsbox_result *child);
 int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
 struct nsbox_result no_result(void);
-/* control.c */
+/* messages.c */
 int receive_end(int channel, struct nsbox_exit *end);
 /* terminal.c */
 int prepare_terminal(struct spawn *spawn);

@@ -390,7 +390,7 @@ int nsbox_release(struct nsbox_result *child)
 	return nsbox_close(&child->pidfd);
 }
 
-/* ---- for control.c -------------------------------------------------- */
+/* ---- for control.c and start.c -------------------------------------- */
 
 /* The pidfd, which stays open until it is given back; -1 if the end is known. */
 int borrow_pidfd(struct nsbox_result *child)

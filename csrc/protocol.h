@@ -1,5 +1,5 @@
 /*
- * protocol.h - what a caller (control.c) and its nsbox-init (init.c) say to each other.
+ * protocol.h - what a caller (control.h) and its nsbox-init (init.c) say to each other.
  *
  * Both come from one build, and the version says so. Requests go over the control
  * socket (SOCK_SEQPACKET), one message each, so threads of the caller need no lock. Each

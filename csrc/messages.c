@@ -1,0 +1,243 @@
+/*
+ * messages.c - what a caller says to an nsbox-init, and how it hears the answers.
+ *
+ * A request is one message, and its answers come over a channel of its own. The init is
+ * inside of the sandbox: an answer that is not what it should be is the end of it, and
+ * nobody waits for one that does not come.
+ */
+#include "control.h"
+
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+/* ---- the gate ------------------------------------------------------- */
+
+int nsbox_gate_close(struct nsbox_gate *gate)
+{
+	lock(&gate->lock);
+	return 0;
+}
+
+int nsbox_gate_open(struct nsbox_gate *gate)
+{
+	unlock(&gate->lock);
+	return 0;
+}
+
+/* ---- an init that does not answer ------------------------------------ */
+
+/* How often, and how many times in a row, an init is found stopped before it is given up. */
+enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
+
+/* Nobody inside can do that to it; outside, its user can. */
+static bool is_stopped(int init)
+{
+	siginfo_t info;
+
+	info.si_pid = 0;
+	sys(__NR_waitid, P_PIDFD, init, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+	return info.si_pid;
+}
+
+/*
+ * Wait until something can be done with a socket to an init: 1; 0 if the init has ended, and
+ * -ETIMEDOUT if somebody has stopped it.
+ */
+static int await_event(int socket, short event, int init)
+{
+	static const uint64_t tick[2] = { 0, STOP_TICK };
+	struct pollfd events[2] = { { .fd = socket, .events = event },
+				    { .fd = init, .events = POLLIN } };
+
+	for (int stops = 0; stops < STOPS;) {
+		long ready = RETRY(sys(__NR_ppoll, events, 2, tick, 0, sizeof(signal_mask)));
+		if (events[0].revents)
+			return 1;
+		if (events[1].revents)
+			return 0;
+		stops = ready == 0 && is_stopped(init) ? stops + 1 : 0;
+	}
+	return -ETIMEDOUT;
+}
+
+/* ---- requests ------------------------------------------------------- */
+
+/* Send a message. Returns -EAGAIN if its socket is full. */
+static long send_packet(int socket, struct iovec *parts, size_t n, const struct packet *packet)
+{
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof packet->fds)];
+	} control;
+	size_t size = packet->n_fds * sizeof *packet->fds;
+	struct msghdr message = {
+		.msg_iov = parts,
+		.msg_iovlen = n,
+		.msg_control = &control,
+		.msg_controllen = CMSG_SPACE(size),
+	};
+
+	memset(&control, 0, CMSG_SPACE(size));
+	control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(size),
+					 .cmsg_level = SOL_SOCKET,
+					 .cmsg_type = SCM_RIGHTS };
+	memcpy(CMSG_DATA(&control.head), packet->fds, size);
+	return RETRY(sys(__NR_sendmsg, socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+/* A channel, whose other end goes to the init with the message. Returns the step that failed. */
+static enum nsbox_step send_once(int socket, struct iovec *parts, size_t n, struct packet *packet,
+				 int *channel, long *err)
+{
+	static const int on = 1;
+	int pair[2];
+
+	*err = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+	if (*err < 0)
+		return NSBOX_STEP_SOCKETPAIR;
+	*channel = lift(pair[0]);
+	packet->fds[0] = pair[1];
+	/* Before the message is there: whoever answers is named by the kernel. */
+	sys(__NR_setsockopt, *channel, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
+	*err = send_packet(socket, parts, n, packet);
+	sys(__NR_close, pair[1]);
+	if (*channel >= 0 && *err >= 0)
+		return NSBOX_STEP_NONE;
+	enum nsbox_step step = *channel < 0 ? NSBOX_STEP_SOCKETPAIR : NSBOX_STEP_MESSAGE;
+	*err = *channel < 0 ? *channel : *err;
+	nsbox_close(channel);
+	return step;
+}
+
+/* The same, until there is room in the socket; the gate is never closed while we wait. */
+enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
+			     size_t n, struct packet *packet, int *channel, long *err)
+{
+	for (;;) {
+		nsbox_gate_close(gate);
+		enum nsbox_step step = send_once(socket, parts, n, packet, channel, err);
+		nsbox_gate_open(gate);
+		if (step != NSBOX_STEP_MESSAGE)
+			return step;
+		if (*err == -EPIPE || *err == -ECONNRESET) {
+			*err = -ESRCH;
+			return NSBOX_STEP_INIT;
+		}
+		if (*err != -EAGAIN)
+			return step;
+		int room = await_event(socket, POLLOUT, init);
+		if (room != 1) {
+			*err = room == 0 ? -ESRCH : room;
+			return NSBOX_STEP_INIT;
+		}
+	}
+}
+
+/* ---- answers -------------------------------------------------------- */
+
+static void take_control(struct answer *answer, const struct cmsghdr *head, size_t size)
+{
+	const char *at = (const char *)head;
+	struct ucred sender;
+	int32_t fd;
+
+	for (; size >= sizeof *head; at += CMSG_ALIGN(head->cmsg_len)) {
+		head = (const struct cmsghdr *)at;
+		if (head->cmsg_len < sizeof *head || head->cmsg_len > size)
+			return;
+		size -= CMSG_ALIGN(head->cmsg_len) < size ? CMSG_ALIGN(head->cmsg_len) : size;
+		if (head->cmsg_level != SOL_SOCKET)
+			continue;
+		if (head->cmsg_type == SCM_CREDENTIALS) {
+			memcpy(&sender, CMSG_DATA(head), sizeof sender);
+			answer->pid = sender.pid;
+		} else if (head->cmsg_type == SCM_RIGHTS) {
+			/* There may be room for a second, which nobody has asked for. */
+			for (size_t i = CMSG_LEN(0); i + sizeof fd <= head->cmsg_len;
+			     i += sizeof fd) {
+				nsbox_close(&answer->fd);
+				memcpy(&answer->fd, at + i, sizeof fd);
+			}
+		}
+	}
+}
+
+/*
+ * Receive an answer of that kind. 1; 0 at the end of the channel; -errno, -EPROTO for what
+ * is no answer.
+ */
+static int receive(int channel, struct answer *answer)
+{
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec part = { &answer->reply, sizeof answer->reply };
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control,
+	};
+
+	answer->pid = 0;
+	answer->fd = -1;
+	long size = sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	if (size == -ECONNRESET)
+		size = 0;
+	if (size < 0)
+		return (int)size;
+	take_control(answer, &control.head, message.msg_controllen);
+	/* We have no room for the descriptor. */
+	if (message.msg_flags & MSG_CTRUNC) {
+		nsbox_close(&answer->fd);
+		return -EMFILE;
+	}
+	if (size == sizeof answer->reply && !(message.msg_flags & MSG_TRUNC) &&
+	    answer->reply.version == PROTOCOL_VERSION)
+		return 1;
+	nsbox_close(&answer->fd);
+	return size == 0 ? 0 : -EPROTO;
+}
+
+/* The same, and wait for it; 0 also if the init has ended without one. */
+int await(int channel, int init, struct answer *answer)
+{
+	int ret = await_event(channel, POLLIN, init);
+
+	answer->fd = -1;
+	if (ret < 0)
+		return ret;
+	ret = receive(channel, answer);
+	return ret == -EAGAIN ? 0 : ret;
+}
+
+/*
+ * How a process ended, if the init has said so: 1, or 0 if not yet; -EPIPE if it never
+ * will. process.c calls it with the lock held.
+ */
+int receive_end(int channel, struct nsbox_exit *end)
+{
+	struct answer answer;
+
+	int ret = receive(channel, &answer);
+	if (ret == -EAGAIN || ret == -EINTR)
+		return 0;
+	if (ret != 1)
+		return -EPIPE;
+	nsbox_close(&answer.fd);
+	const struct nsbox_exit *said = &answer.reply.end;
+	bool exited = said->code == CLD_EXITED && said->status >= 0 && said->status < 256;
+	bool killed = (said->code == CLD_KILLED || said->code == CLD_DUMPED) && said->status > 0 &&
+		      said->status <= SIGNAL_COUNT;
+	if (answer.reply.kind != REPLY_ENDED || !(exited || killed))
+		return -EPIPE;
+	*end = *said;
+	return 1;
+}
