@@ -129,6 +129,7 @@ class _Member:
         self._views = [View(sources(self._lowered.plan))]
         self._control: Control | None = None
         self.fence = Fence(*world.terms)
+        _members.add(self)
         try:
             self._make()
         except BaseException:
@@ -182,6 +183,9 @@ class _Member:
             view.close()
         while self._held:
             self._held.pop().close()
+
+
+_members: Final[weakref.WeakSet[_Member]] = weakref.WeakSet()
 
 
 class _Stock:
@@ -346,6 +350,9 @@ def _forget_all() -> None:
     for stock in list(_open):
         stock.forget()
     _open.clear()
+    # Those too that another thread was making, or has in use: it is not here to let go of them.
+    for member in list(_members):
+        member.discard()
 
 
 def _close_all() -> None:

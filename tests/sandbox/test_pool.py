@@ -601,6 +601,29 @@ def test_fork_of_the_caller(box: Sandbox) -> None:
         assert (pool.stats().warm, pool.stats().stale) == (1, 0)
 
 
+def test_fork_while_others_run(box: Sandbox) -> None:
+    """A fork keeps no mounts of a sandbox that another thread has in use."""
+
+    def in_use(pool: Pool) -> None:
+        with pool.spawn(["/bin/cat"], stdin=PIPE):
+            started.wait()
+            forked.wait()
+
+    def child() -> set[str]:
+        return {name for name in open_fds().values() if "mnt:" in name or "mountinfo" in name}
+
+    started, forked = threading.Barrier(2), threading.Barrier(2)
+    with box.pool(1) as pool:
+        thread = threading.Thread(target=in_use, args=(pool,))
+        thread.start()
+        started.wait()
+        left = in_child(child)
+        forked.wait()
+        thread.join()
+        assert pool.stats().warm == 1
+    assert left == set()
+
+
 _PROGRAM = """
 import os, signal, sys
 from nsbox import PIPE, Limits, Sandbox
