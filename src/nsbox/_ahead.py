@@ -17,14 +17,19 @@ def can_be_made_ahead(plan: Plan) -> bool:
     overlay shows what its layers were when it was mounted. And no payload may be able to
     tell the difference: in a base of root's, mounts of the host become read-only for good,
     which otherwise CAP_SYS_ADMIN could change.
+
+    Nor may it reach what belongs to its user namespace besides itself: the launcher, which
+    has the caller's memory, and is hidden by a pid namespace only; and the mount namespace
+    with a procfs of the host's, which CAP_SYS_ADMIN finds (NS_MNT_GET_PREV, Linux 6.12).
     """
-    own = NAMESPACE_FLAGS["user"] | NAMESPACE_FLAGS["mnt"]
+    own = NAMESPACE_FLAGS["user"] | NAMESPACE_FLAGS["mnt"] | NAMESPACE_FLAGS["pid"]
     procs = [index for index, op in enumerate(plan.ops) if _is_proc(op)]
     return (
         not plan.joins
         and plan.clone_flags & own == own
         and not plan.clone_flags & NAMESPACE_FLAGS["time"]
-        and (plan.ids.deny_setgroups or (plan.parent_sources and not _may_mount(plan)))
+        and (plan.ids.deny_setgroups or plan.parent_sources)
+        and not _may_mount(plan)
         and len(procs) <= 1
         and all(_stays(op, plan, procs) for op in plan.ops)
     )
