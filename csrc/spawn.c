@@ -356,6 +356,21 @@ int pid_in_fdinfo(int pidfd)
 	return pid;
 }
 
+/*
+ * The child of a launcher that has ended: is there one? Whoever is killed within clone3(2)
+ * can leave the number of a pidfd that the kernel has withdrawn, but no pid then.
+ */
+static bool find_child(struct spawn *spawn)
+{
+	struct nsbox_result *result = &spawn->result;
+
+	if (!result->pid && spawn->call.kept_handlers && result->pidfd >= 0)
+		result->pid = pid_of(result->pidfd);
+	if (result->pid <= 0)
+		result->pidfd = -1;
+	return result->pidfd >= 0;
+}
+
 /* The launcher is suspended until the child executes, or has ended: what is left is ours. */
 static void accompany_from_outside(struct spawn *spawn, int launcher)
 {
@@ -364,11 +379,8 @@ static void accompany_from_outside(struct spawn *spawn, int launcher)
 	while (__atomic_load_n(&spawn->launcher, __ATOMIC_ACQUIRE) == LAUNCHER_RUNS)
 		if (futex_wait_for(&spawn->launcher, LAUNCHER_RUNS, STOP_TICK) == -ETIMEDOUT)
 			kill_if_stopped(&launcher, &stops);
-	if (spawn->result.step || spawn->result.pidfd < 0)
-		return;
-	if (!spawn->result.pid)
-		spawn->result.pid = pid_of(spawn->result.pidfd);
-	accompany_child(spawn);
+	if (!spawn->result.step && find_child(spawn))
+		accompany_child(spawn);
 }
 
 static void start_launcher(struct spawn *spawn)
@@ -399,15 +411,19 @@ static void start_launcher(struct spawn *spawn)
 	struct pollfd launcher = { .fd = pidfd, .events = POLLIN };
 	const uint64_t tick[2] = { 0, STOP_TICK };
 	uint32_t stops = 0;
-	while (sys(__NR_ppoll, &launcher, 1, tick, 0, sizeof(signal_mask)) == 0) {
+	while (RETRY(sys(__NR_ppoll, &launcher, 1, tick, 0, sizeof(signal_mask))) == 0) {
 		kill_if_stopped(&spawn->result.pidfd, &spawn->stops);
 		kill_if_stopped(&pidfd, &stops);
 	}
 	wait_for(P_PID, (int)pid, WEXITED);
 	sys(__NR_close, pidfd);
 	/* Its end comes after the child's exec or record, or somebody has killed it. */
-	if (!spawn->result.step && (spawn->alive || !spawn->executing))
-		fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
+	if (spawn->result.step || (!spawn->alive && spawn->executing))
+		return;
+	fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
+	/* The child may wait for its maps, in our memory, on whose end release_dumpable() waits. */
+	if (find_child(spawn))
+		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
 }
 
 /* ---- the whole ------------------------------------------------------ */
