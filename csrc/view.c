@@ -13,12 +13,6 @@
 #include <linux/stat.h>
 #include <poll.h>
 
-/* A descriptor of what the path leads to in a tree whose links end in it, too. */
-static long open_below(int root, const char *path)
-{
-	return RETRY(nsbox_openat2(root, path, O_PATH | O_CLOEXEC, 0, RESOLVE_IN_ROOT));
-}
-
 /* Zero if there is nothing: then that is what was seen. */
 static struct nsbox_identity identify(const struct nsbox_view *view, const char *path)
 {
@@ -29,7 +23,8 @@ static struct nsbox_identity identify(const struct nsbox_view *view, const char 
 	if (view->root < 0) {
 		err = sys(__NR_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC, mask, &info);
 	} else {
-		long fd = open_below(view->root, path);
+		/* In a tree whose links end in it, too. */
+		int fd = open_beneath(view->root, path, O_PATH, RESOLVE_IN_ROOT);
 		err = fd < 0 ? fd : sys(__NR_statx, fd, "", AT_EMPTY_PATH, mask, &info);
 		if (fd >= 0)
 			sys(__NR_close, fd);

@@ -1,4 +1,4 @@
-"""Launchers and builders that somebody kills: the caller has its error, and never waits for ever."""
+"""Launchers and builders that somebody kills: the caller has its error, and does not hang."""
 
 import os
 import subprocess
@@ -78,9 +78,12 @@ EXPECTED = {0, -9, str(Step.KILLED), ("afterwards", 0)}
 def test_killed_within_clone(cgroups: None) -> None:
     """The kernel withdraws a descriptor that it has stored already: no child is waited for."""
     limits = Limits(pids=16)
-    with Cgroup.create(limits) as first, Cgroup.create(limits) as second:
-        with helper(_MOVER, first.directories[0], second.directories[0]):
-            found = outcomes(Sandbox(), "waiting")
+    with (
+        Cgroup.create(limits) as first,
+        Cgroup.create(limits) as second,
+        helper(_MOVER, first.directories[0], second.directories[0]),
+    ):
+        found = outcomes(Sandbox(), "waiting")
     assert found <= EXPECTED
     assert found >= {str(Step.KILLED)}
 
