@@ -164,7 +164,7 @@ static struct nsbox_cgroup *find(const struct nsbox_maker *maker, enum cgroup_st
 /* The next run may be waited for; what is over is not. */
 struct nsbox_cgroup *find_cgroup(const struct nsbox_maker *maker)
 {
-	struct nsbox_cgroup *wanted = maker->stopped ? NULL : find(maker, CGROUP_WANTED);
+	struct nsbox_cgroup *wanted = maker->stops ? NULL : find(maker, CGROUP_WANTED);
 	return wanted ? wanted : find(maker, CGROUP_RETIRED);
 }
 
@@ -239,7 +239,7 @@ static bool has_room(const struct nsbox_maker *maker)
 
 	for (struct nsbox_cgroup *cgroup = maker->cgroups; cgroup; cgroup = cgroup->next)
 		count++;
-	return count < RECORDS && !maker->stopped;
+	return count < RECORDS && !maker->stops;
 }
 
 int nsbox_cgroup_order(struct nsbox_maker *maker, const struct nsbox_cgroup_form *form,
@@ -325,7 +325,7 @@ int nsbox_cgroup_retire(struct nsbox_cgroup_holder *holder)
 	if (!cgroup)
 		return false;
 	struct nsbox_maker *maker = holder->maker;
-	bool retired = !maker->stopped;
+	bool retired = !maker->stops;
 	if (retired) {
 		cgroup->state = CGROUP_RETIRED;
 		holder->cgroup = NULL;

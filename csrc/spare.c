@@ -120,7 +120,7 @@ static bool needs_work(struct nsbox_store *store)
 /* The caller holds the lock. */
 static struct nsbox_store *find_work(const struct nsbox_maker *maker)
 {
-	if (maker->stopped)
+	if (maker->stops)
 		return NULL;
 	for (struct nsbox_store *store = maker->first; store; store = store->next)
 		if (needs_work(store))
@@ -227,7 +227,7 @@ static void join(struct nsbox_maker *maker)
 /* The caller holds the lock. */
 void start_thread(struct nsbox_maker *maker)
 {
-	if (maker->running || maker->stopped ||
+	if (maker->running || maker->stops ||
 	    (!maker->n_used && !find_work(maker) && !find_cgroup(maker)))
 		return;
 	join(maker);
@@ -362,7 +362,7 @@ struct nsbox_maker *nsbox_maker_create(void)
 int nsbox_maker_stop(struct nsbox_maker *maker)
 {
 	pthread_mutex_lock(&maker->lock);
-	maker->stopped = true;
+	maker->stops++;
 	while (maker->running)
 		pthread_cond_wait(&maker->idle, &maker->lock);
 	join(maker);
@@ -380,10 +380,13 @@ int nsbox_maker_settle(struct nsbox_maker *maker)
 	return 0;
 }
 
+/* What was used meanwhile has waited for it. */
 int nsbox_maker_resume(struct nsbox_maker *maker)
 {
 	pthread_mutex_lock(&maker->lock);
-	maker->stopped = false;
+	if (maker->stops)
+		maker->stops--;
+	start_thread(maker);
 	pthread_mutex_unlock(&maker->lock);
 	return 0;
 }
@@ -398,9 +401,8 @@ int nsbox_maker_drain(struct nsbox_maker *maker)
 	}
 	while (maker->n_used)
 		close_used(maker);
-	maker->stopped = false;
 	pthread_mutex_unlock(&maker->lock);
-	return 0;
+	return nsbox_maker_resume(maker);
 }
 
 /*

@@ -35,7 +35,8 @@ from nsbox import (
     lowlevel,
 )
 from nsbox._ahead import can_be_made_ahead
-from nsbox._spares import Store
+from nsbox._native import lib
+from nsbox._spares import Store, maker
 from support import PYTHON, SOURCE, in_child, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -442,6 +443,22 @@ def test_forks_while_it_is_made() -> None:
             return tasks(), box.run(["/bin/true"]).returncode
 
         assert in_child(child) == (1, 0)
+
+
+def test_threads_that_fork_at_the_same_time() -> None:
+    """The thread rests until the last of them has forked; then it lets go of what was used."""
+    box = warm(Sandbox())
+    for _ in range(2):
+        lib.nsbox_maker_stop(maker.pointer)
+    before = tasks()
+    used = namespaces(box)["net"]
+    lib.nsbox_maker_resume(maker.pointer)
+    lib.nsbox_maker_settle(maker.pointer)
+    assert tasks() == before
+    assert used in map(_link, own_fds())
+    lib.nsbox_maker_resume(maker.pointer)
+    lib.nsbox_maker_settle(maker.pointer)
+    assert used not in map(_link, own_fds())
 
 
 def test_threads_share_what_is_made() -> None:
