@@ -418,12 +418,10 @@ static void start_launcher(struct spawn *spawn)
 	wait_for(P_PID, (int)pid, WEXITED);
 	sys(__NR_close, pidfd);
 	/* Its end comes after the child's exec or record, or somebody has killed it. */
-	if (spawn->result.step || (!spawn->alive && spawn->executing))
-		return;
-	fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
-	/* The child may wait for its maps, in our memory, on whose end release_dumpable() waits. */
-	if (find_child(spawn))
-		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
+	if (!spawn->result.step && (spawn->alive || !spawn->executing)) {
+		fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
+		find_child(spawn);
+	}
 }
 
 /* ---- the whole ------------------------------------------------------ */
