@@ -317,6 +317,7 @@ struct nsbox_result {
 	int32_t owner; /* pid of the process that spawned */
 	uint32_t lock;
 	uint32_t waiters;
+	int64_t ended_at; /* CLOCK_MONOTONIC, ns: seen to have ended, and not yet told how; or 0 */
 	struct nsbox_exit end;
 };
 

@@ -213,21 +213,29 @@ static bool is_readable(int fd)
 	return sys(__NR_ppoll, &readable, 1, no_time, 0, sizeof(signal_mask)) > 0;
 }
 
+enum { PATIENCE = 1000 /* ms */ };
+
 /*
- * It has ended, and its init does not say how: it has ended too, though a fork of this
- * process keeps the other end of the channel open; it is stopped or frozen; or a tracer
- * inside does not let go of the process. Whoever killed it knows what came of that.
+ * It has ended, and its init has not said how for a while: it has ended too, though a fork
+ * of this process keeps the other end of the channel open; it is stopped or frozen; or a
+ * tracer inside does not let go of the process. Whoever killed it knows what came of that.
  */
-static bool is_unheard(const struct nsbox_result *child)
+static bool is_unheard(struct nsbox_result *child)
 {
-	return is_readable(child->pidfd) && (child->killed || pid_of(child->pidfd) <= 0);
+	if (!is_readable(child->pidfd))
+		return false;
+	int64_t now = monotonic_time();
+	if (!child->ended_at)
+		child->ended_at = now;
+	return now - child->ended_at >= PATIENCE * 1000000LL &&
+	       (child->killed || pid_of(child->pidfd) <= 0);
 }
 
 /* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */
 static int look_at_report(struct nsbox_result *child)
 {
 	int ret = child->lost ? -EPIPE : receive_end(child->report, &child->end);
-	if (ret >= 0)
+	if (ret == 1 || (ret == 0 && !is_unheard(child)))
 		return ret;
 	nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
 	child->lost = 1;
@@ -264,8 +272,6 @@ static int look(struct nsbox_result *child)
 	return ret;
 }
 
-enum { PATIENCE = 1000 /* ms */ };
-
 /* Until events of n files; as ppoll(2). */
 static long sleep_until(struct pollfd *events, int n, int timeout)
 {
@@ -274,21 +280,15 @@ static long sleep_until(struct pollfd *events, int n, int timeout)
 	return sys(__NR_ppoll, events, n, timeout < 0 ? 0 : &limit, 0, sizeof(signal_mask));
 }
 
-/*
- * Until an init has told of the end. Its word comes right after the end itself; silent tells
- * that it did not.
- */
-static long sleep_until_told(const struct nsbox_result *child, int timeout, bool *silent)
+/* Until an init tells of the end, the child has ended, or that has been so for a while. */
+static long sleep_until_told(const struct nsbox_result *child, int timeout, int64_t ended_at)
 {
 	struct pollfd events[2] = { { .fd = child->lost ? -1 : child->report, .events = POLLIN },
 				    { .fd = child->pidfd, .events = POLLIN } };
 
-	long ret = sleep_until(events, 2, timeout);
-	if (ret <= 0 || events[0].revents || child->lost)
-		return ret;
-	ret = sleep_until(events, 1, timeout < 0 || timeout > PATIENCE ? PATIENCE : timeout);
-	*silent = ret == 0;
-	return ret;
+	if (!ended_at || child->lost)
+		return sleep_until(events, 2, timeout);
+	return sleep_until(events, 1, timeout < 0 || timeout > PATIENCE ? PATIENCE : timeout);
 }
 
 /*
@@ -328,18 +328,14 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 	/* As long as somebody sleeps on it, the descriptor stays open. */
 	child->waiters++;
 	for (;;) {
-		bool silent = false;
 		bool told = child->report >= 0 && child->init < 0;
+		int64_t ended_at = child->ended_at;
 		unlock(&child->lock);
-		long slept = told ? sleep_until_told(child, timeout, &silent)
+		long slept = told ? sleep_until_told(child, timeout, ended_at)
 				  : sleep_until_end(child, timeout);
 		lock(&child->lock);
 		child->waiters--;
 		int ret = look(child);
-		if (ret == 0 && silent && is_unheard(child)) {
-			child->lost = 1;
-			ret = look(child);
-		}
 		/* What we slept on may have told only that its end is to be seen elsewhere. */
 		if (ret == 0 && slept >= 0 && timeout < 0) {
 			child->waiters++;

@@ -25,6 +25,9 @@ from .process import Args, Process, ProcessNamespaces
 from .result import Reason, Result, Usage
 from .terminal import Terminal
 
+_TICK: Final = 0.1
+"""Seconds between two looks at a process that has ended, and of which nobody says how."""
+
 
 class AsyncProcess:
     """
@@ -241,40 +244,60 @@ class AsyncProcess:
             if pipe is not None:
                 pipe.close()
 
-    def _note_end(self) -> None:
-        """The loop has seen that it is dead: what is left to do is short."""
+    def _note_end(self) -> bool:
+        """The loop has seen something of its end: take note, and tell if it has ended."""
         try:
-            self._process.wait()
-        finally:
-            self._ended.set()  # an error is raised again for those who wait
+            if self._process.poll() is None:
+                return False
+        except BaseException:
+            self._ended.set()  # the error is raised again for those who wait
+            raise
+        self._ended.set()
+        return True
 
 
 class _View:
     """
-    What the loop has of a process: a pidfd that becomes readable at its end.
+    What the loop has of a process: descriptors that become readable at its end.
 
-    Its own, because a descriptor must leave the loop before it is closed, and whoever reaps
-    closes the process's. And it does not hold the process: one that
-    nobody else holds is killed, though the loop watches it.
+    A pidfd, and what its init, if it is the child of one, tells the end by. The word comes a
+    moment later than the end, and may not come at all: the loop does not wait for it.
+
+    They are its own, because a descriptor must leave the loop before it is closed, and whoever
+    reaps closes the process's. And it does not hold the process: one that nobody else holds is
+    killed, though the loop watches it.
     """
 
     def __init__(self, process: AsyncProcess, loop: asyncio.AbstractEventLoop) -> None:
         self._process = weakref.ref(process)
         self._loop = loop
-        self._pidfd = Descriptor.duplicate(process._process._child.pidfd)
-        loop.add_reader(self._pidfd.fileno(), self._note_end)
+        child = process._process._child
+        self._watched = [Descriptor.duplicate(fd) for fd in child.signs_of_end()]
+        for descriptor in self._watched:
+            loop.add_reader(descriptor.fileno(), self._note_end, descriptor)
 
-    def _note_end(self) -> None:
-        self.close()
+    def _note_end(self, descriptor: Descriptor) -> None:
         process = self._process()
-        if process is not None:
-            process._note_end()
+        if process is None or process._note_end():
+            self.close()
+        elif descriptor in self._watched:
+            # It stays readable, and tells no more.
+            self._watched.remove(descriptor)
+            self._loop.remove_reader(descriptor.fileno())
+            descriptor.close()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        process = self._process()
+        if process is not None and not process._ended.is_set() and not process._note_end():
+            self._loop.call_later(_TICK, self._look_again)
 
     def close(self) -> None:
         """Look away; without effect the second time."""
-        if self._pidfd.fileno() >= 0:
-            self._loop.remove_reader(self._pidfd.fileno())
-            self._pidfd.close()
+        while self._watched:
+            descriptor = self._watched.pop()
+            self._loop.remove_reader(descriptor.fileno())
+            descriptor.close()
 
 
 def _writable(terminal: Terminal) -> IO[bytes]:

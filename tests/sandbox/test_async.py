@@ -462,6 +462,30 @@ def test_live_sandbox_has_the_same(run: Run[None]) -> None:
     run(main())
 
 
+def test_end_that_is_not_told(run: Run[None]) -> None:
+    """The loop goes on while an init, which somebody has stopped, does not tell of an end."""
+
+    async def main() -> None:
+        done: list[str] = []
+        with Sandbox().open() as live:
+            process = await live.spawn_async(["/bin/sleep", "1000"])
+            os.kill(live.pid, signal.SIGSTOP)
+            assert process.pidfd is not None
+            dead = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            pidfd = os.dup(process.pidfd)
+            loop.add_reader(pidfd, dead.set)
+            process.kill()
+            await dead.wait()
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            loop.call_later(0.01, done.append, "the loop goes on")
+            assert await process.wait() == -signal.SIGKILL
+            assert done
+
+    run(main())
+
+
 # ---- in a pool -------------------------------------------------------------
 
 
