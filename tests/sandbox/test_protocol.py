@@ -402,7 +402,7 @@ class Liar:
         with socket.socket(fileno=fds[0]) as channel:
             for data, passed in answers:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passed))]
-                with suppress(BrokenPipeError):
+                with suppress(BrokenPipeError, ConnectionResetError):  # it has read enough
                     channel.sendmsg([data], rights if passed else [])
 
     def asked(self, call: Callable[[], object], *answers: tuple[bytes, Sequence[int]]) -> OSError:
