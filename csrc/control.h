@@ -25,6 +25,7 @@ struct answer {
 int failed(struct nsbox_result *result, enum nsbox_step step, int index, long error);
 
 /* messages.c */
+int await_event(int socket, short event, int init);
 enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
 			     size_t n, struct packet *packet, int *channel, long *err);
 int await(int channel, int init, struct answer *answer);

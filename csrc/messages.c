@@ -49,7 +49,7 @@ static bool is_stopped(int init)
  * Wait until something can be done with a socket to an init: 1; 0 if the init has ended, and
  * -ETIMEDOUT if somebody has stopped it.
  */
-static int await_event(int socket, short event, int init)
+int await_event(int socket, short event, int init)
 {
 	static const uint64_t tick[2] = { 0, STOP_TICK };
 	struct pollfd events[2] = { { .fd = socket, .events = event },

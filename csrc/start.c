@@ -7,7 +7,6 @@
 
 #include <fcntl.h>
 #include <linux/memfd.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -374,12 +373,12 @@ static int await_start(int32_t *channel, int init, struct nsbox_result *result)
 static int await_replacement(int channel, struct nsbox_control *control, int init,
 			     struct nsbox_result *result)
 {
-	struct pollfd events[2] = { { .fd = channel }, { .fd = init, .events = POLLIN } };
-	struct answer answer;
+	struct answer answer = { .fd = -1 };
 
 	/* Whatever it says, it closes the channel next: one time to wake up is enough. */
-	RETRY(sys(__NR_ppoll, events, 2, 0, 0, sizeof(signal_mask)));
-	int ret = await_word(channel, init, &answer, result);
+	int ret = await_event(channel, 0, init);
+	if (ret >= 0)
+		ret = await_word(channel, init, &answer, result);
 	if (ret != 0 || !result->pid)
 		return refused(ret, &answer, result);
 	result->pid = control->init->pid;

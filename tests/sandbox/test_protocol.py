@@ -601,6 +601,15 @@ def fill(line: socket.socket) -> None:
             line.send(bytes(256), socket.MSG_DONTWAIT)
 
 
+@pytest.mark.parametrize("mode", list(Mode))
+def test_nobody_answers(liar: Liar, mode: Mode) -> None:
+    """An init that is stopped keeps nobody waiting for its answer."""
+    liar.init.signal(signal.SIGSTOP)
+    with pytest.raises(SpawnError) as caught:
+        liar.control.start(request(b"/bin/true"), Child(), mode)
+    assert (caught.value.step, caught.value.errno) == (Step.INIT, errno.ETIMEDOUT)
+
+
 def test_pool_starts_nothing_twice(liar: Liar) -> None:
     """An init that is lost when its process may have run is an error, and no cold start."""
     with Sandbox(init=True).pool(1) as pool:
