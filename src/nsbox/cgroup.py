@@ -96,6 +96,7 @@ class Cgroup:
     def __init__(self) -> None:
         raise TypeError("use Cgroup.create()")
 
+    _is_callers: bool = False  # else a sandbox's, which speaks for it
     _parts: tuple[Part, ...]
     _name: str
     _directories: tuple[str, ...]
@@ -140,7 +141,9 @@ class Cgroup:
             raise PlanTypeError(f"limits: {sorted(others)[0]!r} is for one run, not for a cgroup")
         place = check_parent(parent)
         choice = choose(limits, place, enable=enable, measure=True)
-        return make(limits, choice, enable=enable or isinstance(place, Cgroup))
+        cgroup = make(limits, choice, enable=enable or isinstance(place, Cgroup))
+        cgroup._is_callers = True
+        return cgroup
 
     # ---- looking ----
 
@@ -333,7 +336,8 @@ class Cgroup:
         except CgroupError:
             self.abandon()
         # Last, since a filter may make it an exception.
-        warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+        if self._is_callers:
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.limits

@@ -318,8 +318,8 @@ class _Stock:
                     self._make()
                     pause = _FIRST_PAUSE
                 except Exception as error:
-                    self._failed += 1
                     self._error = error.with_traceback(None)
+                    self._failed += 1  # after what it is about: others look meanwhile
                     next_attempt = now + pause
                     pause = min(2 * pause, _LONGEST_PAUSE)
         self._end()
@@ -590,7 +590,8 @@ class Pool:
     def __del__(self) -> None:
         stock = getattr(self, "_stock", None)
         if stock is not None and stock.close():
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            text = f"a pool of {stock.size} was not closed"
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"<nsbox.Pool of {self._stock.size}{', closed' if self._stock.closing else ''}>"

@@ -294,6 +294,17 @@ def test_a_forgotten_one_is_removed_when_its_warning_is_an_error() -> None:
     assert "was not closed" in text
 
 
+def test_that_of_a_sandbox_does_not_warn_for_it() -> None:
+    """In a cycle it may be finalised first; what the user has made is the process."""
+    with Sandbox(limits=LIMITS).spawn(["/bin/sleep", "60"]) as process:
+        assert process.cgroup is not None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            process.cgroup.__del__()
+        assert not caught
+        assert process.wait() == -signal.SIGKILL
+
+
 # ---- what dead callers leave ---------------------------------------------------------
 
 CALLER = """if True:
