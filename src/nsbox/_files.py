@@ -37,9 +37,11 @@ _HINTS: Final = {
     errno.EISDIR: "a directory; for a whole tree run tar inside",
     errno.EINVAL: "not a regular file of a file system that stores files",
     errno.ENOSPC: "the file system is full, or has no inode left",
-    errno.EROFS: "it is read-only for the payload",
+    errno.EROFS: "it is read-only there",
     errno.ETXTBSY: "it is a program that runs",
 }
+
+_ON_HOST: Final = "on the host"
 
 # The kernel makes their files up when they are read, and acts when they are written.
 _MADE_UP: Final = frozenset(
@@ -101,8 +103,8 @@ def copy_in(opener: Opener, host_path: str, path: str, most: int) -> None:
     try:
         source = Descriptor(host_path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        raise file_error(error.errno or errno.EIO, host_path) from None
-    with _about(host_path), source as fd:
+        raise _error(error, host_path, _ON_HOST) from None
+    with _about(host_path, _ON_HOST), source as fd:
         info = os.fstat(fd)
         _check_regular(info, host_path)
         chunks = _chunks(fd, most, host_path)
@@ -123,9 +125,9 @@ def copy_out(opener: Opener, path: str, host_path: str, most: int) -> None:
         place = open_within(directory or ".", os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
     except OSError as error:
         source.close()
-        raise _error(error, host_path) from None
-    with _about(host_path), source as fd, place as parent:
-        _replace(parent, name, _chunks(fd, most, path), host_path)
+        raise _error(error, host_path, _ON_HOST) from None
+    with _about(host_path, _ON_HOST), source as fd, place as parent:
+        _replace(parent, name, _chunks(fd, most, path))
 
 
 def _regular(opener: Opener, path: str, flags: int, mode: int = 0) -> Descriptor:
@@ -188,7 +190,7 @@ def _remove(opener: Opener, path: str, fd: int) -> None:
 # ---- on the host -------------------------------------------------------------
 
 
-def _replace(parent: int, name: str, chunks: Iterable[bytes], path: str) -> None:
+def _replace(parent: int, name: str, chunks: Iterable[bytes]) -> None:
     """Make a file in a directory under another name, and give it its own when it is whole."""
     draft = f".nsbox-{os.urandom(8).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -198,11 +200,9 @@ def _replace(parent: int, name: str, chunks: Iterable[bytes], path: str) -> None
         with open_within(draft, flags, within, dirfd=parent, mode=0o666) as fd:
             _put(fd, chunks)
         os.rename(draft, name, src_dir_fd=parent, dst_dir_fd=parent)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             os.unlink(draft, dir_fd=parent)
-        if isinstance(error, OSError) and not isinstance(error, FileError):
-            raise _error(error, path) from None
         raise
 
 
@@ -253,16 +253,17 @@ def _reserve(fd: int, size: int) -> None:
 
 
 @contextmanager
-def _about(path: str) -> Iterator[None]:
+def _about(path: str, place: str | None = None) -> Iterator[None]:
     """Turn an OSError that is none of ours yet into a FileError about a path."""
     try:
         yield
     except FileError:
         raise
     except OSError as error:
-        raise _error(error, path) from None
+        raise _error(error, path, place) from None
 
 
-def _error(error: OSError, path: str) -> FileError:
+def _error(error: OSError, path: str, place: str | None = None) -> FileError:
+    """Return the FileError about a path, with the place where that is not inside."""
     code = error.errno or errno.EIO
-    return file_error(code, path, _HINTS.get(code))
+    return file_error(code, path, "; ".join(filter(None, (place, _HINTS.get(code)))) or None)

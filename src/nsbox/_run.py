@@ -121,11 +121,21 @@ def prepare(
     if input is not None:
         if options.get("stdin") is not None:
             raise PlanError("stdin and input may not both be given")
+        _check_input(input, options)
         options["stdin"] = subprocess.PIPE
     if capture_output and not terminal:
         if options.get("stdout") is not None or options.get("stderr") is not None:
             raise PlanError("stdout and stderr may not be given with capture_output")
         options["stdout"] = options["stderr"] = subprocess.PIPE
+
+
+def _check_input(input: Any, options: SpawnOptions) -> None:
+    """Name the two ways to confuse bytes with text; the standard library's words do not."""
+    text = any(options.get(name) for name in ("text", "encoding", "errors", "universal_newlines"))
+    if text and isinstance(input, (bytes, bytearray, memoryview)):
+        raise PlanTypeError("input: must be a str with text=True, not bytes")
+    if input and isinstance(input, str) and not text:
+        raise PlanTypeError("input: must be bytes, not a str; encode() it, or give text=True")
 
 
 def make_terminal(pty: Pty, options: PopenOptions) -> Terminal | None:

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from typing import Any
 
 from .errors import PlanError, PlanTypeError
 
@@ -14,7 +15,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_ID = 2**32 - 2
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """Return a value for a message; Python refuses to print ints of thousands of digits."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return "a number of more than 64 bits"
@@ -37,13 +38,13 @@ def parse_size(name: str, value: object) -> int:
         match = _SIZE.fullmatch(value)
         if match is None:
             raise PlanError(
-                f"{name}: {_short(value)} is not a size; use bytes or '64K', '256M', '1G'"
+                f"{name}: {short(value)} is not a size; use bytes or '64K', '256M', '1G'"
             )
         value = int(match[1]) * _UNITS[match[2]]
     elif not isinstance(value, int) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: a size is an int or a str, not {type(value).__name__}")
     if not 0 < value < 2**63:
-        raise PlanError(f"{name}: a size is positive and below 2**63, not {_short(value)}")
+        raise PlanError(f"{name}: a size is positive and below 2**63, not {short(value)}")
     return value
 
 
@@ -52,7 +53,7 @@ def check_id(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: an id is an int, not {value!r}")
     if not 0 <= value <= MAX_ID:
-        raise PlanError(f"{name}: an id is between 0 and {MAX_ID}, not {_short(value)}")
+        raise PlanError(f"{name}: an id is between 0 and {MAX_ID}, not {short(value)}")
     return value
 
 
@@ -60,14 +61,14 @@ def check_mode(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: permission bits are an int, not {value!r}")
     if not 0 <= value <= 0o7777:
-        raise PlanError(f"{name}: permission bits are between 0 and 0o7777, not {_short(value)}")
+        raise PlanError(f"{name}: permission bits are between 0 and 0o7777, not {short(value)}")
     return value
 
 
 def check_timeout(name: str, value: object) -> float:
     """Return seconds; any number but NaN, which would never be reached."""
     if not isinstance(value, (int, float)):
-        raise PlanTypeError(f"{name}: seconds are an int or a float, not {_short(value)}")
+        raise PlanTypeError(f"{name}: seconds are an int or a float, not {short(value)}")
     if value != value:
         raise PlanError(f"{name}: {value!r} is no number of seconds")
     return value
@@ -77,6 +78,13 @@ def check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise PlanTypeError(f"{name}: must be True or False, not {value!r}")
     return value
+
+
+def check_items(name: str, value: object) -> tuple[Any, ...]:
+    """Return the items of a collection, which may be an iterator."""
+    if not isinstance(value, Iterable):
+        raise PlanTypeError(f"{name}: must be a list or another iterable, not {short(value)}")
+    return tuple(value)
 
 
 def check_text(name: str, value: object) -> str:

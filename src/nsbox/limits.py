@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from ._values import PathArg, check_bool, check_path, parse_size
+from ._values import PathArg, check_bool, check_path, parse_size, short
 from .errors import PlanError, PlanTypeError
 
 CGROUP_FIELDS: Final = ("memory", "swap", "pids", "cpu", "cpuset", "io", "oom_group")
@@ -182,7 +182,7 @@ def _count(name: str, value: object, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: must be an int, not {type(value).__name__}")
     if not low <= value <= high:
-        raise PlanError(f"{name}: must be between {low} and {high}")
+        raise PlanError(f"{name}: must be between {low} and {high}, not {short(value)}")
     return value
 
 
@@ -202,7 +202,7 @@ def _number(name: str, value: object, low: float, high: float) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise PlanTypeError(f"{name}: must be a number, not {type(value).__name__}")
     if not low <= value <= high:  # false for nan too
-        raise PlanError(f"{name}: must be between {low:g} and {high:g}")
+        raise PlanError(f"{name}: must be between {low:g} and {high:g}, not {short(value)}")
     return value
 
 

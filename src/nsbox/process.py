@@ -29,7 +29,7 @@ from ._filter import killed_call
 from ._interact import connect
 from ._layers import Enforced
 from ._output import Capture, Codec
-from ._values import MAX_ID, PathArg, check_id, check_mode, check_no_directories
+from ._values import MAX_ID, PathArg, check_id, check_items, check_mode, check_no_directories, short
 from .cgroup import Cgroup
 from .errors import (
     PlanError,
@@ -74,6 +74,9 @@ class ProcessNamespaces(Mapping[str, Namespace]):
             namespace.close()
             raise ProcessLookupError("the process has ended")
         return namespace
+
+    def __repr__(self) -> str:
+        return f"<nsbox.ProcessNamespaces of process {self._process.pid}>"
 
     def __iter__(self) -> Iterator[str]:
         return iter(NAMESPACE_FLAGS)
@@ -131,7 +134,7 @@ class Process(subprocess.Popen[Any]):
         self.reason = None
         self._started_at = time.monotonic()
         if "pass_fds" in options:
-            options["pass_fds"] = tuple(options["pass_fds"])  # it may be an iterator
+            options["pass_fds"] = check_items("pass_fds", options["pass_fds"])
         _check_text_layer(options.get("encoding"), options.get("errors"))
         _check_descriptors(options)
         super().__init__(args, **options)
@@ -177,8 +180,7 @@ class Process(subprocess.Popen[Any]):
             inherit=not close_fds,
             umask=_umask(umask),
             setsid=bool(start_new_session),
-            # The leader of a new session leads a new process group already.
-            process_group=-1 if start_new_session and process_group == 0 else process_group,
+            process_group=_process_group(process_group, leads=bool(start_new_session)),
             user=_id("user", uid),
             group=_id("group", gid),
             extra_groups=None if gids is None else [check_id("extra_groups", g) for g in gids],
@@ -401,6 +403,13 @@ def _umask(umask: Any) -> int:
     return -1 if isinstance(umask, int) and umask < 0 else check_mode("umask", umask)
 
 
+def _process_group(value: Any, *, leads: bool) -> int:
+    """Return -1 for none; the leader of a new session leads a new process group already."""
+    if not isinstance(value, int):
+        raise PlanTypeError(f"process_group: must be an int, not {value!r}")
+    return -1 if leads and value == 0 else value
+
+
 def _id(name: str, value: int | None) -> int | None:
     if value is not None and value > MAX_ID:
         raise PlanOverflowError(f"{name}: an id is at most {MAX_ID}")
@@ -422,6 +431,8 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
     """
     for name in ("stdin", "stdout", "stderr"):
         fd = options.get(name)
+        if isinstance(fd, (str, bytes, os.PathLike)) and not hasattr(fd, "fileno"):
+            raise PlanTypeError(f"{name}: open() the file; {fd!r} is only its path")
         if isinstance(fd, int) and fd not in _SPECIAL:
             _check_open(Step.DUP, fd)
     for fd in options.get("pass_fds", ()):
@@ -458,7 +469,7 @@ def _check_open(step: Step, fd: int) -> None:
     except OSError as error:
         raise _bridge.bad_descriptor(error.errno or 0, step, fd) from None
     except OverflowError:
-        raise PlanError(f"{fd} is not a file descriptor") from None
+        raise PlanError(f"{short(fd)} is not a file descriptor") from None
 
 
 def _inheritable() -> list[int]:
@@ -483,7 +494,7 @@ def _arguments(args: Any, executable: Any, shell: bool) -> tuple[list[bytes], by
             raise PlanTypeError("args: a path-like object is no command for a shell")
         args = [args]
     else:
-        args = list(args)
+        args = check_items("args", args)
     if shell:
         args = ["/bin/sh", "-c", *args]
         if executable:

@@ -119,6 +119,19 @@ class Result(subprocess.CompletedProcess[Any]):
         self.reason = reason
         self.degraded = degraded
 
+    def check_returncode(self) -> None:
+        """
+        Raise CalledProcessError for a status other than 0.
+
+        It has a note if a limit, or the filter, was the reason.
+        """
+        try:
+            super().check_returncode()
+        except subprocess.CalledProcessError as error:
+            if self.reason not in (Reason.EXIT, Reason.SIGNAL):
+                error.add_note(f"reason: {self.reason}")
+            raise
+
     def __repr__(self) -> str:
         text = super().__repr__()
         if self.reason is Reason.EXIT:

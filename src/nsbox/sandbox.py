@@ -38,6 +38,7 @@ from ._values import (
     check_capabilities,
     check_environment,
     check_id,
+    check_items,
     check_no_directories,
     check_path,
     check_target,
@@ -332,7 +333,8 @@ class Sandbox:
 
         Raises:
             subprocess.TimeoutExpired: At the timeout; carries what was captured.
-            subprocess.CalledProcessError: With check, for a status other than 0.
+            subprocess.CalledProcessError: With check, for a status other than 0; with a
+                note that names the reason, if that is a limit or the filter.
             SpawnError, PlanError, LookupError, UnsupportedError, CgroupError: As for
                 :meth:`spawn`.
         """
@@ -485,9 +487,10 @@ class Sandbox:
     ) -> Process:
         """Check the options of a spawn, and start it; in a fresh world, or in another place."""
         check_options(options)
-        passed = tuple(options.get("pass_fds", ()))
-        check_no_directories(passed, pass_directories)
-        options["pass_fds"] = (*passed, *pass_directories)
+        passed = check_items("pass_fds", options.get("pass_fds", ()))
+        directories = check_items("pass_directories", pass_directories)
+        check_no_directories(passed, directories)
+        options["pass_fds"] = (*passed, *directories)
         check_bool("start_new_session", start_new_session)
         check_bool("controlling_terminal", controlling_terminal)
         if controlling_terminal and not start_new_session:
@@ -547,7 +550,7 @@ class Sandbox:
         """Construct a ``box.subprocess.Popen``: spawn, but env is the whole environment."""
         env, cwd = options.pop("env", None), options.pop("cwd", None)
         options.setdefault("start_new_session", True)
-        options["pass_fds"] = tuple(options.get("pass_fds", ()))
+        options["pass_fds"] = check_items("pass_fds", options.get("pass_fds", ()))
         check_no_directories(options["pass_fds"], ())
         self._construct(
             popen,

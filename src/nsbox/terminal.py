@@ -3,9 +3,10 @@
 import errno
 import os
 import termios
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, NoReturn, Self
 
 from ._calls import Descriptor
+from ._values import short
 from .errors import PlanError, PlanTypeError
 
 
@@ -88,6 +89,9 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a terminal is a descriptor of this process, and cannot be pickled")
+
     def __repr__(self) -> str:
         return f"<nsbox.Terminal: {'closed' if self.closed else f'descriptor {self.fileno()}'}>"
 
@@ -110,7 +114,7 @@ def check_size(value: object) -> TerminalSize:
         if not isinstance(number, int) or isinstance(number, bool):
             raise PlanTypeError(f"pty: rows and columns are ints, not {number!r}")
         if not 0 < number < 65536:
-            raise PlanError(f"pty: {number} is no number of rows or columns")
+            raise PlanError(f"pty: {short(number)} is no number of rows or columns")
     return TerminalSize(*value)
 
 

@@ -339,6 +339,18 @@ def test_copy_in_what_is_no_file(live: Live, tmp_path: Path) -> None:
     sh(live, "test ! -e file")
 
 
+def test_whose_path_it_is(live: Live, tmp_path: Path) -> None:
+    """An error about a path of the host says so, since the same path may be inside."""
+    with pytest.raises(FileNotFoundError, match="on the host"):
+        live.copy_in(tmp_path / "none", "/work/file")
+    live.write_file("/work/file", b"new")
+    with pytest.raises(FileNotFoundError, match="on the host"):
+        live.copy_out("/work/file", tmp_path / "none/file")
+    with pytest.raises(FileNotFoundError) as caught:
+        live.copy_out("/work/none", tmp_path / "file")
+    assert "on the host" not in str(caught.value)
+
+
 # ---- races --------------------------------------------------------------------
 
 _REFUSALS = (errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EINVAL, errno.EISDIR)

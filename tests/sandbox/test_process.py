@@ -18,6 +18,7 @@ from nsbox import (
     STDOUT,
     Bind,
     CalledProcessError,
+    Limits,
     NamespaceError,
     Reason,
     Result,
@@ -104,6 +105,14 @@ def test_check_raises() -> None:
     with pytest.raises(CalledProcessError) as caught:
         Sandbox().run([SH, "-c", "echo out; exit 4"], check=True, capture_output=True)
     assert (caught.value.returncode, caught.value.stdout) == (4, b"out\n")
+
+
+def test_check_names_the_limit() -> None:
+    """The error has a note, so its traceback says more than SIGKILL."""
+    box = Sandbox(limits=Limits(wall_time=0.1))
+    with pytest.raises(CalledProcessError) as caught:
+        box.run(["/bin/sleep", "60"], check=True)
+    assert caught.value.__notes__ == ["reason: wall_time"]
 
 
 def test_poll_and_wait() -> None:

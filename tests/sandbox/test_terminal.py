@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import pickle
 import resource
 import select
 from collections.abc import Callable, Iterator
@@ -141,6 +142,14 @@ def test_what_is_written_is_typed(spawn: Spawn) -> None:
         read_until(terminal, b"23\r\n")
         terminal.write(b"\x04")
         assert process.wait() == 0 or process.returncode == 130
+
+
+def test_cannot_be_pickled(spawn: Spawn) -> None:
+    """It says so in words of its own."""
+    with ended(spawn(["/bin/cat"], pty=True)) as process:
+        with pytest.raises(TypeError, match="of this process"):
+            pickle.dumps(process.pty)
+        process.kill()
 
 
 def test_resize_tells_the_payload(spawn: Spawn) -> None:
