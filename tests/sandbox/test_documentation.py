@@ -23,6 +23,7 @@ def workspace(tmp_path: Path, rootfs: Path) -> Path:
         (tmp_path / name).mkdir()
         expose(tmp_path / name)
     (tmp_path / "input" / "data.csv").write_text("1,2")
+    (tmp_path / "solution.py").write_text("print(sum(map(int, input().split())))")
     (rootfs / "etc").mkdir()
     (rootfs / "etc" / "motd").write_text("hello")
     return tmp_path
@@ -63,6 +64,7 @@ def test_readme(workspace: Path) -> None:
     """Every recipe of the README does what it says."""
     output = _run("README.md", workspace)
     assert "uid=0(root)" in output  # something untrusted
+    assert why_no_cgroup() is not None or "exit b'3\\n'" in output  # a solution
     assert "hello" in output  # generated Python
     assert (workspace / "out" / "data.csv").read_text() == "1,2"
     assert "\n200\n" in output  # two processes in one network
