@@ -244,7 +244,10 @@ def _join(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None
 
 def _source(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOENT:
-        return "there is no such file or directory on the host"
+        missing = "there is no such file or directory on the host"
+        if path is None or path.startswith("/"):
+            return missing
+        return f"{missing}; a relative path starts at the caller's working directory"
     if error == errno.ENOTDIR:
         return "the root, and what leads to a source, must be a directory"
     if error == errno.EINVAL:

@@ -5,6 +5,7 @@ Gathered here, by reading files only, so that making a plan from them is a pure
 function that tests can call with facts of their own.
 """
 
+import errno
 import os
 import stat
 from functools import lru_cache
@@ -120,7 +121,10 @@ def look() -> Host:
     try:
         return _look()
     except OSError as error:
-        raise UnsupportedError(f"a fact of this host cannot be read: {error}") from error
+        text = f"a fact of this host cannot be read: {error}"
+        if error.errno == errno.EMFILE:
+            text += "; close some, or raise RLIMIT_NOFILE (ulimit -n)"
+        raise UnsupportedError(text) from error
 
 
 def _look() -> Host:

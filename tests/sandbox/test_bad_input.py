@@ -488,6 +488,7 @@ def test_caller_out_of_descriptors() -> None:
         check=True,
     )
     assert os.strerror(errno.EMFILE) in result.stdout
+    assert "RLIMIT_NOFILE" in result.stdout
 
 
 def _spawn_error() -> tuple[str, int | None, str | None, str | None]:

@@ -199,14 +199,15 @@ def test_nested_as_another_user() -> None:
 def test_few_descriptors() -> None:
     """Out of descriptors: the advice names the limit."""
 
-    def child() -> Report:
-        box = Sandbox()
+    def child() -> str:
         resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
-        return _failure(box)
+        with pytest.raises(NsboxError) as caught:
+            Sandbox().run(["/bin/true"])
+        return str(caught.value)
 
-    _, code, hint = in_child(child)
-    assert code == errno.EMFILE
-    assert "RLIMIT_NOFILE" in hint
+    text = in_child(child)
+    assert os.strerror(errno.EMFILE) in text
+    assert "RLIMIT_NOFILE" in text
 
 
 def test_small_files() -> None:
@@ -329,6 +330,14 @@ def test_a_file_and_a_directory(tmp_path: Path, mount: Callable[[Path], Any]) ->
     step, _, hint = _failure(Sandbox(mounts=[mount(tmp_path)]))
     assert step == Step.MOVE_MOUNT
     assert "a file can only be mounted on a file" in hint
+
+
+@pytest.mark.parametrize("mount", [Bind, Overlay, lambda *args: Bind(*args, idmap=True)])
+def test_relative_source_that_is_missing(mount: Callable[..., Any]) -> None:
+    """Where a relative path starts is said of such a path only."""
+    words = "caller's working directory"
+    assert words in _failure(Sandbox(mounts=[mount("none", "/x")]))[2]
+    assert words not in _failure(Sandbox(mounts=[mount("/none", "/x")]))[2]
 
 
 def test_below_a_file() -> None:
