@@ -429,7 +429,10 @@ class Live:
             _warn(f"live sandbox {pid} was still open", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"init is process {self._control.init.pid}"
+        if self.closed:
+            return "<nsbox.Live: closed>"
+        init = self._control.init
+        state = f"init is process {init.pid}" if init.wait(0) is None else "ended"
         return f"<nsbox.Live: {state}>"
 
     def __reduce__(self) -> NoReturn:

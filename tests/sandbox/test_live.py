@@ -18,7 +18,7 @@ import pytest
 
 import nsbox
 from nsbox import PIPE, Live, PlanError, Sandbox, SpawnError, Step
-from support import in_child
+from support import ends, in_child
 
 DEADLINE = 30.0
 
@@ -260,6 +260,9 @@ def test_init_killed(box: Sandbox) -> None:
         with pytest.raises(SpawnError) as caught:
             live.run(["/bin/true"])
         assert caught.value.step is Step.INIT
+        assert live.pidfd is not None
+        assert ends(live.pidfd)
+        assert repr(live) == "<nsbox.Live: ended>"
 
 
 def test_init_stopped(box: Sandbox) -> None:
