@@ -282,12 +282,13 @@ OPEN_ALL = """
 import os, resource, sys
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024), hard))
-masters = []
+masters, why = [], 0
 try:
     while len(masters) < 400:
         masters.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
 except OSError as error:
-    print(len(masters), error.errno, flush=True)
+    why = error.errno
+print(len(masters), why, flush=True)
 sys.stdin.read()
 """
 
