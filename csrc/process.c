@@ -51,7 +51,9 @@ static bool is_ours(const struct pidfd_info_exit *info)
  * The end of a process whose status other code took. Whoever takes it first
  * claims the process, which makes our waitid fail, and then releases it, which
  * makes the kernel note the status in the pidfd: between the two it is still our
- * child, and the pidfd hangs up (POLLHUP) when the note is there.
+ * child, and the pidfd hangs up (POLLHUP) when the note is there. The kernel looks for
+ * the note first, and for the process then: one that is released between the two
+ * looks has neither, and at a second question the note.
  */
 static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
 {
@@ -59,8 +61,9 @@ static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
 	struct pollfd released = { .fd = pidfd };
 
 	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
-	if (err == 0 && !(info.mask & INFO_EXIT) && is_ours(&info)) {
-		RETRY(sys(__NR_ppoll, &released, 1, 0, 0, sizeof(signal_mask)));
+	if (err == 0 && !(info.mask & INFO_EXIT)) {
+		if (is_ours(&info))
+			RETRY(sys(__NR_ppoll, &released, 1, 0, 0, sizeof(signal_mask)));
 		info = (struct pidfd_info_exit){ .mask = INFO_EXIT };
 		err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
 	}
