@@ -287,7 +287,7 @@ def test_signals_are_sent(run: Run[None]) -> None:
 
     async def main() -> None:
         for number, send in (
-            (signal.SIGHUP, lambda process: process.send_signal(signal.SIGHUP)),
+            (signal.SIGUSR1, lambda process: process.send_signal(signal.SIGUSR1)),
             (signal.SIGTERM, AsyncProcess.terminate),
             (signal.SIGKILL, AsyncProcess.kill),
         ):
