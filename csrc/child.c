@@ -84,8 +84,12 @@ int take_ids(struct spawn *spawn)
 {
 	await_maps(spawn);
 	/* In a user namespace of our own the old uid is not its root: nothing to keep. */
-	if (spawn->plan->uid_map)
-		return set_ids(spawn) < 0 ? -1 : die_with_caller(spawn);
+	if (spawn->plan->uid_map) {
+		look_at_dumpable(spawn);
+		int err = set_ids(spawn);
+		restore_dumpable(spawn);
+		return err < 0 ? -1 : die_with_caller(spawn);
+	}
 	long err = sys(__NR_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_KEEP_CAPABILITIES, -1, err);

@@ -189,7 +189,8 @@ struct spawn {
 	int root;           /* the new root */
 	int scratch;
 	enum stage stage;
-	uint32_t n_joins; /* the launcher's, as in struct nsbox_plan */
+	struct nsbox_dumpable *dumpable; /* NULL: not at stake */
+	uint32_t n_joins;                /* the launcher's, as in struct nsbox_plan */
 	const int32_t *joins;
 	const int32_t *join_types;
 	int32_t spare_joins[SPARE_COUNT];
@@ -271,6 +272,8 @@ int pid_in_fdinfo(int pidfd);
 struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size);
 int open_caller_pidfd(struct spawn *spawn);
 void start(struct spawn *spawn, struct nsbox_dumpable *dumpable);
+void look_at_dumpable(struct spawn *spawn);
+void restore_dumpable(struct spawn *spawn);
 void discard_child(struct spawn *spawn);
 /* The step that failed, with -errno in *err, or NSBOX_STEP_NONE */
 enum nsbox_step write_id_maps(const struct nsbox_plan *plan, int pid, int *err);

@@ -328,6 +328,7 @@ struct nsbox_result {
 struct nsbox_dumpable {
 	uint32_t lock;
 	uint32_t count;
+	uint32_t builder; /* 1: one of them needs no mark any more (see spawn.c) */
 	int32_t before;
 };
 

@@ -113,9 +113,48 @@ struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 static void guard_dumpable(struct nsbox_dumpable *dumpable)
 {
 	lock(&dumpable->lock);
-	if (dumpable->count++ == 0)
+	if (__atomic_fetch_add(&dumpable->count, 1, __ATOMIC_SEQ_CST) == 0)
 		dumpable->before = nsbox_prctl(PR_GET_DUMPABLE, 0);
 	unlock(&dumpable->lock);
+}
+
+/*
+ * A builder (make.c), of which there is one at a time, works on while the caller goes on
+ * and must not find the mark. It needs none when it has its ids: it is in a user namespace
+ * of its own, in which nobody else is, so nobody has the capability over it that another
+ * process would have to have to trace it (cap_ptrace_access_check() in the kernel's
+ * security/commoncap.c). In the builder, hence without the lock: where another child comes
+ * between, the mark is that child's again, and restored when that has arrived.
+ */
+static bool is_alone(struct nsbox_dumpable *dumpable)
+{
+	return __atomic_load_n(&dumpable->count, __ATOMIC_SEQ_CST) == 1;
+}
+
+/* Right before its change of ids: has the program itself set the mark meanwhile? */
+void look_at_dumpable(struct spawn *spawn)
+{
+	struct nsbox_dumpable *dumpable = spawn->dumpable;
+
+	if (dumpable && spawn->stage == STAGE_AHEAD && nsbox_prctl(PR_GET_DUMPABLE, 0) == 0 &&
+	    is_alone(dumpable))
+		dumpable->before = 0;
+}
+
+/* Right after it. */
+void restore_dumpable(struct spawn *spawn)
+{
+	struct nsbox_dumpable *dumpable = spawn->dumpable;
+
+	if (!dumpable || spawn->stage != STAGE_AHEAD)
+		return;
+	__atomic_store_n(&dumpable->builder, 1, __ATOMIC_SEQ_CST);
+	while (dumpable->before == 1 && is_alone(dumpable)) {
+		nsbox_prctl(PR_SET_DUMPABLE, 1);
+		if (is_alone(dumpable))
+			break;
+		nsbox_prctl(PR_SET_DUMPABLE, 0);
+	}
 }
 
 /* The mark to restore in a fork of this process, which may be copied while it is off. */
@@ -132,13 +171,21 @@ int nsbox_dumpable_wanted(struct nsbox_dumpable *dumpable)
  * the kernel's fs/exec.c): only kcmp(2) tells for sure that it has. The callers
  * are privileged, so they may ask; a kernel without kcmp cannot answer.
  */
-static void release_dumpable(struct nsbox_dumpable *dumpable, int pid)
+static void release_dumpable(struct spawn *spawn)
 {
+	struct nsbox_dumpable *dumpable = spawn->dumpable;
+	int pid = spawn->result.pid;
 	long self = sys(__NR_getpid);
 	while (pid > 0 && sys(__NR_kcmp, self, pid, KCMP_VM, 0, 0) == 0)
 		sys(__NR_sched_yield);
 	lock(&dumpable->lock);
-	if (--dumpable->count == 0 && dumpable->before == 1)
+	uint32_t builder = __atomic_load_n(&dumpable->builder, __ATOMIC_SEQ_CST);
+	bool settled = spawn->stage == STAGE_AHEAD && builder;
+	if (settled)
+		__atomic_store_n(&dumpable->builder, 0, __ATOMIC_SEQ_CST);
+	uint32_t count = __atomic_sub_fetch(&dumpable->count, 1, __ATOMIC_SEQ_CST);
+	/* What the program may have set since then stays. */
+	if (!settled && count == builder && dumpable->before == 1)
 		nsbox_prctl(PR_SET_DUMPABLE, 1);
 	unlock(&dumpable->lock);
 }
@@ -554,6 +601,7 @@ void discard_child(struct spawn *spawn)
 
 void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
 {
+	spawn->dumpable = dumpable;
 	if (dumpable)
 		guard_dumpable(dumpable);
 	if (spawn->n_joins || spawn->shielded)
@@ -564,7 +612,7 @@ void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
 	if (spawn->result.step && spawn->result.pidfd >= 0)
 		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
 	if (dumpable)
-		release_dumpable(dumpable, spawn->result.pid);
+		release_dumpable(spawn);
 }
 
 int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *request,
