@@ -190,6 +190,7 @@ struct spawn {
 	int scratch;
 	enum stage stage;
 	struct nsbox_dumpable *dumpable; /* NULL: not at stake */
+	bool restored;                   /* by a builder, when it had its ids */
 	uint32_t n_joins;                /* the launcher's, as in struct nsbox_plan */
 	const int32_t *joins;
 	const int32_t *join_types;

@@ -328,7 +328,8 @@ struct nsbox_result {
 struct nsbox_dumpable {
 	uint32_t lock;
 	uint32_t count;
-	uint32_t builder; /* 1: one of them needs no mark any more (see spawn.c) */
+	uint32_t builders; /* how many of them need no mark: see spawn.c */
+	uint32_t guards;   /* how many there have been */
 	int32_t before;
 };
 

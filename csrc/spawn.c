@@ -110,9 +110,13 @@ struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
  * child is a process of another user with our memory in it. So the mark stays
  * while any such child is on its way, and the last to arrive takes it off.
  */
-static void guard_dumpable(struct nsbox_dumpable *dumpable)
+static void guard_dumpable(struct spawn *spawn)
 {
+	struct nsbox_dumpable *dumpable = spawn->dumpable;
+
 	lock(&dumpable->lock);
+	__atomic_add_fetch(&dumpable->guards, 1, __ATOMIC_SEQ_CST);
+	dumpable->builders += spawn->stage == STAGE_AHEAD;
 	if (__atomic_fetch_add(&dumpable->count, 1, __ATOMIC_SEQ_CST) == 0)
 		dumpable->before = nsbox_prctl(PR_GET_DUMPABLE, 0);
 	unlock(&dumpable->lock);
@@ -120,11 +124,10 @@ static void guard_dumpable(struct nsbox_dumpable *dumpable)
 
 /*
  * A builder (make.c), of which there is one at a time, works on while the caller goes on
- * and must not find the mark. It needs none when it has its ids: it is in a user namespace
+ * and must not find the mark. It needs none: when it has its ids it is in a user namespace
  * of its own, in which nobody else is, so nobody has the capability over it that another
  * process would have to have to trace it (cap_ptrace_access_check() in the kernel's
- * security/commoncap.c). In the builder, hence without the lock: where another child comes
- * between, the mark is that child's again, and restored when that has arrived.
+ * security/commoncap.c). In the builder, hence without the lock.
  */
 static bool is_alone(struct nsbox_dumpable *dumpable)
 {
@@ -136,24 +139,27 @@ void look_at_dumpable(struct spawn *spawn)
 {
 	struct nsbox_dumpable *dumpable = spawn->dumpable;
 
-	if (dumpable && spawn->stage == STAGE_AHEAD && nsbox_prctl(PR_GET_DUMPABLE, 0) == 0 &&
-	    is_alone(dumpable))
+	if (!dumpable || spawn->stage != STAGE_AHEAD)
+		return;
+	uint32_t guards = __atomic_load_n(&dumpable->guards, __ATOMIC_SEQ_CST);
+	bool alone = is_alone(dumpable);
+	int mark = nsbox_prctl(PR_GET_DUMPABLE, 0);
+	if (alone && mark == 0 && guards == __atomic_load_n(&dumpable->guards, __ATOMIC_SEQ_CST))
 		dumpable->before = 0;
 }
 
-/* Right after it. */
+/* Right after it. Where another child is under way, the mark is restored when that arrives. */
 void restore_dumpable(struct spawn *spawn)
 {
 	struct nsbox_dumpable *dumpable = spawn->dumpable;
 
 	if (!dumpable || spawn->stage != STAGE_AHEAD)
 		return;
-	__atomic_store_n(&dumpable->builder, 1, __ATOMIC_SEQ_CST);
-	while (dumpable->before == 1 && is_alone(dumpable)) {
+	while (!spawn->restored && dumpable->before == 1 && is_alone(dumpable)) {
 		nsbox_prctl(PR_SET_DUMPABLE, 1);
-		if (is_alone(dumpable))
-			break;
-		nsbox_prctl(PR_SET_DUMPABLE, 0);
+		spawn->restored = is_alone(dumpable);
+		if (!spawn->restored)
+			nsbox_prctl(PR_SET_DUMPABLE, 0);
 	}
 }
 
@@ -179,14 +185,12 @@ static void release_dumpable(struct spawn *spawn)
 	while (pid > 0 && sys(__NR_kcmp, self, pid, KCMP_VM, 0, 0) == 0)
 		sys(__NR_sched_yield);
 	lock(&dumpable->lock);
-	uint32_t builder = __atomic_load_n(&dumpable->builder, __ATOMIC_SEQ_CST);
-	bool settled = spawn->stage == STAGE_AHEAD && builder;
-	if (settled)
-		__atomic_store_n(&dumpable->builder, 0, __ATOMIC_SEQ_CST);
-	uint32_t count = __atomic_sub_fetch(&dumpable->count, 1, __ATOMIC_SEQ_CST);
-	/* What the program may have set since then stays. */
-	if (!settled && count == builder && dumpable->before == 1)
+	dumpable->builders -= spawn->stage == STAGE_AHEAD;
+	/* A mark that the program may have set since a builder restored it stays. */
+	if (dumpable->count - 1 == dumpable->builders && dumpable->before == 1 && !spawn->restored)
 		nsbox_prctl(PR_SET_DUMPABLE, 1);
+	/* Last: a builder that finds itself alone finds the mark restored. */
+	__atomic_sub_fetch(&dumpable->count, 1, __ATOMIC_SEQ_CST);
 	unlock(&dumpable->lock);
 }
 
@@ -603,7 +607,7 @@ void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
 {
 	spawn->dumpable = dumpable;
 	if (dumpable)
-		guard_dumpable(dumpable);
+		guard_dumpable(spawn);
 	if (spawn->n_joins || spawn->shielded)
 		start_launcher(spawn);
 	else
