@@ -84,9 +84,10 @@ def calls_of(workload: Workload) -> list[Call]:
 
 def complaint(workload: Workload, call: Call, outcome: Outcome, may_succeed: bool) -> str | None:
     """Return what is wrong with an outcome, or None."""
-    # A Python without it loses the pipes that are there when another one cannot be made.
+    # A Python without it loses the pipes that are there when another one cannot be made, and
+    # what is lost in one case is still there in those that come after it.
     careless = workload.pipes and not hasattr(subprocess.Popen, "_on_error_fd_closer")
-    if outcome.left and not (careless and outcome.left == "fds" and not outcome.step):
+    if outcome.left and not (careless and outcome.left == "fds"):
         return f"left: {outcome.left} ({outcome.error})"
     # What openat2(2) says EAGAIN to is a path below a root.
     try_again = outcome.fault.error == errno.EINTR or (
