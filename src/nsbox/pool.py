@@ -132,7 +132,9 @@ class _Member:
         _members.add(self)
         try:
             self._make()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, SpawnError):
+                self.fence.advise(error)
             self.discard()
             raise
 
