@@ -35,7 +35,7 @@ from nsbox import (
 from nsbox._spares import drain
 from support import SOURCE, ends, in_child
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 T = TypeVar("T")
 Main = Coroutine[Any, Any, T]

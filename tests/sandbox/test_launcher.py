@@ -11,7 +11,7 @@ import pytest
 from nsbox import Cgroup, Limits, Namespace, Sandbox, SpawnError, Step
 from support import in_child
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 # Kills children of a process: those that wait within a system call ("D"), the older of two, all.
 _KILLER = """

@@ -23,7 +23,7 @@ from nsbox._native import ffi, lib
 from nsbox.errors import STEPS
 from support import ends
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 DEADLINE = 30.0
 VERSION, START, OPEN = 1, 1, 2

@@ -36,7 +36,7 @@ from nsbox import (
 )
 from support import PYTHON, python_box, stdout_of
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 SH = "/bin/sh"
 DEADLINE = 30.0
