@@ -39,7 +39,7 @@ from nsbox._native import lib
 from nsbox._spares import Store, maker
 from support import PYTHON, SOURCE, in_child, python_box
 
-pytestmark = pytest.mark.usefixtures("box")
+pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
 
 def own_fds() -> set[int]:
