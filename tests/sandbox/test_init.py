@@ -52,6 +52,7 @@ def parent_of(process: Process) -> int:
 # ---- what an init is for -----------------------------------------------------
 
 
+@pytest.mark.one_kernel
 def test_payload_is_not_the_first(guarded: Sandbox) -> None:
     """The first process is the init, and the payload its child; the pid is the payload's."""
     assert sh(guarded, "cat /proc/1/comm; echo $$ $PPID") == "nsbox-init\n2 1"
@@ -223,6 +224,7 @@ def test_limits_of_memory_and_pids(cgroups: None) -> None:
     assert box.run([SH, "-c", "sleep 0 & wait"]).reason is Reason.EXIT
 
 
+@pytest.mark.one_kernel
 def test_resource_limits() -> None:
     """Resource limits and niceness are the payload's."""
     box = Sandbox(init=True, limits=Limits(open_files=17, nice=5))
@@ -354,6 +356,7 @@ def failure(count: int, work: Callable[[], object]) -> tuple[int, Step | None]:
     return code, step
 
 
+@pytest.mark.one_kernel
 def test_start_without_descriptors(box: Sandbox) -> None:
     """In an open sandbox, a caller short of descriptors gets typed errors, and loses none."""
     with box.open() as live:

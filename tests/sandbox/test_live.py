@@ -82,6 +82,7 @@ def test_same_layers(box: Sandbox, live: Live) -> None:
     assert kept.enforced == fresh.enforced
 
 
+@pytest.mark.one_kernel
 def test_limits_of_resources() -> None:
     """Resource limits and niceness hold for the command."""
     with Sandbox(limits=nsbox.Limits(open_files=17, nice=5)).open() as live:
@@ -96,6 +97,7 @@ def test_no_descriptor_of_others(live: Live) -> None:
     assert "socket" not in names
 
 
+@pytest.mark.one_kernel
 def test_passed_descriptors(live: Live, tmp_path: Path) -> None:
     """Descriptors are handed on under their numbers, also where others stand in the way."""
     write = "import os; [os.write(fd, b'%d ' % fd) for fd in (7, 40, 41)]"
