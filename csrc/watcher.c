@@ -30,7 +30,8 @@
 struct keeper {
 	struct nsbox_watcher *watcher;
 	pthread_t thread;
-	int wake; /* eventfd: look again */
+	int wake;     /* eventfd: look again */
+	int64_t next; /* when it does so by itself */
 	bool stop;
 };
 
@@ -135,6 +136,11 @@ static int64_t used_time(const struct nsbox_watch *watch)
 	return value * unit;
 }
 
+static int64_t earlier(int64_t one, int64_t other)
+{
+	return one < other ? one : other;
+}
+
 /* When processor time can be used up at the earliest. */
 static int64_t next_possible(const struct nsbox_watch *watch, int64_t now, int64_t used)
 {
@@ -170,13 +176,10 @@ static void check(struct nsbox_watch *watch, int64_t now)
 	if (!watch->cpu_time)
 		return;
 	int64_t used = used_time(watch);
-	if (used >= watch->cpu_time) {
+	if (used >= watch->cpu_time)
 		finish(watch, NSBOX_HIT_CPU_TIME);
-		return;
-	}
-	int64_t possible = next_possible(watch, now, used < 0 ? 0 : used);
-	if (possible < watch->next)
-		watch->next = possible;
+	else
+		watch->next = earlier(watch->next, next_possible(watch, now, used < 0 ? 0 : used));
 }
 
 /* ---- the thread ----------------------------------------------------- */
@@ -246,7 +249,7 @@ static void *watch_over(void *argument)
 		}
 		struct pollfd *fds = list ? list : &alone;
 		fds[0] = (struct pollfd){ .fd = keeper->wake, .events = POLLIN };
-		int64_t next = check_all(watcher, fds, room, &n);
+		int64_t next = keeper->next = check_all(watcher, fds, room, &n);
 		pthread_mutex_unlock(&watcher->lock);
 		sleep_until(keeper, next, fds, n);
 	}
@@ -267,7 +270,7 @@ static int start_keeper(struct nsbox_watcher *watcher)
 
 	if (!keeper)
 		return -ENOMEM;
-	*keeper = (struct keeper){ .watcher = watcher };
+	*keeper = (struct keeper){ .watcher = watcher, .next = NEVER };
 	keeper->wake = (int)sys(__NR_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int err = keeper->wake < 0 ? keeper->wake : 0;
 	if (err == 0) {
@@ -345,7 +348,10 @@ int nsbox_watch_add(struct nsbox_watch *watch)
 	return err;
 }
 
-/* The payload runs: from now on its limits hold. Whoever waits closes the original. */
+/*
+ * The payload runs: from now on its limits hold. Whoever waits closes the original. The
+ * thread looks soon enough by itself, unless this is due before all others.
+ */
 int watch_begin(struct nsbox_watch *watch, int pidfd)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
@@ -356,8 +362,11 @@ int watch_begin(struct nsbox_watch *watch, int pidfd)
 		return err;
 	pthread_mutex_lock(&watcher->lock);
 	watch->pidfd = copy;
-	watch->next = 0;
-	wake(watcher->keeper);
+	watch->next = watch->deadline;
+	if (watch->cpu_time)
+		watch->next = earlier(watch->next, next_possible(watch, monotonic_time(), 0));
+	if (watch->outlived || watch->next < watcher->keeper->next)
+		wake(watcher->keeper);
 	pthread_mutex_unlock(&watcher->lock);
 	return 0;
 }

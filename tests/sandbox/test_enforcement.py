@@ -128,6 +128,15 @@ class TestWallTime:
         reasons = [process.reason for process in processes]
         assert reasons == [Reason.EXIT if t == DEADLINE else Reason.WALL_TIME for t in times]
 
+    def test_a_later_one_is_due_first(self) -> None:
+        """The thread does not sleep on for a deadline that is further away."""
+        long = Sandbox(limits=Limits(wall_time=1000.0))
+        with long.spawn(["/bin/sleep", "1000"]) as first:
+            for _ in range(3):
+                assert shell("exec sleep 1000", Limits(wall_time=0.2)).reason is Reason.WALL_TIME
+            assert first.poll() is None
+            first.kill()
+
     def test_after_a_fork(self) -> None:
         """A fork has a watcher of its own, and the parent's goes on."""
         box = Sandbox(limits=Limits(wall_time=0.4))
