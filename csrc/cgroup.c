@@ -47,22 +47,6 @@ static int remove_directories(const struct nsbox_cgroup *cgroup)
 	return failed;
 }
 
-/* Those that this host does not have stay closed. */
-static int open_figures(struct nsbox_cgroup *cgroup, const char *paths)
-{
-	struct nsbox_files *files = &cgroup->figures;
-
-	for (; files->count < cgroup->form.n_figures; files->count++) {
-		int32_t *fd = &files->fds[files->count];
-		*fd = -1;
-		int err = nsbox_open(paths, O_RDONLY, fd);
-		if (err == -EMFILE || err == -ENFILE || err == -ENOMEM)
-			return err;
-		paths = skip(paths, 1);
-	}
-	return 0;
-}
-
 static int try_to_make(struct nsbox_cgroup *cgroup)
 {
 	const char *path = cgroup->text;
@@ -79,7 +63,10 @@ static int try_to_make(struct nsbox_cgroup *cgroup)
 		return err;
 	path = skip(path, 2 * cgroup->form.n_settings);
 	err = nsbox_open_files(path, cgroup->form.n_entrances, O_WRONLY, &cgroup->entrances);
-	return err < 0 ? err : open_figures(cgroup, skip(path, cgroup->form.n_entrances));
+	if (err < 0)
+		return err;
+	path = skip(path, cgroup->form.n_entrances);
+	return nsbox_open_figures(path, cgroup->form.n_figures, &cgroup->figures);
 }
 
 static int make_cgroup(struct nsbox_cgroup *cgroup)
@@ -303,19 +290,12 @@ int nsbox_cgroup_close_entrances(struct nsbox_cgroup_holder *holder)
 int nsbox_cgroup_read(struct nsbox_cgroup_holder *holder, char *buffer, uint32_t size)
 {
 	struct nsbox_cgroup *cgroup = hold(holder);
-	size_t used = 0;
 
 	if (!cgroup)
 		return -ENOENT;
-	uint32_t left = cgroup->figures.count;
-	for (uint32_t i = 0; left > 0 && size - used >= left; i++, left--) {
-		long got = RETRY(sys(__NR_pread64, cgroup->figures.fds[i], buffer + used,
-				     size - used - left, 0));
-		used += got < 0 ? 0 : (size_t)got;
-		buffer[used++] = '\0';
-	}
+	int used = nsbox_read_opened(&cgroup->figures, buffer, size);
 	pthread_mutex_unlock(&holder->maker->lock);
-	return (int)used;
+	return used;
 }
 
 int nsbox_cgroup_retire(struct nsbox_cgroup_holder *holder)

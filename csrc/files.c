@@ -66,6 +66,35 @@ int nsbox_open_files(const char *paths, uint32_t count, int flags, struct nsbox_
 	return 0;
 }
 
+int nsbox_open_figures(const char *paths, uint32_t count, struct nsbox_files *files)
+{
+	if (count > sizeof files->fds / sizeof files->fds[0])
+		return -E2BIG;
+	for (files->count = 0; files->count < count; files->count++) {
+		int32_t *fd = &files->fds[files->count];
+		*fd = -1;
+		int err = nsbox_open(paths, O_RDONLY, fd);
+		if (err == -EMFILE || err == -ENFILE || err == -ENOMEM)
+			return err;
+		paths = after(paths);
+	}
+	return 0;
+}
+
+int nsbox_read_opened(const struct nsbox_files *files, char *buffer, uint32_t size)
+{
+	uint32_t left = files->count;
+	size_t used = 0;
+
+	for (uint32_t i = 0; left > 0 && size - used >= left; i++, left--) {
+		long got = RETRY(
+			sys(__NR_pread64, files->fds[i], buffer + used, size - used - left, 0));
+		used += got < 0 ? 0 : (size_t)got;
+		buffer[used++] = '\0';
+	}
+	return (int)used;
+}
+
 int nsbox_close_files(struct nsbox_files *files)
 {
 	while (files->count)

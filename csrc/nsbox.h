@@ -411,12 +411,15 @@ int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uin
 int nsbox_close(int32_t *fd);
 /* Duplicate fd, close-on-exec, into *copy. 0 or -errno. */
 int nsbox_dup(int fd, int32_t *copy);
+/* Which of the descriptors is the first of a directory: its index, or -1. */
+int nsbox_find_directory(const int32_t *fds, uint32_t n);
 
 /*
  * Several small files in one call (files.c). Write: count paths and texts by turns, *done
  * of them when one fails. Read: each text ends with a NUL, and is empty if its file cannot
  * be read; returns the size of them all. Open, close-on-exec: files->count of them when one
- * fails. Close: without effect the second time.
+ * fails. Figures: the same to be read, but those that this host does not have stay closed.
+ * Close: without effect the second time.
  */
 struct nsbox_files {
 	uint32_t count;
@@ -425,6 +428,8 @@ struct nsbox_files {
 int nsbox_write_files(const char *items, uint32_t count, uint32_t *done);
 int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t size);
 int nsbox_open_files(const char *paths, uint32_t count, int flags, struct nsbox_files *files);
+int nsbox_open_figures(const char *paths, uint32_t count, struct nsbox_files *files);
+int nsbox_read_opened(const struct nsbox_files *files, char *buffer, uint32_t size);
 int nsbox_close_files(struct nsbox_files *files);
 
 /* What a thread waits for that works in the background (bell.c). */

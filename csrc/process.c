@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/stat.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -153,6 +154,18 @@ int nsbox_dup(int fd, int32_t *copy)
 		return (int)duplicate;
 	*copy = (int32_t)duplicate;
 	return 0;
+}
+
+int nsbox_find_directory(const int32_t *fds, uint32_t n)
+{
+	struct statx info;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (sys(__NR_statx, fds[i], "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE,
+			&info) == 0 &&
+		    (info.stx_mode & S_IFMT) == S_IFDIR)
+			return (int)i;
+	return -1;
 }
 
 int nsbox_close(int32_t *fd)

@@ -102,14 +102,35 @@ class Request(NamedTuple):
     terminal: Terminal | None = None
 
 
-class End(NamedTuple):
-    """How a process ended, as waitid(2) and getrusage(2) tell it; times in seconds."""
+class End:
+    """
+    How a process ended, as waitid(2) and getrusage(2) tell it.
 
-    returncode: int
-    user_time: float
-    system_time: float
-    voluntary_switches: int
-    involuntary_switches: int
+    Args:
+        struct: A ``struct nsbox_exit``, of which this keeps a copy.
+    """
+
+    __slots__ = ("_struct", "returncode")
+
+    def __init__(self, struct: Any) -> None:
+        status = int(struct.status)
+        self.returncode = status if struct.code == os.CLD_EXITED else -status
+        self._struct = ffi.new("struct nsbox_exit *", struct)
+
+    @property
+    def user_time(self) -> float:
+        """Seconds."""
+        return float(self._struct.user_usec / 1e6)
+
+    @property
+    def system_time(self) -> float:
+        """Seconds."""
+        return float(self._struct.system_usec / 1e6)
+
+    @property
+    def switches(self) -> tuple[int, int]:
+        """Context switches: voluntary ones, others."""
+        return int(self._struct.voluntary_switches), int(self._struct.involuntary_switches)
 
 
 class Child:
@@ -164,15 +185,7 @@ class Child:
             return None
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
-        end = self.record.end
-        exited = end.code == os.CLD_EXITED
-        return End(
-            returncode=int(end.status) if exited else -int(end.status),
-            user_time=end.user_usec / 1e6,
-            system_time=end.system_usec / 1e6,
-            voluntary_switches=int(end.voluntary_switches),
-            involuntary_switches=int(end.involuntary_switches),
-        )
+        return End(self.record.end)
 
     def signal(self, sig: int) -> None:
         """Send a signal; nothing happens if the child has ended."""
@@ -536,14 +549,12 @@ class Lowered:
         executables = _candidates(request.executable, search)
         argv = _calls.string_array(request.argv)
         envp = self._lower_environment(request.env)
-        cwd = ffi.new("char[]", os.fsencode(request.cwd))
-        struct = ffi.new("struct nsbox_request *")
+        cwd = _text(request.cwd)
+        struct = ffi.new("struct nsbox_request *", _DEFAULTS[0])
         struct.executables, struct.argv, struct.envp = executables[0], argv[0], envp[0]
         struct.cwd = cwd
         struct.stdio = request.stdio
         struct.umask, struct.process_group = request.umask, request.process_group
-        struct.uid = -1 if request.user is None else request.user
-        struct.gid = -1 if request.group is None else request.group
         struct.flags = (
             _SETSID * request.setsid
             | _CONTROLLING_TERMINAL * request.controlling_terminal
@@ -552,31 +563,33 @@ class Lowered:
             | _INHERIT_FDS * request.inherit
             | _SHIELD * request.placement.shield
         )
-        placement = request.placement
-        struct.cgroup = placement.cgroup
-        struct.layers, struct.nice = request.layers, request.nice
-        rlimits = ffi.new("struct nsbox_rlimit[]", request.rlimits)
-        struct.rlimits, struct.n_rlimits = rlimits, len(rlimits)
-        tasks = ffi.new("int32_t[]", placement.tasks)
-        struct.tasks, struct.n_tasks = tasks, len(placement.tasks)
-        if placement.watch is not None:
-            struct.watch = placement.watch.struct
-        if request.terminal is not None:
-            struct.terminal = request.terminal.slot
-            struct.rows, struct.columns = request.terminal.initial_size
-        pass_fds = None
+        keep = [executables, argv, envp, cwd]
+        # Most requests have nothing of the rest, and each field takes its time.
         if request.pass_fds:
             pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))
             struct.pass_fds, struct.n_pass_fds = pass_fds, len(pass_fds)
-        groups = None
-        struct.n_groups = -1
-        if request.extra_groups is not None:
-            groups = ffi.new("uint32_t[]", list(request.extra_groups))
-            struct.groups, struct.n_groups = groups, len(groups)
-        return struct, (executables, argv, envp, cwd, pass_fds, groups, tasks, rlimits)
+            keep.append(pass_fds)
+        if request.placement is not NOWHERE:
+            keep.append(_lower_placement(struct, request.placement))
+        if asks_for_ids(request):
+            keep.append(_lower_ids(struct, request))
+        if request.rlimits:
+            rlimits = ffi.new("struct nsbox_rlimit[]", request.rlimits)
+            struct.rlimits, struct.n_rlimits = rlimits, len(rlimits)
+            keep.append(rlimits)
+        if request.nice:
+            struct.nice = request.nice
+        if request.layers >= 0:
+            struct.layers = request.layers
+        if request.terminal is not None:
+            struct.terminal = request.terminal.slot
+            struct.rows, struct.columns = request.terminal.initial_size
+        return struct, keep
 
     def _lower_environment(self, env: Mapping[str, str]) -> tuple[object, list[object]]:
         """Return ``envp``; the last one is kept, since it hardly ever changes."""
+        if not env:
+            return _calls.string_array(())  # an init's, and none to be kept
         made = self._environment
         if made is None or made[0] != env:
             items = [os.fsencode(f"{key}={value}") for key, value in env.items()]
@@ -610,6 +623,37 @@ _ABOUT_SOURCE: Final = {
 }
 # Their index counts something else than operations.
 _NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS, Step.LIMIT}
+
+
+_DEFAULTS: Final = ffi.new(
+    "struct nsbox_request *", {"uid": -1, "gid": -1, "n_groups": -1, "cgroup": -1, "layers": -1}
+)
+
+
+def _lower_placement(struct: Any, placement: Placement) -> object:
+    tasks = ffi.new("int32_t[]", placement.tasks)
+    struct.tasks, struct.n_tasks, struct.cgroup = tasks, len(tasks), placement.cgroup
+    if placement.watch is not None:
+        struct.watch = placement.watch.struct
+    return tasks
+
+
+def _lower_ids(struct: Any, request: Request) -> object:
+    if request.user is not None:
+        struct.uid = request.user
+    if request.group is not None:
+        struct.gid = request.group
+    if request.extra_groups is None:
+        return None
+    groups = ffi.new("uint32_t[]", list(request.extra_groups))
+    struct.groups, struct.n_groups = groups, len(groups)
+    return groups
+
+
+@lru_cache(maxsize=64)
+def _text(text: str) -> object:
+    """Return a path as ``char[]``."""
+    return ffi.new("char[]", os.fsencode(text))
 
 
 @lru_cache(maxsize=64)

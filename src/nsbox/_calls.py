@@ -98,7 +98,7 @@ class Descriptor:
 
 
 class Descriptors:
-    """Several open files, as a Descriptor is one: opened and closed in one call each."""
+    """Several open files, as a Descriptor is one: opened, read and closed in one call each."""
 
     def __init__(self, paths: Sequence[str], flags: int) -> None:
         """
@@ -107,10 +107,32 @@ class Descriptors:
         Raises:
             OSError: For the first that cannot be opened, with its path.
         """
+        self._count = len(paths)
         self._files = ffi.gc(ffi.new("struct nsbox_files *"), lib.nsbox_close_files)
         ret = lib.nsbox_open_files(_joined(paths), len(paths), flags, self._files)
         if ret < 0:
             _fail(ret, paths[self._files.count])
+
+    @classmethod
+    def of_figures(cls, paths: Sequence[str]) -> Self:
+        """
+        Open at most 16 paths to read them; those that cannot be opened read as empty.
+
+        Raises:
+            OSError: If there are no descriptors left.
+        """
+        opened = cls([], os.O_RDONLY)
+        opened._count = len(paths)
+        ret = lib.nsbox_open_figures(_joined(paths), len(paths), opened._files)
+        if ret < 0:
+            _fail(ret, paths[opened._files.count])
+        return opened
+
+    def read(self) -> list[str]:
+        """Return what is in them, each from its beginning: at most 32 KiB together."""
+        return read_texts(
+            lambda buffer, size: lib.nsbox_read_opened(self._files, buffer, size), self._count
+        )
 
     def filenos(self) -> tuple[int, ...]:
         """Return their numbers in the order of the paths; none once they are closed."""
@@ -456,6 +478,12 @@ def clone(
 
 # What nobody's child is: no descriptor in it is one.
 NO_RESULT: Final = {"pidfd": -1, "report": -1, "init": -1, "control": -1}
+
+
+def find_directory(fds: Sequence[int]) -> int | None:
+    """Return the index of the first descriptor of a directory; what is not open is none."""
+    found = lib.nsbox_find_directory(fds, len(fds))
+    return None if found < 0 else int(found)
 
 
 def string_array(items: Sequence[bytes]) -> tuple[object, list[object]]:

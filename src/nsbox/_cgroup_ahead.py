@@ -31,7 +31,8 @@ class Form:
         entrances = [(part.parent, part.entrance(purpose)) for part in choice.parts]
         entrances = [(parent, file) for parent, file in entrances if file is not None]
         above = by_controller(choice.parts, parents)
-        files, _ = find(tuple(above), self.figures)
+        files, self.found = find(tuple(above), self.figures)
+        self.n_files = len(files)
         self._indices: Mapping[tuple[Place, str], int] = {
             file: index for index, file in enumerate(files)
         }
@@ -101,10 +102,11 @@ class Ahead:
         """Return the descriptor of a file with figures, -1 if it is not here."""
         return int(self._figures.fds[self.form.index(place, file)])
 
-    def read(self, paths: Sequence[str]) -> list[str]:
-        """Return what its files with figures hold, whose paths these are."""
+    def read(self) -> list[str]:
+        """Return what its files with figures hold."""
         return _calls.read_texts(
-            lambda buffer, size: lib.nsbox_cgroup_read(self._holder, buffer, size), len(paths)
+            lambda buffer, size: lib.nsbox_cgroup_read(self._holder, buffer, size),
+            self.form.n_files,
         )
 
     def retire(self) -> bool:

@@ -5,7 +5,7 @@ Two dialects, version 1 and version 2. Nothing here makes or removes a cgroup.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -191,10 +191,6 @@ FIGURES: Final[Mapping[str, tuple[Source, ...]]] = {
 """Each figure, and where it may be found, the best first."""
 
 
-Read = Callable[[Sequence[str]], Sequence[str]]
-"""Returns what is in some files, "" for one that cannot be read."""
-
-
 class Reader:
     """
     Some figures of one cgroup at one moment.
@@ -202,16 +198,12 @@ class Reader:
     Each file is read once, so that figures of one file agree.
 
     Args:
-        directories: Of the cgroup, by controller and version of its hierarchy.
-        names: The figures, keys of FIGURES.
-        read: Reads all their files.
+        found: Where the figures are: see find().
+        texts: What is in the files.
     """
 
-    def __init__(
-        self, directories: Mapping[tuple[str, int], str], names: Iterable[str], read: Read
-    ) -> None:
-        files, self._found = find(tuple(directories), tuple(names))
-        self._texts = read([f"{directories[place]}/{file}" for place, file in files])
+    def __init__(self, found: "Found", texts: Sequence[str]) -> None:
+        self._found, self._texts = found, texts
         self.sources: dict[str, str] = {}
 
     def figure(self, name: str) -> float | None:
@@ -233,11 +225,11 @@ Place = tuple[str, int]
 """A controller, and the version of its hierarchy."""
 
 _Files = list[tuple[Place, str]]
-_Found = dict[str, list[tuple[int, Source, str]]]
+Found = dict[str, list[tuple[int, Source, str]]]
 
 
 @lru_cache(maxsize=64)
-def find(places: tuple[Place, ...], names: tuple[str, ...]) -> tuple[_Files, _Found]:
+def find(places: tuple[Place, ...], names: tuple[str, ...]) -> tuple[_Files, Found]:
     """
     Return the files that hold some figures, and for each figure its sources.
 
@@ -249,7 +241,7 @@ def find(places: tuple[Place, ...], names: tuple[str, ...]) -> tuple[_Files, _Fo
         The files, and sources as index of a file, source, and its text.
     """
     files: dict[tuple[Place, str], int] = {}
-    found: _Found = {name: [] for name in names}
+    found: Found = {name: [] for name in names}
     for name in names:
         for source in FIGURES[name]:
             place = (source.controller, source.version)

@@ -19,7 +19,7 @@ from ._bridge import End, Placement
 from ._calls import Descriptors
 from ._cgroup_ahead import Ahead, Form, tidy
 from ._cgroup_choice import Choice, Purpose, wanted_fields
-from ._cgroup_files import FIGURES
+from ._cgroup_files import FIGURES, Reader
 from ._cgroup_tree import reported
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
 from .cgroup import Cgroup, adopt, choose, make, remove_abandoned
@@ -68,10 +68,40 @@ class Terms(NamedTuple):
         return self.parent is not None or fenced or self.purpose is Purpose.FREEZE
 
 
+class Account:
+    """
+    What a run has used, as it was read at its end.
+
+    Most callers never look at the figures, so they are put together when somebody does.
+
+    Args:
+        end: How the payload ended.
+        wall_time: Seconds.
+        reader: Of its cgroup's figures, if it had one.
+    """
+
+    __slots__ = ("_end", "_reader", "_usage", "_wall_time")
+
+    def __init__(self, end: End, wall_time: float, reader: Reader | None = None) -> None:
+        self._end, self._wall_time, self._reader = end, wall_time, reader
+        self._usage: Usage | None = None
+
+    def count(self, name: str) -> int | None:
+        """Return a figure of the cgroup that is a whole number."""
+        return None if self._reader is None else self._reader.count(name)
+
+    def usage(self, output: int | None = None) -> Usage:
+        """Return all figures, and that one."""
+        if self._usage is None:
+            usage = _plain(self._end, self._wall_time)
+            self._usage = usage if self._reader is None else _measured(usage, self._reader)
+        return self._usage if output is None else self._usage._replace(output=output)
+
+
 class Verdict(NamedTuple):
     """How a run ended."""
 
-    usage: Usage
+    account: Account
     reason: Reason
 
 
@@ -182,6 +212,11 @@ class Fence:
         while self._to_start:
             self._to_start.pop().close()
 
+    def open_figures(self) -> None:
+        """Prepare for the end, which has no time."""
+        if self.cgroup is not None:
+            self.cgroup.open_figures(_MEASURED)
+
     def prepare_next(self) -> None:
         """The caller has time: its payload runs."""
         self._site.prepare()
@@ -225,21 +260,22 @@ class Fence:
 
     def _conclude(self, end: End, wall_time: float) -> Verdict:
         """Figures are final when the cgroup is empty: what may still be in it is killed first."""
-        usage = plain_usage(end, wall_time)
+        reader = None
         if self._watch is not None:
             self._watch.remove()
         if self.cgroup is not None and not self.cgroup.closed:
             if not self._terms.sole and not self._terms.spares:
                 with suppress(CgroupError):  # discard() will say so
                     self.cgroup.empty(_PATIENCE)
-            usage = _measured(usage, self.cgroup)
-        return Verdict(usage, self._reason(end, usage))
+            reader = self.cgroup.reader(_MEASURED)
+        account = Account(end, wall_time, reader)
+        return Verdict(account, self._reason(end, account))
 
-    def _reason(self, end: End, usage: Usage) -> Reason:
+    def _reason(self, end: End, account: Account) -> Reason:
         """By the kernel's counters and by what nsbox itself did, in a fixed order."""
-        if usage.oom_kills:
+        if account.count("oom_kills"):
             return Reason.MEMORY
-        if usage.pids_refused:
+        if account.count("pids_refused"):
             return Reason.PIDS
         if self.output_reached:
             return Reason.OUTPUT
@@ -281,14 +317,15 @@ class Fence:
             warnings.warn(f"left behind: {error}", ResourceWarning, stacklevel=2)
 
 
-def plain_usage(end: End, wall_time: float) -> Usage:
+def _plain(end: End, wall_time: float) -> Usage:
     """Return what is known without a cgroup."""
+    voluntary, involuntary = end.switches
     return Usage(
         wall_time=wall_time,
         user_time=end.user_time,
         system_time=end.system_time,
-        voluntary_switches=end.voluntary_switches,
-        involuntary_switches=end.involuntary_switches,
+        voluntary_switches=voluntary,
+        involuntary_switches=involuntary,
         cpu_time=end.user_time + end.system_time,
         sources=dict(_RUSAGE),
     )
@@ -296,7 +333,7 @@ def plain_usage(end: End, wall_time: float) -> Usage:
 
 def plain_verdict(end: End, wall_time: float) -> Verdict:
     """Return how a run without limits ended."""
-    return Verdict(plain_usage(end, wall_time), plain_reason(end))
+    return Verdict(Account(end, wall_time), plain_reason(end))
 
 
 def plain_reason(end: End) -> Reason:
@@ -326,9 +363,8 @@ _MEASURED: Final = (
 )
 
 
-def _measured(usage: Usage, cgroup: Cgroup) -> Usage:
+def _measured(usage: Usage, reader: Reader) -> Usage:
     """Return usage with the figures of a cgroup, as far as this host has them."""
-    reader = cgroup.reader(_MEASURED)
     cpu_time = reader.figure("cpu_time")
     if cpu_time is not None:
         # All processes, and not only those that were waited for.

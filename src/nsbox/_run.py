@@ -157,9 +157,11 @@ def make_terminal(pty: Pty, options: PopenOptions) -> Terminal | None:
 
 
 def check_options(options: PopenOptions) -> None:
-    unknown = options.keys() - PopenOptions.__annotations__.keys()
-    if unknown:
-        raise PlanTypeError(f"unexpected option {sorted(unknown)[0]!r}")
+    if not options.keys() <= _KNOWN:
+        raise PlanTypeError(f"unexpected option {sorted(options.keys() - _KNOWN)[0]!r}")
+
+
+_KNOWN: Final = PopenOptions.__annotations__.keys()
 
 
 def _communicate(

@@ -80,11 +80,15 @@ def check_bool(name: str, value: object) -> bool:
     return value
 
 
-def check_items(name: str, value: object) -> tuple[Any, ...]:
+def check_items(name: str, value: Any) -> tuple[Any, ...]:
     """Return the items of a collection, which may be an iterator."""
-    if not isinstance(value, Iterable):
-        raise PlanTypeError(f"{name}: must be a list or another iterable, not {short(value)}")
-    return tuple(value)
+    try:
+        items = iter(value)
+    except TypeError:
+        raise PlanTypeError(
+            f"{name}: must be a list or another iterable, not {short(value)}"
+        ) from None
+    return tuple(items)
 
 
 def check_text(name: str, value: object) -> str:
@@ -129,6 +133,14 @@ def check_target(name: str, value: object) -> str:
     if ".." in parts:
         raise PlanError(f"{name}: {path!r} must not contain '..'")
     return "/" + "/".join(parts)
+
+
+def check_passed(fds: object, directories: object) -> tuple[Any, ...]:
+    """Return the descriptors of pass_fds and of pass_directories together."""
+    passed = check_items("pass_fds", fds)
+    named = check_items("pass_directories", directories)
+    check_no_directories(passed, named)
+    return (*passed, *named)
 
 
 def check_no_directories(passed: Iterable[object], named: Iterable[object]) -> None:

@@ -18,11 +18,11 @@ from ._bridge import NOWHERE, End, Placement
 from ._cgroup_choice import Purpose
 from ._cgroup_layout import read_words
 from ._cgroup_tree import reported
-from ._fence import Fence, Site, Terms
+from ._fence import Account, Fence, Site, Terms
 from .cgroup import Cgroup, choose, make
 from .errors import CgroupError, UnsupportedError
 from .limits import NO_LIMITS, Limits
-from .result import Reason, Usage
+from .result import Reason
 
 _MOST_SITES: Final = 16
 """Of how many different limits it is remembered where their cgroups are made."""
@@ -179,8 +179,8 @@ class Inside(Fence):
     def prepare_next(self) -> None:
         """Make nothing ahead: it would have to go before the whole does."""
 
-    def _reason(self, end: End, usage: Usage) -> Reason:
-        reason = super()._reason(end, usage)
+    def _reason(self, end: End, account: Account) -> Reason:
+        reason = super()._reason(end, account)
         return self._whole.cause(end) or reason if reason is Reason.SIGNAL else reason
 
     def _remove(self, cgroup: Cgroup) -> None:

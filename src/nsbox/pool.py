@@ -145,6 +145,7 @@ class _Member:
         if self._watch is not None:
             self._watch.add()
         self.fence.started()
+        self.fence.open_figures()
         proc = f"/proc/{control.init.pid}"
         # To unmount everything takes longer than all else at the end of a process. So
         # whoever waits for that is not the one to let go of the mounts. (After a change of

@@ -12,19 +12,19 @@ change there would be noticed.
 import io
 import math
 import os
-import stat
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, NoReturn
 
 from . import _bridge
-from ._bridge import Child, Request
-from ._calls import Descriptor
+from ._bridge import NOWHERE, Child, Request
+from ._calls import Descriptor, find_directory
 from ._constants import NAMESPACE_FLAGS
-from ._fence import Fence, plain_verdict
+from ._fence import Account, Fence, plain_verdict
 from ._filter import killed_call
 from ._interact import connect
 from ._layers import Enforced
@@ -107,7 +107,6 @@ class Process(subprocess.Popen[Any]):
         reason: A Reason, likewise.
     """
 
-    usage: Usage | None
     reason: Reason | None
     enforced: Enforced = Enforced()
     _outlives: ClassVar[bool] = False  # whoever gives up the object
@@ -130,11 +129,10 @@ class Process(subprocess.Popen[Any]):
         self._controlling_terminal = controlling_terminal
         self._die_with_thread = die_with_thread
         self._child = Child(outlives=self._outlives)
-        self.usage = None
+        self.returncode = None  # __del__ looks at it
+        self._account: Account | None = None
         self.reason = None
         self._started_at = time.monotonic()
-        if "pass_fds" in options:
-            options["pass_fds"] = check_items("pass_fds", options["pass_fds"])
         _check_text_layer(options.get("encoding"), options.get("errors"))
         _check_descriptors(options)
         super().__init__(args, **options)
@@ -192,8 +190,9 @@ class Process(subprocess.Popen[Any]):
         _check_streams(request)
         sys.audit("nsbox.spawn", program, args, cwd)
         try:
-            if self._fence is not None:
-                request = request._replace(placement=self._fence.open())
+            placement = NOWHERE if self._fence is None else self._fence.open()
+            if placement is not NOWHERE:
+                request = request._replace(placement=placement)
             self._start(request, self._child)
             self.pid = self._child.pid
             self._child_created = True
@@ -240,6 +239,11 @@ class Process(subprocess.Popen[Any]):
         """The namespaces that the process is in, by kind."""
         return ProcessNamespaces(self)
 
+    @property
+    def usage(self) -> Usage | None:
+        """What it has used, once it has ended and been waited for."""
+        return None if self._account is None else self._account.usage()
+
     # ---- waiting ----
 
     def _look(self, timeout: int) -> None:
@@ -249,7 +253,7 @@ class Process(subprocess.Popen[Any]):
             return
         wall_time = time.monotonic() - self._started_at
         conclude = plain_verdict if self._fence is None else self._fence.end
-        self.usage, self.reason = conclude(end, wall_time)
+        self._account, self.reason = conclude(end, wall_time)
         self.returncode = end.returncode
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
@@ -324,19 +328,16 @@ class Process(subprocess.Popen[Any]):
             stderr: Likewise.
             size: Bytes of both, where that is known.
         """
-        if self.usage is None or self.reason is None:
+        if self._account is None or self.reason is None:
             raise ValueError("the process has not been waited for")
-        captured = [data for data in (stdout, stderr) if data is not None]
-        if size is None and self._capture is not None:
-            size = self._capture.size
-        if size is None and captured and all(isinstance(data, bytes) for data in captured):
-            size = sum(map(len, captured))
-        usage = self.usage._replace(output=size)
+        if size is None:
+            size = _size(stdout, stderr) if self._capture is None else self._capture.size
+        usage = partial(self._account.usage, size)
         args, status = self.args, self.returncode
         result = Result(args, status, stdout, stderr, usage, self.reason, self.degraded)
         result.enforced = self.enforced
         if self.reason is Reason.SECCOMP:
-            result.refused_call = killed_call(self.pid, self.usage.wall_time)
+            result.refused_call = killed_call(self.pid, result.usage.wall_time)
         return result
 
     # ---- a terminal of its own ----
@@ -384,7 +385,7 @@ class Process(subprocess.Popen[Any]):
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         child = getattr(self, "_child", None)
-        if child is not None and self._abandon():
+        if child is not None and self.returncode is None and self._abandon():
             _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
@@ -396,6 +397,14 @@ _NO_PREEXEC_FN: Final = (
     "there; use start_new_session, process_group, umask, cwd, env, user, group, extra_groups, "
     "pass_fds or restore_signals, or let the program be one that prepares itself and then execs"
 )
+
+
+def _size(*captured: Any) -> int | None:
+    """Return how many bytes were captured, None if nothing was, or text."""
+    found = [data for data in captured if data is not None]
+    if not found or not all(isinstance(data, bytes) for data in found):
+        return None
+    return sum(map(len, found))
 
 
 def _umask(umask: Any) -> int:
@@ -431,6 +440,8 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
     """
     for name in ("stdin", "stdout", "stderr"):
         fd = options.get(name)
+        if fd is None:
+            continue
         if isinstance(fd, (str, bytes, os.PathLike)) and not hasattr(fd, "fileno"):
             raise PlanTypeError(f"{name}: open() the file; {fd!r} is only its path")
         if isinstance(fd, int) and fd not in _SPECIAL:
@@ -445,19 +456,18 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
 
 def _check_streams(request: Request) -> None:
     """Refuse a directory as a stream, the caller's own too: see check_no_directories()."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        fd = request.stdio[number]
-        if fd < 0 and request.terminal is not None:
-            continue
-        fd = number if fd < 0 else fd
-        try:
-            mode = os.fstat(fd).st_mode
-        except OSError:
-            continue  # the caller has none
-        if stat.S_ISDIR(mode):
-            raise PlanError(
-                f"{name}: {fd} is a directory, through which the payload could leave its root"
-            )
+    streams: Sequence[int] = (0, 1, 2)
+    if request.terminal is not None:
+        streams = request.stdio
+    elif request.stdio != (-1, -1, -1):
+        streams = [own if fd < 0 else fd for own, fd in enumerate(request.stdio)]
+    found = find_directory(streams)
+    if found is not None:
+        name = ("stdin", "stdout", "stderr")[found]
+        raise PlanError(
+            f"{name}: {streams[found]} is a directory, through which the payload could leave "
+            "its root"
+        )
 
 
 _SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -98,7 +99,6 @@ class Result(subprocess.CompletedProcess[Any]):
         degraded: Limits that were left out, as ``Limits(degrade=...)`` allowed.
     """
 
-    usage: Usage
     reason: Reason
     degraded: frozenset[str]
     enforced: Enforced = Enforced()
@@ -110,14 +110,24 @@ class Result(subprocess.CompletedProcess[Any]):
         returncode: int,
         stdout: Any,
         stderr: Any,
-        usage: Usage,
+        usage: Usage | Callable[[], Usage],
         reason: Reason,
         degraded: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
-        self.usage = usage
+        self._usage = usage
         self.reason = reason
         self.degraded = degraded
+
+    @property
+    def usage(self) -> Usage:
+        """What it used; put together from what was read at the end when it is asked for."""
+        if not isinstance(self._usage, Usage):
+            self._usage = self._usage()
+        return self._usage
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_usage": self.usage}
 
     def check_returncode(self) -> None:
         """

@@ -38,8 +38,7 @@ from ._values import (
     check_capabilities,
     check_environment,
     check_id,
-    check_items,
-    check_no_directories,
+    check_passed,
     check_path,
     check_target,
     check_text,
@@ -487,10 +486,8 @@ class Sandbox:
     ) -> Process:
         """Check the options of a spawn, and start it; in a fresh world, or in another place."""
         check_options(options)
-        passed = check_items("pass_fds", options.get("pass_fds", ()))
-        directories = check_items("pass_directories", pass_directories)
-        check_no_directories(passed, directories)
-        options["pass_fds"] = (*passed, *directories)
+        if "pass_fds" in options or pass_directories != ():
+            options["pass_fds"] = check_passed(options.get("pass_fds", ()), pass_directories)
         check_bool("start_new_session", start_new_session)
         check_bool("controlling_terminal", controlling_terminal)
         if controlling_terminal and not start_new_session:
@@ -498,7 +495,7 @@ class Sandbox:
         terminal = self._terminal(pty, options, new_session=start_new_session)
         variables = self._environment()
         if env is not None:
-            variables.update(check_environment("env", env))
+            variables = {**variables, **check_environment("env", env)}
         process = Process.__new__(Process)
         self._construct(
             process,
@@ -550,8 +547,7 @@ class Sandbox:
         """Construct a ``box.subprocess.Popen``: spawn, but env is the whole environment."""
         env, cwd = options.pop("env", None), options.pop("cwd", None)
         options.setdefault("start_new_session", True)
-        options["pass_fds"] = check_items("pass_fds", options.get("pass_fds", ()))
-        check_no_directories(options["pass_fds"], ())
+        options["pass_fds"] = check_passed(options.get("pass_fds", ()), ())
         self._construct(
             popen,
             args,
@@ -576,7 +572,8 @@ class Sandbox:
         lowered.spawn(request, child, self._cache.store(lowered))
 
     def _directory(self) -> str:
-        return os.getcwd() if self.cwd == "host" else os.fsdecode(self.cwd)
+        assert isinstance(self.cwd, str)
+        return os.getcwd() if self.cwd == "host" else self.cwd
 
     def _resolve(self, cwd: PathArg) -> str:
         """Return what chdir(2) would take it for, from the directory that a process starts in."""
@@ -585,9 +582,11 @@ class Sandbox:
         path = check_path("cwd", cwd)
         return path if path.startswith("/") else os.path.join(self._directory(), path)
 
-    def _environment(self) -> dict[str, str]:
-        if isinstance(self.env, str):
-            return dict(os.environ)
+    def _environment(self) -> Mapping[str, str]:
+        return dict(os.environ) if self.env == "host" else self._cache.environment(self)
+
+    def _own_environment(self) -> dict[str, str]:
+        assert not isinstance(self.env, str)
         home = HOME if self.root is None else "/tmp"
         if not self.default_mounts or self.namespaces == "none":
             home = "/"
@@ -658,15 +657,30 @@ class _Cache:
     one, and either will do.
     """
 
-    __slots__ = ("_made", "_modules", "_store", "_terms", "_used", "_whole_terms")
+    __slots__ = (
+        "_environment",
+        "_made",
+        "_modules",
+        "_store",
+        "_terms",
+        "_used",
+        "_whole_terms",
+    )
 
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
+        self._environment: dict[str, str] | None = None
         self._modules: dict[str, ModuleType] = {}
         self._terms: tuple[Terms, Site] | None = None
         self._used: Lowered | None = None
         self._store: tuple[Lowered, Store | None] | None = None
         self._whole_terms: tuple[Terms, Site] | None = None
+
+    def environment(self, box: Sandbox) -> Mapping[str, str]:
+        """Return the variables of every spawn, which nobody changes."""
+        if self._environment is None:
+            self._environment = box._own_environment()
+        return self._environment
 
     def fence(self, box: Sandbox) -> Fence | None:
         """Return the fence for one run, or None if there is nothing to keep."""

@@ -285,6 +285,8 @@ def test_limits_of_a_cgroup() -> None:
             Reason.EXIT,
         ]
         assert modest.usage.pids_peak in (1, None)
+        assert modest.usage.memory_peak
+        assert modest.usage.sources["memory_peak"].startswith("memory.")
         assert (pool.stats().warm, pool.stats().cold) == (3, 0)
 
 

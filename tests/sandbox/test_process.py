@@ -1,7 +1,9 @@
 """Process, run() and Result: shaped like subprocess."""
 
+import copy
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -55,6 +57,16 @@ def test_result_is_a_completed_process() -> None:
     assert isinstance(result, Result)
     assert isinstance(result, subprocess.CompletedProcess)
     assert (result.returncode, result.stdout, result.stderr) == (3, b"out\n", b"err\n")
+
+
+def test_result_is_a_value() -> None:
+    """It can be pickled and copied, also before somebody has looked at its figures."""
+    result = Sandbox().run([SH, "-c", "echo out"], capture_output=True)
+    for other in (pickle.loads(pickle.dumps(result)), copy.copy(result), result):
+        assert (other.args, other.stdout) == (result.args, b"out\n")
+        assert (other.usage, other.reason) == (result.usage, Reason.EXIT)
+    assert result.usage.output == 4
+    assert result.usage is result.usage
 
 
 def test_args_are_kept() -> None:

@@ -1,8 +1,6 @@
 """Figures of a cgroup, from the text of its files."""
 
-from collections.abc import Sequence
-
-from nsbox._cgroup_files import Reader
+from nsbox._cgroup_files import Reader, find
 from nsbox._cgroup_layout import UNIFIED
 
 PRESSURE = """\
@@ -23,13 +21,9 @@ FILES = {
 
 def read(*names: str, directories: dict[tuple[str, int], str]) -> tuple[Reader, list[str]]:
     """Return the reader of some figures, and the paths that it has read."""
-    asked: list[str] = []
-
-    def texts(paths: Sequence[str]) -> list[str]:
-        asked.extend(paths)
-        return [FILES.get(path, "") for path in paths]
-
-    return Reader(directories, names, texts), asked
+    files, found = find(tuple(directories), names)
+    paths = [f"{directories[place]}/{file}" for place, file in files]
+    return Reader(found, [FILES.get(path, "") for path in paths]), paths
 
 
 def test_figures_of_one_file_are_read_once() -> None:
