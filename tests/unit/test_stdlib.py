@@ -77,6 +77,11 @@ def test_helpers_of_popen_are_there() -> None:
         "errread",
         "errwrite",
     ]
+    handles = inspect.signature(METHODS["_get_handles"])
+    assert list(handles.parameters) == ["self", "stdin", "stdout", "stderr"]
+    process = Process.__new__(Process)
+    ours = process._get_handles(None, None, None)
+    assert METHODS["_get_handles"](process, None, None, None) == ours
     assert "_child_created" in vars(subprocess.Popen)
     assert "_execute_child" in names(METHODS["__init__"])
     assert {"_sigint_wait_secs", "_wait"} <= names(METHODS["wait"])
