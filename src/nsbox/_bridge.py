@@ -102,6 +102,9 @@ class Request(NamedTuple):
     terminal: Terminal | None = None
 
 
+_EXITED: Final = int(os.CLD_EXITED)
+
+
 class End:
     """
     How a process ended, as waitid(2) and getrusage(2) tell it.
@@ -114,7 +117,7 @@ class End:
 
     def __init__(self, struct: Any) -> None:
         status = int(struct.status)
-        self.returncode = status if struct.code == os.CLD_EXITED else -status
+        self.returncode = status if struct.code == _EXITED else -status
         self._struct = ffi.new("struct nsbox_exit *", struct)
 
     @property

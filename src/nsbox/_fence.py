@@ -86,9 +86,14 @@ class Account:
         self._end, self._wall_time, self._reader = end, wall_time, reader
         self._usage: Usage | None = None
 
-    def count(self, name: str) -> int | None:
-        """Return a figure of the cgroup that is a whole number."""
-        return None if self._reader is None else self._reader.count(name)
+    @property
+    def hit(self) -> Reason | None:
+        """The limit of the cgroup that the kernel has counted a hit of, if it has."""
+        if self._reader is None:
+            return None
+        if self._reader.count("oom_kills"):
+            return Reason.MEMORY
+        return Reason.PIDS if self._reader.count("pids_refused") else None
 
     def usage(self, output: int | None = None) -> Usage:
         """Return all figures, and that one."""
@@ -273,10 +278,9 @@ class Fence:
 
     def _reason(self, end: End, account: Account) -> Reason:
         """By the kernel's counters and by what nsbox itself did, in a fixed order."""
-        if account.count("oom_kills"):
-            return Reason.MEMORY
-        if account.count("pids_refused"):
-            return Reason.PIDS
+        counted = account.hit
+        if counted is not None:
+            return counted
         if self.output_reached:
             return Reason.OUTPUT
         # A payload that ended by itself in the same moment was not killed by us.

@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,6 +123,10 @@ class Process(subprocess.Popen[Any]):
         terminal: Terminal | None = None,
         **options: Any,
     ) -> None:
+        # A subclass may have replaced any method, which Popen's constructor then calls.
+        state = _STATE if type(self) is Process and options.keys() <= _PLAIN else None
+        if state is not None:
+            self.__dict__.update(state)
         self.pty = terminal
         self._start = start
         self._fence = fence
@@ -133,21 +138,34 @@ class Process(subprocess.Popen[Any]):
         self._account: Account | None = None
         self.reason = None
         self._started_at = time.monotonic()
+        if state is not None:
+            self._init_plain(args, **options)
+            return
         _check_text_layer(options.get("encoding"), options.get("errors"))
         _check_descriptors(options)
         super().__init__(args, **options)
 
     # ---- starting ----
 
-    def _get_handles(self, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, ...]:
-        """As subprocess.Popen's, which opens nothing here in more steps than needed."""
-        if stdin is stdout is stderr is None:
-            return _NO_HANDLES
-        return super()._get_handles(stdin, stdout, stderr)  # type: ignore[misc, no-any-return]
-
-    def _close_pipe_fds(self, *handles: int) -> None:
-        if handles != _NO_HANDLES:
-            super()._close_pipe_fds(*handles)  # type: ignore[misc]
+    def _init_plain(
+        self, args: Any, *, env: Mapping[str, str], cwd: str, start_new_session: bool
+    ) -> None:
+        """Do what Popen's constructor comes to if the streams are the caller's, and no more."""
+        self._waitpid_lock = threading.Lock()
+        self.args = args
+        argv, program = _arguments(args, None, shell=False)
+        request = Request(
+            argv,
+            program,
+            env,
+            cwd,
+            _CALLERS,
+            setsid=start_new_session,
+            controlling_terminal=self._controlling_terminal,
+            die_with_thread=self._die_with_thread,
+            terminal=self.pty,
+        )
+        self._begin(request, args)
 
     def _execute_child(
         self,
@@ -177,7 +195,7 @@ class Process(subprocess.Popen[Any]):
     ) -> None:
         if preexec_fn is not None:
             raise PlanError(_NO_PREEXEC_FN)
-        argv, program = _arguments(args, executable, shell)
+        argv, program = _arguments(args, executable, shell=shell)
         request = Request(
             argv=argv,
             executable=program,
@@ -197,8 +215,13 @@ class Process(subprocess.Popen[Any]):
             die_with_thread=self._die_with_thread,
             terminal=self.pty,
         )
+        self._begin(request, args)
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+
+    def _begin(self, request: Request, args: Any) -> None:
+        """Start what is asked for."""
         _check_streams(request)
-        sys.audit("nsbox.spawn", program, args, cwd)
+        sys.audit("nsbox.spawn", request.executable, args, request.cwd)
         try:
             placement = NOWHERE if self._fence is None else self._fence.open()
             if placement is not NOWHERE:
@@ -214,7 +237,6 @@ class Process(subprocess.Popen[Any]):
             # A signal handler raised when the child was there already.
             self._abandon()
             raise
-        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
     def _abandon(self) -> bool:
         """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""
@@ -402,6 +424,31 @@ class Process(subprocess.Popen[Any]):
         raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")
 
 
+class _Unstarted(subprocess.Popen[Any]):
+    """What the constructor leaves behind, but no process."""
+
+    def _execute_child(self, *_: Any) -> None:
+        """Start nothing."""
+
+
+def _state_of_popen() -> dict[str, Any] | None:
+    """
+    Return the attributes that Popen's constructor gives a process with the caller's streams.
+
+    It is asked, since another version may have others. None if one of them must not be shared
+    by two processes: then each has to be made by the constructor.
+    """
+    state = vars(_Unstarted([]))
+    del state["args"], state["_waitpid_lock"]
+    shared = all(value is None or isinstance(value, (bool, int, float)) for value in state.values())
+    return state if shared else None
+
+
+_STATE: Final = _state_of_popen()
+
+_PLAIN: Final = {"cwd", "env", "start_new_session"}
+"""Options of a process that the constructor of Popen has nothing to do for."""
+
 _NO_PREEXEC_FN: Final = (
     "preexec_fn: between clone and exec the child shares the caller's memory, so no Python can run "
     "there; use start_new_session, process_group, umask, cwd, env, user, group, extra_groups, "
@@ -409,10 +456,12 @@ _NO_PREEXEC_FN: Final = (
 )
 
 
-def _size(*captured: Any) -> int | None:
+def _size(stdout: Any, stderr: Any) -> int | None:
     """Return how many bytes were captured, None if nothing was, or text."""
-    found = [data for data in captured if data is not None]
-    if not found or not all(isinstance(data, bytes) for data in found):
+    if stdout is stderr is None:
+        return None
+    found = [data for data in (stdout, stderr) if data is not None]
+    if not all(isinstance(data, bytes) for data in found):
         return None
     return sum(map(len, found))
 
@@ -469,7 +518,7 @@ def _check_streams(request: Request) -> None:
     streams: Sequence[int] = (0, 1, 2)
     if request.terminal is not None:
         streams = request.stdio
-    elif request.stdio != (-1, -1, -1):
+    elif request.stdio != _CALLERS:
         streams = [own if fd < 0 else fd for own, fd in enumerate(request.stdio)]
     found = find_directory(streams)
     if found is not None:
@@ -480,7 +529,7 @@ def _check_streams(request: Request) -> None:
         )
 
 
-_NO_HANDLES: Final = (-1,) * 6
+_CALLERS: Final = (-1, -1, -1)
 
 _SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
 
@@ -507,7 +556,7 @@ def _inheritable() -> list[int]:
     return found
 
 
-def _arguments(args: Any, executable: Any, shell: bool) -> tuple[list[bytes], bytes]:
+def _arguments(args: Any, executable: Any, *, shell: bool) -> tuple[list[bytes], bytes]:
     """Return argv and the program to execute, by the rules of subprocess.Popen."""
     if isinstance(args, (str, bytes)):
         args = [args]

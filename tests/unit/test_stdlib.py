@@ -77,15 +77,23 @@ def test_helpers_of_popen_are_there() -> None:
         "errread",
         "errwrite",
     ]
-    handles = inspect.signature(METHODS["_get_handles"])
-    assert list(handles.parameters) == ["self", "stdin", "stdout", "stderr"]
-    process = Process.__new__(Process)
-    ours = process._get_handles(None, None, None)
-    assert METHODS["_get_handles"](process, None, None, None) == ours
     assert "_child_created" in vars(subprocess.Popen)
     assert "_execute_child" in names(METHODS["__init__"])
     assert {"_sigint_wait_secs", "_wait"} <= names(METHODS["wait"])
     assert {"_internal_poll", "_child_created"} <= names(METHODS["__del__"])
+
+
+@pytest.mark.usefixtures("box")
+def test_process_without_pipes_has_what_the_constructor_sets() -> None:
+    """One attribute less, and a method of Popen would fail with AttributeError."""
+    with (
+        Sandbox().spawn(["/bin/true"]) as ours,
+        Sandbox().subprocess.Popen(["/bin/true"]) as theirs,
+    ):
+        pass
+    assert type(ours) is Process is not type(theirs)
+    assert vars(ours).keys() == vars(theirs).keys()
+    assert {"_waitpid_lock", "_sigint_wait_secs"} <= vars(ours).keys()
 
 
 def test_every_option_of_popen_is_known() -> None:
