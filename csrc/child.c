@@ -393,8 +393,10 @@ static int set_up(struct spawn *spawn)
  */
 void follow_request(struct spawn *spawn)
 {
-	if (enter_cgroups(spawn) < 0 || set_stdio(spawn) < 0 || place_received(spawn) < 0 ||
-	    set_session(spawn) < 0 || set_requested_ids(spawn) < 0 || close_others(spawn) < 0)
+	/* Ids first, as in set_up(): the caller's pidfd is where a stream belongs. */
+	if (enter_cgroups(spawn) < 0 || set_requested_ids(spawn) < 0 || outlive_parent(spawn) < 0 ||
+	    set_stdio(spawn) < 0 || place_received(spawn) < 0 || set_session(spawn) < 0 ||
+	    close_others(spawn) < 0)
 		return;
 	if (spawn->request->umask >= 0)
 		sys(__NR_umask, spawn->request->umask);

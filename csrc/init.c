@@ -270,6 +270,8 @@ static bool take_start(const struct start_request *head, char *body)
 		.result = no_result(),
 		.mask = head->mask,
 		.caller_pidfd = INIT_CALLER,
+		/* Who clones may be a thread that ends before us, with whom all in here ends. */
+		.parent = head->mode == NSBOX_START_REPLACE ? PARENT_STAYS : PARENT_LEAVES,
 		.root = -1,
 		.scratch = -1,
 		.terminal = -1,

@@ -15,7 +15,7 @@ from typing import IO, Any
 import pytest
 
 import nsbox
-from nsbox import PIPE, Limits, Process, Reason, Sandbox, SpawnError, Step
+from nsbox import DEVNULL, PIPE, Limits, Process, Reason, Sandbox, SpawnError, Step
 from nsbox._spares import drain
 from support import PYTHON, ends, in_child, inside, python_box, stdout_of
 
@@ -59,6 +59,16 @@ def test_payload_is_not_the_first(guarded: Sandbox) -> None:
     with guarded.spawn(["/bin/cat"], stdin=PIPE) as process:
         assert Path(f"/proc/{process.pid}/comm").read_text() == "cat\n"
         assert process.poll() is None
+
+
+@pytest.mark.parametrize("option", ["user", "group"])
+def test_ids_and_streams(guarded: Sandbox, option: str) -> None:
+    """No stream is taken for the caller when ids are asked for: /dev/null is always readable."""
+    number = int(sh(guarded, f"id -{option[0]}"))
+    options: dict[str, Any] = {option: number, "stdout": DEVNULL}
+    assert guarded.run(["/bin/true"], **options).returncode == 0
+    with guarded.open() as live:
+        assert live.run(["/bin/true"], **options).returncode == 0
 
 
 def test_orphans_are_reaped(guarded: Sandbox) -> None:

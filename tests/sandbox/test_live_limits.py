@@ -61,6 +61,16 @@ def test_pids_of_a_command() -> None:
 
 
 @pytest.mark.usefixtures("cgroups")
+def test_ids_of_a_command_with_limits() -> None:
+    """Who asks for ids outlives the thread of the init that started it in a cgroup."""
+    limits = Limits(memory="64M")
+    with Sandbox().open() as live:
+        gid = int(live.run(["id", "-g"], stdout=PIPE).stdout)
+        result = live.run(["/bin/sh", "-c", "id -g"], stdout=PIPE, group=gid, limits=limits)
+        assert (result.returncode, int(result.stdout)) == (0, gid)
+
+
+@pytest.mark.usefixtures("cgroups")
 def test_times_of_a_command() -> None:
     """Deadlines of a command begin with it, and end it alone."""
     with python_box().open() as live, started(live) as other:
