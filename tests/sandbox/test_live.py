@@ -18,7 +18,7 @@ import pytest
 
 import nsbox
 from nsbox import PIPE, Live, PlanError, Sandbox, SpawnError, Step
-from support import ends, in_child
+from support import PYTHON, ends, in_child, python_box
 
 DEADLINE = 30.0
 
@@ -218,6 +218,20 @@ def test_timeout_kills_the_command(live: Live) -> None:
     with pytest.raises(nsbox.TimeoutExpired):
         live.run(["/bin/sleep", "60"], timeout=0.1)
     assert shell(live, "ls /proc | grep -c '^[0-9]'") == "4"  # init, sh, ls and grep
+
+
+def test_no_lease_keeps_a_start_waiting() -> None:
+    """A command cannot have a lease on a program, whose execution the kernel would hold up."""
+    code = """
+import fcntl, os, shutil
+shutil.copy("/bin/true", "/tmp/program")
+try:
+    fcntl.fcntl(os.open("/tmp/program", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+except OSError as error:
+    os.write(1, error.strerror.encode())
+"""
+    with python_box().open() as live:
+        assert live.run([*PYTHON, code], stdout=PIPE).stdout == b"Invalid argument"
 
 
 def test_late_filter() -> None:

@@ -1,6 +1,7 @@
 """Profiles: what is refused, and what the compiled programs answer, asked by interpreting them."""
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -80,6 +81,14 @@ def test_ioctl_is_compared_in_32_bits(profile: str, command: int) -> None:
     assert ask(profile, "ioctl", 0, command) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, command | HIGH) == error(errno.EPERM)
     assert ask(profile, "ioctl", 0, 0x5401 | HIGH) == ALLOW
+
+
+@pytest.mark.parametrize("profile", ["default", "strict"])
+def test_leases_are_refused(profile: str) -> None:
+    """Nobody waits for a payload when he opens a file; other commands of fcntl are allowed."""
+    for command in (fcntl.F_SETLEASE, fcntl.F_SETLEASE | HIGH):
+        assert ask(profile, "fcntl", 0, command, fcntl.F_WRLCK) == error(errno.EINVAL)
+    assert ask(profile, "fcntl", 0, fcntl.F_GETLEASE) == ALLOW
 
 
 @pytest.mark.parametrize("bit", [0x20000, *(1 << bit for bit in range(25, 31))])
