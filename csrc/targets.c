@@ -135,7 +135,7 @@ static int find_target(struct spawn *spawn, uint32_t index, int fd)
  */
 static int stays_ours(struct spawn *spawn, uint32_t index, int target)
 {
-	if (spawn->stage != STAGE_AHEAD || on_own_mount(spawn, target))
+	if (spawn->stage != STAGE_AHEAD || on_own_mount(spawn, target) > 0)
 		return 0;
 	return fail(spawn, NSBOX_STEP_TARGET, (int)index, -EXDEV);
 }
