@@ -100,8 +100,8 @@ static int make_known(struct descriptors *set, const struct nsbox_request *reque
 
 /* The request of an init: its world is the payload's, the rest is its own. */
 static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
-		      struct descriptors *passed, int control, struct nsbox_dumpable *dumpable,
-		      struct nsbox_result *result)
+		      const struct descriptors *passed, int control,
+		      struct nsbox_dumpable *dumpable, struct nsbox_result *result)
 {
 	static const char *const argv[] = { "nsbox-init", NULL };
 	static const uint32_t kept = NSBOX_REQUEST_SETSID | NSBOX_REQUEST_RESTORE_SIGNALS |
@@ -111,7 +111,6 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	int caller = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));
 	if (caller < 0)
 		return failed(result, NSBOX_STEP_PIDFD_OPEN, -1, caller);
-	insert(passed, request->exec_fd);
 	own.argv = argv;
 	own.envp = argv + 1;
 	own.cwd = "/";
@@ -136,6 +135,8 @@ int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_requ
 
 	control->owner = (int32_t)sys(__NR_getpid);
 	int err = known ? make_known(&passed, request, copies) : 0;
+	if (err == 0)
+		err = insert(&passed, request->exec_fd);
 	if (err < 0) {
 		err = failed(control->init, NSBOX_STEP_MESSAGE, -1, err);
 	} else {
