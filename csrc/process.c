@@ -378,15 +378,23 @@ int nsbox_signal(struct nsbox_result *child, int sig)
 	return ret == -ESRCH ? 0 : ret;
 }
 
+/* Whatever the process is for it: with its init, nothing is left. */
+static void kill_init(struct nsbox_result *child)
+{
+	/* Under the lock its number is no other file's. */
+	lock(&child->lock);
+	if (child->init >= 0)
+		nsbox_pidfd_send_signal(child->init, SIGKILL, 0);
+	unlock(&child->lock);
+}
+
 /* Kill the child if it runs, reap it, let go of everything. 1: it was running. */
 int nsbox_discard(struct nsbox_result *child)
 {
 	if (is_foreign(child) || child->end.code || child->pidfd < 0)
 		return 0;
 	nsbox_signal(child, SIGKILL);
-	/* Whatever that was for the process: with its init, nothing is left. */
-	if (child->init >= 0)
-		nsbox_pidfd_send_signal(child->init, SIGKILL, 0);
+	kill_init(child);
 	while (nsbox_wait(child, -1) == -EINTR)
 		;
 	return 1;
