@@ -123,6 +123,7 @@ class Process(subprocess.Popen[Any]):
         terminal: Terminal | None = None,
         **options: Any,
     ) -> None:
+        self.returncode = None  # __del__ looks at it, as soon as there is a child
         # A subclass may have replaced any method, which Popen's constructor then calls.
         state = _STATE if type(self) is Process and options.keys() <= _PLAIN else None
         if state is not None:
@@ -134,7 +135,6 @@ class Process(subprocess.Popen[Any]):
         self._controlling_terminal = controlling_terminal
         self._die_with_thread = die_with_thread
         self._child = Child(outlives=self._outlives)
-        self.returncode = None  # __del__ looks at it
         self._account: Account | None = None
         self.reason = None
         self._started_at = time.monotonic()

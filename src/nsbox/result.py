@@ -122,9 +122,10 @@ class Result(subprocess.CompletedProcess[Any]):
     @property
     def usage(self) -> Usage:
         """What it used; put together from what was read at the end when it is asked for."""
-        if not isinstance(self._usage, Usage):
-            self._usage = self._usage()
-        return self._usage
+        usage = self._usage  # once: another thread may store it meanwhile
+        if not isinstance(usage, Usage):
+            usage = self._usage = usage()
+        return usage
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_usage": self.usage}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from nsbox import (
     Result,
     Sandbox,
     TimeoutExpired,
+    Usage,
     lowlevel,
 )
 from support import PYTHON, SOURCE, ends, in_child, inside, python_box, stdin_of, stdout_of
@@ -67,6 +69,31 @@ def test_result_is_a_value() -> None:
         assert (other.usage, other.reason) == (result.usage, Reason.EXIT)
     assert result.usage.output == 4
     assert result.usage is result.usage
+
+
+def test_figures_are_for_several_threads() -> None:
+    """Whoever looks at them between any two steps of another's look sees the same."""
+
+    def looks_again(at: int) -> bool:
+        result = Sandbox().run(["/bin/true"])
+        looks: list[Usage | None] = []
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            frame.f_trace_opcodes = frame.f_code.co_name == "usage"
+            if event == "opcode":
+                looks.append(result.usage if len(looks) == at else None)  # not traced
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            usage = result.usage
+        finally:
+            sys.settrace(before)
+        assert len(looks) <= at or looks[at] == usage
+        return len(looks) > at
+
+    assert next(at for at in range(1000) if not looks_again(at)) > 5
 
 
 def test_args_are_kept() -> None:
