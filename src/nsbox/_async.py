@@ -62,13 +62,18 @@ class AsyncProcess:
         if process.pty is not None:
             stdin, stdout = _writable(process.pty), process.pty
         self._captured = Captured((stdout, stderr), process.codec, process.output_limit)
-        self._stdin = None if stdin is None else WritePipe(stdin, loop)
-        self._outputs = [
-            None if pipe is None else ReadPipe(pipe, limit, loop) for pipe in (stdout, stderr)
-        ]
+        self._stdin: WritePipe | None = None
+        self._outputs: list[ReadPipe | None] = []
+        try:
+            self._stdin = None if stdin is None else WritePipe(stdin, loop)
+            for pipe in (stdout, stderr):
+                self._outputs.append(None if pipe is None else ReadPipe(pipe, limit, loop))
+            self._view = _View(self, loop)
+        except BaseException:
+            self._close(abort=True)  # before a pipe is: the loop would look at another's number
+            raise
         self.stdin = None if self._stdin is None else self._stdin.writer
         self.stdout, self.stderr = (None if pipe is None else pipe.reader for pipe in self._outputs)
-        self._view = _View(self, loop)
 
     # ---- what it is ----
 
@@ -166,21 +171,22 @@ class AsyncProcess:
             raise ValueError("Cannot send input after starting communication")
         data = encoded(self._process.codec, input)
         self._talking = True
-        await asyncio.gather(*self._exchanges(data))
+        if self.stdin is not None:
+            self.stdin.write(data)  # not in a task, which can be cancelled before it begins
+        await asyncio.gather(*self._exchanges())
         if self._captured.over:
             self._process.end_for_output()
         await self.wait()
         return self._captured.result()
 
-    def _exchanges(self, data: memoryview) -> Iterator[Coroutine[Any, Any, None]]:
+    def _exchanges(self) -> Iterator[Coroutine[Any, Any, None]]:
         if self.stdin is not None:
-            yield self._feed(self.stdin, data)
+            yield self._feed(self.stdin)
         for number, reader in enumerate((self.stdout, self.stderr)):
             if reader is not None:
                 yield self._collect(number, reader)
 
-    async def _feed(self, stdin: asyncio.StreamWriter, data: memoryview) -> None:
-        stdin.write(data)
+    async def _feed(self, stdin: asyncio.StreamWriter) -> None:
         try:
             await stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
@@ -214,11 +220,15 @@ class AsyncProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         """Close the streams and wait for its end; after an exception, kill it before."""
-        if error is None:
-            self._close(abort=False)
-            await self.wait()
-        else:
+        if error is not None:
             await self._give_up(error)
+            return
+        self._close(abort=False)
+        try:
+            await self.wait()
+        except BaseException as cancelled:
+            await self._give_up(cancelled)
+            raise
 
     async def _give_up(self, error: BaseException) -> None:
         """

@@ -87,12 +87,12 @@ class WritePipe(asyncio.WriteTransport):
         self._closing = False
         self._paused = False
         os.set_blocking(self._fd, False)
+        if stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+            loop.add_reader(self._fd, self._peer_closed)  # it "can be read" when nobody reads it
         # Of this protocol a writer needs drain() and wait_closed(); there is nothing to read.
         self._protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop)
         self._protocol.connection_made(self)
         self.writer = asyncio.StreamWriter(self, self._protocol, None, loop)
-        if stat.S_ISFIFO(os.fstat(self._fd).st_mode):
-            loop.add_reader(self._fd, self._peer_closed)  # it "can be read" when nobody reads it
 
     def get_write_buffer_size(self) -> int:
         return len(self._buffer)

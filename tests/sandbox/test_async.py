@@ -1,6 +1,7 @@
 """run_async() and spawn_async(): the same sandboxes, waited for by an event loop."""
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -279,6 +280,18 @@ def test_cancelled_communicate_can_be_continued(run: Run[None]) -> None:
         with pytest.raises(ValueError, match="Cannot send input"):
             await process.communicate(b"more")
         assert await process.communicate() == (b"one\ntwo\n", None)
+
+    run(main())
+
+
+def test_communicate_that_is_cancelled_at_once_keeps_its_input(run: Run[None]) -> None:
+    """Wherever it was: what was to be written is written."""
+
+    async def main() -> None:
+        for steps in range(1, 5):
+            process = await Sandbox().spawn_async(["/bin/cat"], stdin=PIPE, stdout=PIPE)
+            assert await cancelled_after(steps, process.communicate(b"input"))
+            assert await process.communicate() == (b"input", None)
 
     run(main())
 
@@ -642,6 +655,51 @@ def test_leaving_the_context_by_an_exception_kills(run: Run[None]) -> None:
                 raise ZeroDivisionError
         assert process.returncode == -signal.SIGKILL
         assert children() == set()
+
+    run(main())
+
+
+def test_cancelled_while_leaving_the_context_kills(run: Run[None]) -> None:
+    """Who is cancelled while he waits for the end leaves by an exception, too."""
+
+    async def main() -> None:
+        async def leave() -> None:
+            async with process:
+                pass
+
+        process = await Sandbox().spawn_async(["/bin/sleep", "1000"])
+        assert await cancelled_after(2, leave())
+        assert process.returncode == -signal.SIGKILL
+        assert children() == set()
+
+    run(main())
+
+
+def test_process_that_cannot_be_watched_leaves_nothing_in_the_loop(
+    run: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spawn fails, and the loop does not look at numbers that the next one has again."""
+
+    async def main() -> None:
+        loop, args = asyncio.get_running_loop(), [SH, "-c", "cat; echo err >&2"]
+        for at in range(4):
+            count = iter(range(at))
+
+            def add_reader(*arguments: Any, count: Iterator[int] = count) -> None:
+                if next(count, None) is None:
+                    raise OSError(errno.ENOSPC, "max_user_watches")  # epoll_ctl(2)
+                type(loop).add_reader(loop, *arguments)
+
+            before = open_fds()
+            with monkeypatch.context() as patch:
+                patch.setattr(loop, "add_reader", add_reader)
+                with pytest.raises(OSError, match="watches"):
+                    await Sandbox().spawn_async(args, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+            assert children() == set()
+            assert open_fds().keys() <= before.keys()
+            process = await Sandbox().spawn_async(args, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+            async with asyncio.timeout(30):
+                assert await process.communicate(b"out") == (b"out", b"err\n")
 
     run(main())
 
