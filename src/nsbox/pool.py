@@ -254,7 +254,7 @@ class _Stock:
         return None
 
     def replace(self) -> None:
-        """Let the thread make another for one that was taken; not before that one has begun."""
+        """Let the thread make what is missing; not before the process that took one has begun."""
         self._bell.ring()
 
     def clear_away(self, member: _Member) -> None:
@@ -405,6 +405,8 @@ class _Lease(Fence):
         self._member = None
         placement = super().open()
         self._stock.world.start(request._replace(placement=placement), child)
+        if possible:
+            self._stock.replace()  # an exception may have lost one, and nobody said so
 
     def _conclude(self, end: End, wall_time: float) -> Verdict:
         if self._member is not None:

@@ -14,12 +14,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 import fingerprint
+import nsbox.pool
 from conftest import children, open_fds
 from nsbox import (
     DEVNULL,
@@ -318,6 +321,38 @@ def test_empty_pool_does_not_keep_anybody(box: Sandbox) -> None:
         stats = pool.stats()
         assert (stats.warm + stats.cold, stats.stale) == (6, 0)
         assert stats.cold >= 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_exception_that_takes_one_away(box: Sandbox) -> None:
+    """Wherever a signal handler raises while one is taken: there will be another."""
+
+    class Interruption:
+        def __init__(self, left: int) -> None:
+            self.left = left
+
+        def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
+            self.left -= frame.f_code.co_filename == nsbox.pool.__file__
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return self
+
+    number = 0
+    with box.pool(1) as pool:
+        while True:
+            full(pool)
+            number += 1
+            interruption = Interruption(number)
+            sys.settrace(interruption)
+            try:
+                with suppress(KeyboardInterrupt):
+                    pool.run(TRUE)
+            finally:
+                sys.settrace(None)
+            pool.run(TRUE)
+            if interruption.left > 0:
+                break
+    assert number > 30
 
 
 def test_number_is_bounded(box: Sandbox) -> None:
