@@ -16,7 +16,7 @@ class _Maker:
     """The C core's maker of this process, made when it is needed first."""
 
     def __init__(self) -> None:
-        self._pointer: Any = ffi.NULL
+        self._made: list[Any] = []  # the first is the maker
         # No thread at a fork: the child has half of what it does, and Python warns of threads.
         os.register_at_fork(
             before=self._stop, after_in_parent=self._resume, after_in_child=self._forget
@@ -26,35 +26,39 @@ class _Maker:
     @property
     def pointer(self) -> Any:
         """The maker; NULL without memory for one."""
-        if self._pointer == ffi.NULL:
-            self._pointer = lib.nsbox_maker_create()
-        return self._pointer
+        if not self._made:
+            made = lib.nsbox_maker_create()
+            if made == ffi.NULL:
+                return made
+            # Without a lock, as in sandbox._Cache: threads may all make one, and all get the first.
+            self._made.append(made)
+        return self._made[0]
 
     @property
     def existing(self) -> Any:
         """The maker, NULL if none was needed yet."""
-        return self._pointer
+        return self._made[0] if self._made else ffi.NULL
 
     def drain(self) -> None:
-        if self._pointer != ffi.NULL:
-            lib.nsbox_maker_drain(self._pointer)
+        if self._made:
+            lib.nsbox_maker_drain(self._made[0])
 
     def settle(self) -> None:
-        if self._pointer != ffi.NULL:
-            lib.nsbox_maker_settle(self._pointer)
+        if self._made:
+            lib.nsbox_maker_settle(self._made[0])
 
     def _stop(self) -> None:
-        if self._pointer != ffi.NULL:
-            lib.nsbox_maker_stop(self._pointer)
+        if self._made:
+            lib.nsbox_maker_stop(self._made[0])
 
     def _resume(self) -> None:
-        if self._pointer != ffi.NULL:
-            lib.nsbox_maker_resume(self._pointer)
+        if self._made:
+            lib.nsbox_maker_resume(self._made[0])
 
     def _forget(self) -> None:
-        if self._pointer != ffi.NULL:
-            lib.nsbox_maker_forget(self._pointer)
-            self._pointer = ffi.NULL
+        if self._made:
+            lib.nsbox_maker_forget(self._made[0])
+            self._made = []
 
 
 maker: Final = _Maker()

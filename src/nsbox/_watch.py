@@ -17,22 +17,22 @@ class _Watcher:
     """The C core's watcher of this process, made when it is needed first."""
 
     def __init__(self) -> None:
-        self._pointer: Any = None
+        self._made: list[Any] = []  # the first is the watcher
         os.register_at_fork(after_in_child=self._after_fork)
 
     @property
     def pointer(self) -> Any:
-        if self._pointer is None:
-            self._pointer = lib.nsbox_watcher_create()
-            if self._pointer == ffi.NULL:
-                self._pointer = None
+        if not self._made:
+            made = lib.nsbox_watcher_create()
+            if made == ffi.NULL:
                 raise MemoryError
-        return self._pointer
+            self._made.append(made)  # of several threads', as in _spares
+        return self._made[0]
 
     def _after_fork(self) -> None:
-        if self._pointer is not None:
-            lib.nsbox_watcher_forget(self._pointer)
-            self._pointer = None
+        if self._made:
+            lib.nsbox_watcher_forget(self._made[0])
+            self._made = []
 
 
 watcher = _Watcher()

@@ -36,7 +36,8 @@ from nsbox import (
 )
 from nsbox._ahead import can_be_made_ahead
 from nsbox._native import lib
-from nsbox._spares import Store, maker
+from nsbox._spares import Store, _Maker, maker
+from nsbox._watch import _Watcher
 from support import PYTHON, SOURCE, in_child, python_box
 
 pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
@@ -726,3 +727,26 @@ def test_call_that_fails_ahead(caller: Caller) -> None:
             wrong.append((call, "afterwards"))
     assert {"unshare", "sendmsg", "recvmsg", "socketpair", "pivot_root"} <= found
     assert wrong == []
+
+
+@pytest.mark.parametrize("kind", [_Maker, _Watcher])
+def test_threads_that_begin_together_have_one(kind: type[_Maker | _Watcher]) -> None:
+    """There is one of each in a process: one that nobody knows of stays through a fork."""
+
+    def look(made: _Maker | _Watcher, together: threading.Barrier, found: set[str]) -> None:
+        together.wait()
+        found.add(str(made.pointer))
+
+    def most_found() -> int:
+        most = 0
+        for _ in range(100):
+            arguments = kind(), threading.Barrier(8), set[str]()
+            threads = [threading.Thread(target=look, args=arguments) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            most = max(most, len(arguments[2]))
+        return most
+
+    assert in_child(most_found) == 1
