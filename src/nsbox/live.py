@@ -24,7 +24,7 @@ from ._run import STREAM_LIMIT, Place, SpawnOptions, run
 from ._values import PathArg, check_mode, check_path, check_target, parse_size
 from ._whole import Whole
 from .cgroup import Stats
-from .errors import CgroupError, PlanError, PlanTypeError, SpawnError, file_error
+from .errors import CgroupError, NsboxError, PlanError, PlanTypeError, SpawnError, file_error
 from .limits import Limits, check_limits
 from .process import Args, Process
 from .result import Result
@@ -272,7 +272,7 @@ class Live:
         earlier sandboxes have changed, too.
 
         Args:
-            most: How many entries of directories may be looked at in one overlay.
+            most: How many entries of directories may be looked at in one overlay. Default 100000.
 
         Returns:
             Changes, overlay by overlay, each directory before what is in it.
@@ -283,11 +283,11 @@ class Live:
             UnsupportedError: If the kernel has renamed a directory by a redirect.
         """
         self._check_open()
-        parse_size("most", most)
+        entries = parse_size("most", most)
         # What nsbox has made before the payload came: mount points.
         return [
             change
-            for change in self._changes(most)
+            for change in self._changes(entries)
             if change.kind is not ChangeKind.ADDED or change.path not in self._made
         ]
 
@@ -351,7 +351,7 @@ class Live:
 
         Raises:
             UnsupportedError: If it has no cgroup that can be frozen; says why.
-            CgroupError: If it does not stop within 10 s (ETIMEDOUT).
+            CgroupError: If it does not stop within 10 s (ETIMEDOUT); it goes on then.
             PlanError: If the sandbox is closed.
         """
         self._check_open()
@@ -359,6 +359,8 @@ class Live:
         try:
             self._whole.freeze()
         except BaseException:
+            with suppress(NsboxError):
+                self._whole.thaw()  # else the next command would wait for a frozen init
             self._frozen = False
             raise
 
