@@ -489,11 +489,9 @@ def remove_abandoned() -> None:
     """Try once more to remove what would not become empty."""
     _abandoned.extend(left())
     for directory in list(_abandoned):
-        try:
+        with suppress(CgroupError, ValueError):  # the second: another thread was faster
             remove_tree(directory, time.monotonic())
-        except CgroupError:
-            continue
-        _abandoned.remove(directory)
+            _abandoned.remove(directory)
 
 
 def make(

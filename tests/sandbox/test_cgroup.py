@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from nsbox import (
     _cgroup_names,
     lowlevel,
 )
-from nsbox.cgroup import remove_leftovers
+from nsbox.cgroup import remove_abandoned, remove_leftovers
 from nsbox.lowlevel import CloneFlag, MountFlag
 from support import SOURCE, enter_private_mounts, in_child
 
@@ -105,6 +106,24 @@ def test_stats_while_it_runs() -> None:
         assert stats.memory
         assert set(stats.sources) >= {"memory", "memory_anon", "memory_file", "pids", "cpu_time"}
         process.kill()
+
+
+def test_what_was_abandoned_is_removed_by_several_threads() -> None:
+    """Whoever finds that another was faster goes on."""
+
+    def faster(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_name == "remove_tree":
+            remove_abandoned()  # not traced
+
+    cgroup = Cgroup.create()
+    cgroup.abandon()
+    before = sys.gettrace()
+    sys.settrace(faster)
+    try:
+        remove_abandoned()
+    finally:
+        sys.settrace(before)
+    assert not any(map(os.path.exists, cgroup.directories))
 
 
 def test_freeze_and_thaw() -> None:
