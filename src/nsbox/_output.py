@@ -139,7 +139,10 @@ class Capture:
                     self._serve(selector, key.fileobj)
         if self._captured.over:
             self._process.end_for_output()
-        self._process.wait(self._remaining(deadline, timeout))
+        try:
+            self._process.wait(self._remaining(deadline, timeout))
+        except subprocess.TimeoutExpired:
+            raise self._expired(timeout) from None
         for stream in self._streams:
             if stream is not None:
                 stream.close()
@@ -161,9 +164,12 @@ class Capture:
             return None
         remaining = deadline - time.monotonic()
         if remaining < 0:
-            args, captured = self._process.args, self._captured.raw()
-            raise subprocess.TimeoutExpired(args, timeout or 0.0, *captured)
+            raise self._expired(timeout)
         return remaining
+
+    def _expired(self, timeout: float | None) -> subprocess.TimeoutExpired:
+        args, captured = self._process.args, self._captured.raw()
+        return subprocess.TimeoutExpired(args, timeout or 0.0, *captured)
 
     def _serve(self, selector: selectors.BaseSelector, stream: Any) -> None:
         if stream == self._process.stdin:
