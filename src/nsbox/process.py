@@ -9,6 +9,7 @@ docs/design.md lists the private parts of Popen that this leans on, and how a
 change there would be noticed.
 """
 
+import errno
 import io
 import math
 import os
@@ -30,9 +31,18 @@ from ._filter import killed_call
 from ._interact import connect
 from ._layers import Enforced
 from ._output import Capture, Codec
-from ._values import MAX_ID, PathArg, check_id, check_items, check_mode, check_no_directories, short
+from ._values import (
+    MAX_ID,
+    PathArg,
+    check_id,
+    check_items,
+    check_mode,
+    check_no_directories,
+    short,
+)
 from .cgroup import Cgroup
 from .errors import (
+    NamespaceError,
     PlanError,
     PlanIndexError,
     PlanOverflowError,
@@ -73,8 +83,11 @@ class ProcessNamespaces(Mapping[str, Namespace]):
         # The number could be another process's by now, unless ours has not been reaped.
         if self._process.pidfd is None:
             namespace.close()
-            raise ProcessLookupError("the process has ended")
+            raise NamespaceError(errno.ENOENT, Step.NAMESPACE_OPEN, hint="the process has ended")
         return namespace
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in NAMESPACE_FLAGS
 
     def __repr__(self) -> str:
         return f"<nsbox.ProcessNamespaces of process {self._process.pid}>"
@@ -295,6 +308,8 @@ class Process(subprocess.Popen[Any]):
 
     def _wait(self, timeout: float | None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
+        if deadline != deadline:  # which would never come, and not be waited for either
+            raise PlanError(f"timeout: {timeout!r} is no number of seconds")
         # A signal ends a look, too; its Python handler runs before the next.
         while self.returncode is None:
             if deadline is None:

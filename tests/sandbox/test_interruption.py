@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nsbox import DEVNULL, Sandbox, SpawnError, Step
+from nsbox import DEVNULL, PlanError, Sandbox, SpawnError, Step
 from support import SOURCE
 
 PR_GET_DUMPABLE = 3
@@ -160,6 +160,15 @@ def test_wait_takes_any_timeout(box: Sandbox, timeout: float) -> None:
     """A timeout that no system call could take is waited for all the same."""
     with box.spawn(["true"]) as process:
         assert process.wait(timeout) == 0
+
+
+def test_wait_refuses_what_is_no_timeout(box: Sandbox) -> None:
+    """A deadline that is never reached, and never far away, would be looked at for ever."""
+    with (
+        box.spawn(["cat"], stdin=subprocess.PIPE) as process,
+        pytest.raises(PlanError, match="no number of seconds"),
+    ):
+        process.wait(math.nan)
 
 
 def test_timeout_does_not_wait_for_processes_that_are_not_ours_to_end(box: Sandbox) -> None:
