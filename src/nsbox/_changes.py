@@ -153,7 +153,7 @@ class _Walk:
                 )
             mark = self._mark(fd, "opaque")
             replaced = directory.replaced or mark == b"y"
-            names = self._names(fd, directory.path)
+            names = self._names(fd)
             for name in names:
                 path = directory.entry(name)
                 try:
@@ -219,7 +219,7 @@ class _Walk:
         names: set[bytes] = set()
         for position in directory.lowers:
             with self._open(self._stack.lowers[position], directory.path) as fd:
-                names.update(self._names(fd, directory.path))
+                names.update(self._names(fd))
         return {
             name for name in names if self._below(directory.entry(name), directory.lowers).there
         }
@@ -238,7 +238,7 @@ class _Walk:
     def _error(self, code: int, path: bytes) -> OSError:
         return file_error(code, self._absolute(path), _HINTS.get(code))
 
-    def _names(self, fd: int, path: bytes) -> list[bytes]:
+    def _names(self, fd: int) -> list[bytes]:
         """Return the names in a directory, unless there are too many."""
         names = []
         with os.scandir(fd) as entries:
