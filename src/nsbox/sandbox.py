@@ -719,7 +719,7 @@ class _Cache:
             self._used, self._store = lowered, None
             return None
         made = self._store
-        if made is None or (made[1] is not None and made[1].owner != os.getpid()):
+        if made is None or made[0] is not lowered or _is_inherited(made[1]):
             made = self._store = (lowered, lowered.store())
         return made[1]
 
@@ -727,6 +727,10 @@ class _Cache:
         found = self._modules.get("subprocess")
         # Of two threads that both make one, both get the first, for the sake of isinstance.
         return found or self._modules.setdefault("subprocess", make_module(box._popen))
+
+
+def _is_inherited(store: Store | None) -> bool:
+    return store is not None and store.owner != os.getpid()
 
 
 def _look() -> Host:
