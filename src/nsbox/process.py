@@ -490,6 +490,8 @@ def _process_group(value: Any, *, leads: bool) -> int:
     """Return -1 for none; the leader of a new session leads a new process group already."""
     if not isinstance(value, int):
         raise PlanTypeError(f"process_group: must be an int, not {value!r}")
+    if value >= 1 << 31:
+        raise PlanOverflowError(f"process_group: {short(value)} is no id of a process")
     return -1 if leads and value == 0 else value
 
 
@@ -587,20 +589,18 @@ def _arguments(args: Any, executable: Any, *, shell: bool) -> tuple[list[bytes],
             args[0] = executable
     if not args:
         raise PlanIndexError("args: the argument list is empty")
-    argv = [_argument(item) for item in args]
-    program = argv[0] if executable is None else _argument(executable)
+    argv = [_argument("args", item) for item in args]
+    program = argv[0] if executable is None else _argument("executable", executable)
     return argv, program
 
 
-def _argument(item: Any) -> bytes:
+def _argument(name: str, item: Any) -> bytes:
     try:
         encoded = os.fsencode(item)
     except TypeError:
-        raise PlanTypeError(
-            f"args: every argument must be a str, bytes or os.PathLike, not {item!r}"
-        ) from None
+        raise PlanTypeError(f"{name}: {item!r} is neither str, bytes nor os.PathLike") from None
     except UnicodeEncodeError:
-        raise PlanError(f"args: {item!r} cannot be encoded for the kernel") from None
+        raise PlanError(f"{name}: {item!r} cannot be encoded for the kernel") from None
     if b"\0" in encoded:
-        raise PlanError(f"args: {item!r} contains a NUL character")
+        raise PlanError(f"{name}: {item!r} contains a NUL character")
     return encoded

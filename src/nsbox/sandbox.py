@@ -195,7 +195,7 @@ class Sandbox:
             "writable": check_bool("writable", self.writable),
             "default_mounts": check_bool("default_mounts", self.default_mounts),
             "mounts": check_mounts(self.mounts),
-            "cwd": "host" if self.cwd == "host" else check_target("cwd", self.cwd),
+            "cwd": self.cwd if _is_host(self.cwd) else check_target("cwd", self.cwd),
             "masks": check_masks(self.masks),
             "capabilities": check_capabilities(self.capabilities, CAPABILITIES),
             "seccomp": check_seccomp(self.seccomp),
@@ -577,7 +577,7 @@ class Sandbox:
 
     def _resolve(self, cwd: PathArg) -> str:
         """Return what chdir(2) would take it for, from the directory that a process starts in."""
-        if cwd in ("", b""):
+        if isinstance(cwd, (str, bytes)) and not cwd:
             raise spawn_error(errno.ENOENT, Step.CHDIR, "", hint="cwd: the path is empty")
         path = check_path("cwd", cwd)
         return path if path.startswith("/") else os.path.join(self._directory(), path)
@@ -750,6 +750,10 @@ def _lower(box: Sandbox) -> Lowered:
 def _lower_shared(description: Description, host: Host) -> Lowered:
     """For programs that make an equal Sandbox anew for each run."""
     return Lowered(compile_plan(description, host), {})
+
+
+def _is_host(value: object) -> bool:
+    return isinstance(value, str) and value == "host"  # bytes, compared, are an error by python -bb
 
 
 def _check_hostname(value: object) -> None:

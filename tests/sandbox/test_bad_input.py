@@ -93,6 +93,7 @@ PLAN_ERRORS: dict[str, Callable[[], object]] = {
     "capture_and_stdout": lambda: Sandbox().run(["/bin/true"], capture_output=True, stdout=1),
     "pass_fds_giant": lambda: Sandbox().run(["/bin/true"], pass_fds=[10**5000]),
     "timeout_nan": lambda: Sandbox().run(["/bin/true"], timeout=float("nan")),
+    "process_group_huge": lambda: Sandbox().run(["/bin/true"], process_group=1 << 31),
     "terminal_without_session": lambda: Sandbox().run(
         ["/bin/true"], controlling_terminal=True, start_new_session=False
     ),
@@ -144,6 +145,26 @@ TYPE_ERRORS: dict[str, Callable[[], object]] = {
         controlling_terminal=1,  # type: ignore[arg-type]
     ),
 }
+
+
+def test_program_of_wrong_type_is_named() -> None:
+    """An executable that is none is not said to be one of args."""
+    with pytest.raises(PlanTypeError, match="executable"):
+        Sandbox().run(["/bin/true"], executable=3)  # type: ignore[arg-type]
+
+
+def test_bytes_where_text_may_be() -> None:
+    """Paths of bytes are not compared with text, which is an error by python -bb."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(SOURCE)!r})
+from nsbox import Sandbox
+box = Sandbox(cwd=b"/tmp", env={{b"A": b"b"}})
+for run in (box.run, box.subprocess.run):
+    run([b"/bin/pwd"], cwd=b"/usr", check=True)
+"""
+    command = [sys.executable, "-bb", "-c", program]
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout == b"/usr\n" * 2
 
 
 @pytest.mark.parametrize("encoding", ["latin-0", "rot13"])
