@@ -218,7 +218,7 @@ def test_timeout_kills_the_command(live: Live) -> None:
     """At a timeout the command is killed, and the world stays."""
     with pytest.raises(nsbox.TimeoutExpired):
         live.run(["/bin/sleep", "60"], timeout=0.1)
-    assert shell(live, "ls /proc | grep -c '^[0-9]'") == "4"  # init, sh, ls and grep
+    assert len(shell(live, "echo /proc/[0-9]*").split()) == 2  # the init and the shell
 
 
 def test_no_lease_keeps_a_start_waiting() -> None:
