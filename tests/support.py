@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import pytest
+
 import nsbox
 from nsbox import Live, Process, Sandbox, interpreter_mounts, lowlevel
 from nsbox.lowlevel import CloneFlag, MountFlag
@@ -154,6 +156,25 @@ def ends(file: IO[bytes] | int, deadline: float = CHILD_DEADLINE) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN | select.POLLHUP)
     return bool(poll.poll(deadline * 1000))
+
+
+def expired(run: Callable[[float], object]) -> nsbox.TimeoutExpired:
+    """
+    Return the exception of a run at its timeout, with what was captured.
+
+    Args:
+        run: Runs something that writes to stdout at once, with the timeout that it is given:
+            a longer one each time, until there was time to write.
+    """
+    timeout = 0.1
+    while timeout < CHILD_DEADLINE:
+        timeout *= 2
+        with pytest.raises(nsbox.TimeoutExpired) as raised:
+            run(timeout)
+        assert raised.value.timeout == timeout
+        if raised.value.stdout:
+            return raised.value
+    raise AssertionError(f"nothing was written in {timeout} s")
 
 
 def output_of(command: list[str]) -> str:

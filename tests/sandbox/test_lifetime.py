@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -18,9 +18,8 @@ from nsbox import (
     PIPE,
     Process,
     Sandbox,
-    TimeoutExpired,
 )
-from support import PYTHON, SOURCE, ends, in_child, python_box, stdin_of, stdout_of
+from support import PYTHON, SOURCE, ends, expired, in_child, python_box, stdin_of, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -87,18 +86,17 @@ def test_background_process_does_not_hold_the_pipes() -> None:
 def test_run_timeout_kills_everything(lifeline: tuple[IO[bytes], int]) -> None:
     """run(timeout=...) raises TimeoutExpired with what was captured, and leaves no process."""
     reader, writer = lifeline
-    with pytest.raises(TimeoutExpired) as caught:
-        Sandbox().run([SH, "-c", TREE], capture_output=True, timeout=0.3, pass_fds=[writer])
+    options: dict[str, Any] = {"capture_output": True, "pass_fds": [writer]}
+    caught = expired(lambda timeout: Sandbox().run([SH, "-c", TREE], timeout=timeout, **options))
     os.close(writer)
-    assert caught.value.stdout == b"ready\n"
+    assert caught.stdout == b"ready\n"
     assert reader.read() == b""
 
 
 def test_communicate_timeout_keeps_the_output() -> None:
     """After a TimeoutExpired of communicate() another call returns everything."""
     with Sandbox().spawn([SH, "-c", "echo one; exec sleep 1000"], stdout=PIPE) as process:
-        with pytest.raises(TimeoutExpired):
-            process.communicate(timeout=0.2)
+        expired(lambda timeout: process.communicate(timeout=timeout))
         process.kill()
         assert process.communicate()[0] == b"one\n"
 
