@@ -238,7 +238,9 @@ def supervised(
     return value, supervisor.calls
 
 
-def killed(act: Callable[[], object], prepare: Callable[[], object], moment: int) -> float:
+def killed(
+    act: Callable[[], object], prepare: Callable[[], object], moment: int
+) -> tuple[int, float]:
     """
     Call a function in a forked child, and kill that by SIGKILL.
 
@@ -253,7 +255,7 @@ def killed(act: Callable[[], object], prepare: Callable[[], object], moment: int
             own, before the call is made; or as soon as all are at rest.
 
     Returns:
-        Seconds until all were gone.
+        The child's process id, and the seconds until all were gone.
 
     Raises:
         Hung: If some did not go.
@@ -270,7 +272,7 @@ def killed(act: Callable[[], object], prepare: Callable[[], object], moment: int
     theirs.close()
     supervisor = _Supervisor(pid, moment)
     try:
-        return supervisor.kill(ours)
+        return pid, supervisor.kill(ours)
     finally:
         ours.close()
         supervisor.close()
@@ -390,7 +392,9 @@ class _Supervisor:
             if events & select.POLLIN:
                 self._answer()
             elif events & select.POLLHUP:
-                return time.monotonic() - self._killed
+                taken = time.monotonic() - self._killed
+                _reap_all()
+                return taken
         left = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in _children()}
         for pid in left:
             os.kill(pid, signal.SIGKILL)
@@ -485,6 +489,15 @@ def _reap() -> bool:
         return os.waitpid(-1, os.WNOHANG)[0] > 0
     except ChildProcessError:
         return False
+
+
+def _reap_all() -> None:
+    """Wait for all children: whoever lets go of the filter is still on the way out."""
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        pass
 
 
 def _children() -> list[int]:

@@ -44,14 +44,16 @@ class Sample(NamedTuple):
     cgroups: int
 
 
+def children_of(task: Path) -> list[str]:
+    with suppress(FileNotFoundError, ProcessLookupError):  # a thread on its way out
+        return (task / "children").read_text().split()
+    return []
+
+
 def sample(pid: int, cgroup: Cgroup | None) -> Sample:
     process = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-    children = [
-        child
-        for task in (process / "task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+    children = [child for task in (process / "task").iterdir() for child in children_of(task)]
     return Sample(
         resident=int(status["RssAnon"].split()[0]) * 1024,
         kernel=0 if cgroup is None else kernel_memory(cgroup),
