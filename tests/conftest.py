@@ -237,6 +237,14 @@ def tasks() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def await_tasks(most: int) -> None:
+    """Wait until there are so many threads: one that has been joined may be on its way out."""
+    deadline = time.monotonic() + 60
+    while tasks() > most:
+        assert time.monotonic() < deadline, "left threads of C"
+        os.sched_yield()
+
+
 def own_cgroups() -> set[str]:
     """Return this process's cgroups, in all places where nsbox makes them by default."""
     found = set()
@@ -272,9 +280,5 @@ def nothing_left() -> Iterator[None]:
     assert after[1] - before[1] == set(), "left children"
     assert after[2] == before[2], "left mounts"
     assert after[3] == before[3], "left threads"
-    # A thread that has been joined may still be on its way out.
-    deadline = time.monotonic() + 10
-    while tasks() > before[4] and time.monotonic() < deadline:
-        os.sched_yield()
-    assert tasks() <= before[4], "left threads of C"
+    await_tasks(before[4])
     assert own_cgroups() == set(), "left cgroups"

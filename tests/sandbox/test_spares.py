@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from conftest import children, open_fds, tasks
+from conftest import await_tasks, children, open_fds, tasks
 from nsbox import (
     Bind,
     Dev,
@@ -78,7 +78,7 @@ id; hostname; umask; pwd; cat /proc/self/uid_map /proc/self/gid_map /proc/self/s
 grep -v -E '^(Pid|Tgid|NSpid|Vm|Rss|Hugetlb|voluntary|nonvoluntary)' /proc/self/status
 cat /proc/self/limits /proc/self/cgroup /proc/1/comm
 sed -E 's/^[0-9]+ [0-9]+ [0-9:]+ //' /proc/self/mountinfo | sort
-ls -lAn / /dev /etc /tmp /home /dev/shm
+ls -lAn --time-style=+ / /dev /etc /tmp /home /dev/shm
 cat /proc/sys/user/max_user_namespaces /proc/sys/kernel/domainname /proc/net/dev | cut -d: -f1
 cat /proc/keys /proc/interrupts; cat /sys/class/net/lo/flags; echo $$; ls /proc/self/fd
 """.replace("\n", "; ")
@@ -448,14 +448,14 @@ def test_forks_while_it_is_made() -> None:
 
 def test_threads_that_fork_at_the_same_time() -> None:
     """The thread rests until the last of them has forked; then it lets go of what was used."""
+    before = tasks()
     box = warm(Sandbox())
     for _ in range(2):
         lib.nsbox_maker_stop(maker.pointer)
-    before = tasks()
     used = namespaces(box)["net"]
     lib.nsbox_maker_resume(maker.pointer)
     lib.nsbox_maker_settle(maker.pointer)
-    assert tasks() == before
+    await_tasks(before)
     assert used in map(_link, own_fds())
     lib.nsbox_maker_resume(maker.pointer)
     lib.nsbox_maker_settle(maker.pointer)
