@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,8 +48,8 @@ from support import (
     SOURCE,
     ends,
     enter_private_mounts,
-    expose,
     expired,
+    expose,
     in_child,
     mount_tmpfs,
     stdin_of,
@@ -313,14 +313,16 @@ def test_memory_too_small_to_start() -> None:
 
 def test_empty_pool_does_not_keep_anybody(box: Sandbox) -> None:
     """Who finds none gets a fresh sandbox at once."""
-    with box.pool(1) as pool, pool.spawn(CAT, stdin=PIPE, stdout=PIPE) as first:
-        # The thread is not back from the first before the others have begun, or they are warm.
-        others = [pool.spawn(CAT, stdin=PIPE, stdout=PIPE) for _ in range(5)]
-        for process in (first, *others):
+    with box.pool(1) as pool, ExitStack() as stack:
+        processes: list[Process] = []
+        # As long as the thread is faster they are warm.
+        while not pool.stats().cold:
+            process = pool.spawn(CAT, stdin=PIPE, stdout=PIPE)
+            processes.append(stack.enter_context(process))
+        for process in processes:
             assert process.communicate(b"text")[0] == b"text"
         stats = pool.stats()
-        assert (stats.warm + stats.cold, stats.stale) == (6, 0)
-        assert stats.cold >= 1
+        assert (stats.warm, stats.cold, stats.stale) == (len(processes) - 1, 1, 0)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -375,7 +377,8 @@ def test_member_that_has_died(pool: Pool) -> None:
     assert shell(pool, "echo text") == "text"
     assert shell(full(pool), "echo text") == "text"
     stats = pool.stats()
-    assert (stats.stale, stats.warm, stats.cold) == (2, 1, 1)
+    # The first is cold, unless the thread has made another by then.
+    assert (stats.stale, stats.warm + stats.cold) == (2, 2)
 
 
 # ---- never stale ---------------------------------------------------------------
@@ -414,8 +417,10 @@ def test_source_that_is_gone(tmp_path: Path) -> None:
         assert isinstance(error, SpawnError)
         assert error.path == str(source)
         expose_directory(source)
-        assert full(pool).run(TRUE).returncode == 0
-        assert pool.stats().warm == 1
+        for _ in range(2):
+            assert full(pool).run(TRUE).returncode == 0
+        # The first may be stale, if it was being made while the source was still missing.
+        assert pool.stats().warm >= 1
 
 
 def test_mount_below_a_source(tmp_path: Path) -> None:
@@ -546,7 +551,8 @@ def test_close_leaves_what_runs(box: Sandbox) -> None:
     with box.pool(2) as pool:
         process = full(pool).spawn(CAT, stdin=PIPE, stdout=PIPE)
     pool.close()
-    assert called("nsbox-init") == set()
+    # What runs may have the name still, right after its exec.
+    assert called("nsbox-init") <= {process.pid}
     assert process.communicate(b"text")[0] == b"text"
     assert process.returncode == 0
     assert pool.stats().ready == 0
@@ -849,13 +855,14 @@ def test_idle_pool_does_nothing(box: Sandbox) -> None:
         full(pool)
         [thread] = [t for t in threading.enumerate() if t.name == "nsbox-pool"]
         path = Path(f"/proc/self/task/{thread.native_id}/schedstat")
-        until(lambda: Path(f"{path.parent}/wchan").exists())
-        switches = path.read_text().split()[2]
-        box.run(TRUE)
-        until(lambda: path.read_text().split()[2] >= switches)
-        before = path.read_text()
-        box.run(TRUE)
-        assert path.read_text() == before
+
+        def rests() -> bool:
+            before = path.read_text()
+            for _ in range(10):
+                box.run(TRUE)
+            return path.read_text() == before
+
+        until(rests)  # it may still be on its way from the last one that it has made
 
 
 def test_process_is_a_popen(pool: Pool) -> None:
