@@ -161,7 +161,7 @@ def test_forked_child_can_spawn(box: Sandbox, count: int) -> None:
     """A child that was forked during spawns of other threads can use the same sandbox."""
 
     def work() -> int:
-        signal.alarm(10)  # a lock that nobody is left to release would hang the child
+        signal.alarm(60)  # a lock that nobody is left to release would hang the child
         return box.run(["/bin/true"]).returncode
 
     box.run(["/bin/true"], check=True)
@@ -181,7 +181,7 @@ def test_forked_child_can_spawn_what_was_being_prepared() -> None:
             fresh[0].run(["/none"])
 
     def work() -> int:
-        signal.alarm(5)
+        signal.alarm(60)
         try:
             fresh[0].run(["/none"])
         except SpawnError:

@@ -56,8 +56,9 @@ def parent_of(process: Process) -> int:
 def test_payload_is_not_the_first(guarded: Sandbox) -> None:
     """The first process is the init, and the payload its child; the pid is the payload's."""
     assert sh(guarded, "cat /proc/1/comm; echo $$ $PPID") == "nsbox-init\n2 1"
-    with guarded.spawn(["/bin/cat"], stdin=PIPE) as process:
-        assert Path(f"/proc/{process.pid}/comm").read_text() == "cat\n"
+    with guarded.spawn([SH, "-c", "echo; read line"], stdin=PIPE, stdout=PIPE) as process:
+        stdout_of(process).readline()
+        assert Path(f"/proc/{process.pid}/comm").read_text() == "sh\n"
         assert process.poll() is None
 
 
@@ -291,14 +292,13 @@ def start():
 thread = threading.Thread(target=start)
 thread.start()
 thread.join()
-print(process.pid, flush=True)
 if "fork" in sys.argv and os.fork() == 0:
     os.close(1)
     signal.pause()
+print(process.pid, flush=True)
 sys.stdin.read()
 """
 IN_INIT = 'process = Sandbox(init=True).spawn(["/bin/sleep", "1000"])'
-IN_LIVE = 'process = Sandbox().open()\n    process = process.spawn(["/bin/sleep", "1000"])'
 IN_LIVE = 'global live; live = Sandbox().open(); process = live.spawn(["/bin/sleep", "1000"])'
 
 

@@ -125,17 +125,20 @@ def test_shield(cgroups: None, lowered: Lowered) -> None:
 def test_own_cgroup_and_deadline(cgroups: None, lowered: Lowered) -> None:
     """A process can have limits of its own, and the deadline begins at its start."""
     control = Control(lowered)
-    box = Sandbox(limits=Limits(memory="64M", wall_time=0.3))
-    fence = box._cache.fence(box)
-    assert fence is not None
-    child = Child()
-    control.start(request(b"/bin/sleep", b"1000")._replace(placement=fence.open()), child)
-    fence.started()
-    assert fence.cgroup is not None
-    assert list(fence.cgroup.processes()) == [child.pid]
-    end = child.wait(-1)
-    assert end is not None
-    assert fence.end(end, 0.3).reason == "wall_time"
+    for limits in (Limits(memory="64M"), Limits(memory="64M", wall_time=0.3)):
+        box = Sandbox(limits=limits)
+        fence = box._cache.fence(box)
+        assert fence is not None
+        child = Child()
+        control.start(request(b"/bin/sleep", b"1000")._replace(placement=fence.open()), child)
+        fence.started()
+        if limits.wall_time is None:
+            assert fence.cgroup is not None
+            assert list(fence.cgroup.processes()) == [child.pid]
+            child.signal(signal.SIGKILL)
+        end = child.wait(-1)
+        assert end is not None
+        assert fence.end(end, 0.3).reason == ("wall_time" if limits.wall_time else "signal")
     assert works(control)
     control.close()
 
