@@ -99,7 +99,7 @@ class TestPlacement:
             box = nsbox.Sandbox(limits=nsbox.Limits(memory="64M", pids=16))
             with box.spawn(["/bin/cat", "/proc/self/cgroup"], stdout=nsbox.PIPE) as process:
                 names = {line.decode().split(":", 2)[2].strip() for line in process.stdout}
-            result = box.run(["/bin/sh", "-c", "for i in $(seq 20); do sleep 1 & done"],
+            result = box.run(["/bin/sh", "-c", "for i in $(seq 20); do sleep 60 & done"],
                              stderr=nsbox.DEVNULL)
             print(names, result.reason)
         """
