@@ -25,7 +25,7 @@ from nsbox import (
     UnsupportedError,
     lowlevel,
 )
-from support import SOURCE
+from support import SOURCE, stdout_of
 
 pytestmark = pytest.mark.usefixtures("root", "box")
 
@@ -169,7 +169,9 @@ def test_file_system_that_cannot_be_mapped(source: str) -> None:
 
 def test_host_uid_can_be_chosen() -> None:
     """host_uid and host_gid say who the payload is to the host."""
-    with Sandbox(host_uid=1000, host_gid=1001).spawn(["/bin/cat"], stdin=-1) as process:
+    box = Sandbox(host_uid=1000, host_gid=1001)
+    with box.spawn(["/bin/sh", "-c", "echo; read line"], stdin=-1, stdout=-1) as process:
+        stdout_of(process).readline()  # right after the exec they are still root's
         info = os.stat(f"/proc/{process.pid}")
     assert (info.st_uid, info.st_gid) == (1000, 1001)
 

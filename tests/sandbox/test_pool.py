@@ -495,7 +495,9 @@ def test_ids_of_the_caller() -> None:
             os.setresgid(4711, 4711, 4711)
             os.setresuid(4711, 4711, 4711)
             fingerprint.prctl(PR_SET_DUMPABLE, 1)
-            with pool.spawn(CAT, stdin=PIPE) as process:
+            command = ["/bin/sh", "-c", "echo; read line"]
+            with pool.spawn(command, stdin=PIPE, stdout=PIPE) as process:
+                stdout_of(process).readline()  # right after its exec it is still root's
                 owner = os.stat(f"/proc/{process.pid}").st_uid
             full(pool)
             pool.run(TRUE)
