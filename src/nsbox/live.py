@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, Unpack
 
 from . import _files
 from ._bridge import Child, Lowered, Request
@@ -31,6 +31,8 @@ from .result import Result
 
 if TYPE_CHECKING:
     from ._async import AsyncProcess
+
+_PF_EXITING: Final = 0x4
 
 
 class Live:
@@ -472,5 +474,7 @@ def _runs(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    # The name, in parentheses, may contain anything; the state comes after.
-    return stat[stat.rindex(b")") + 2 :][:1] not in (b"Z", b"X")
+    # The name, in parentheses, may contain anything; the state comes after, and the flags:
+    # whoever is on the way out has left its cgroup already, or is about to.
+    state, *rest = stat[stat.rindex(b")") + 2 :].split()
+    return state not in (b"Z", b"X") and not int(rest[5]) & _PF_EXITING

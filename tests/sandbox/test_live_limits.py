@@ -293,6 +293,39 @@ def test_processes() -> None:
         assert len(live.processes()) == 2
 
 
+# Keeps a process on its way out: the first of a pid namespace, which waits for the others of
+# it, one of which has a tracer that does not let it go.
+_DYING = """
+import ctypes, os, signal
+CLONE_NEWUSER, CLONE_NEWPID, PTRACE_SEIZE, PF_EXITING = 0x10000000, 0x20000000, 0x4206, 4
+libc = ctypes.CDLL(None)
+assert libc.unshare(CLONE_NEWUSER | CLONE_NEWPID) == 0
+reader, writer = os.pipe()
+first = os.fork()
+if first == 0:
+    if os.fork():
+        os.write(writer, b"x")
+    signal.pause()
+os.read(reader, 1)
+other = int(open(f"/proc/{first}/task/{first}/children").read())
+assert libc.ptrace(PTRACE_SEIZE, other, 0, 0) == 0
+os.kill(first, signal.SIGKILL)
+while not int(open(f"/proc/{first}/stat").read().rpartition(")")[2].split()[6]) & PF_EXITING:
+    pass
+while open(f"/proc/{other}/stat").read().rpartition(")")[2].split()[0] != "Z":
+    pass
+os.write(1, b"x")
+signal.pause()
+"""
+
+
+def test_processes_on_their_way_out() -> None:
+    """What is ending is none of them any more."""
+    box = python_box(user_namespaces=True, seccomp=None)
+    with box.open() as live, running(live, _DYING) as process:
+        assert live.processes() == [process.pid]
+
+
 @pytest.mark.usefixtures("cgroups")
 def test_stats() -> None:
     """Figures are those of everything in it, of what has ended too."""
