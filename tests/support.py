@@ -28,7 +28,7 @@ SOURCE = Path(nsbox.__file__).parents[1]
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 """Runs code, outside as well as inside; without site, which is most of the start-up time."""
 
-CHILD_DEADLINE = 120.0
+CHILD_DEADLINE = 300.0
 
 
 def python_box(*, mounts: Sequence[Mount] = (), **fields: Any) -> Sandbox:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.fixture(autouse=True)
 def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
     """A deadlock ends the run, with the stacks of all threads, instead of hanging it."""
-    seconds = 1200 if request.config.getoption("--long") else 120
+    seconds = 3600 if request.config.getoption("--long") else 600
     faulthandler.dump_traceback_later(seconds, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
