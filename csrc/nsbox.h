@@ -18,6 +18,7 @@
  */
 enum nsbox_step {
 	NSBOX_STEP_NONE,
+	NSBOX_STEP_HOST, /* Python's, before any other */
 	/* the calling thread, or the launcher on its behalf */
 	NSBOX_STEP_MMAP,
 	NSBOX_STEP_PIDFD_OPEN,

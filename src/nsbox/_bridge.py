@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from . import _bpf, _calls, _diagnose, _filter, _init, _unshared
 from ._ahead import can_be_made_ahead
-from ._constants import NAMESPACE_FLAGS
+from ._constants import ANYWHERE, NAMESPACE_FLAGS
 from ._enforced import layers_of
 from ._layers import Enforced
 from ._native import ffi, lib
@@ -243,6 +243,19 @@ class _Gate:
 gate: Final = _Gate()
 
 
+def _unfinished(step: Step, error: OSError) -> SpawnError:
+    """Return what is raised for a call that failed here, before C was asked."""
+    number = error.errno or errno.EIO
+    return spawn_error(number, step, error.filename, hint=ANYWHERE.get(number))
+
+
+def _program_of_init() -> int:
+    try:
+        return _init.image()
+    except OSError as error:
+        raise _unfinished(Step.INIT, error) from error
+
+
 class Lowered:
     """A plan as C structs, with the descriptors that it needs."""
 
@@ -300,7 +313,7 @@ class Lowered:
             struct.store = store.pointer
         if self.plan.init:
             struct.flags |= self._late_filter()
-            struct.exec_fd = _init.image()
+            struct.exec_fd = _program_of_init()
             lib.nsbox_spawn_with_init(self._struct, struct, note, gate.note, child.record)
         else:
             lib.nsbox_spawn(self._struct, struct, note, child.record)
@@ -321,7 +334,7 @@ class Lowered:
         """
         struct, keep, note = self._prepared(request)
         struct.flags |= self._late_filter()
-        struct.exec_fd = _init.image()
+        struct.exec_fd = _program_of_init()
         control.init = child.record
         lib.nsbox_control_prepare(self._struct, struct, False, note, control)
         del keep
@@ -493,7 +506,7 @@ class Lowered:
                 _unshared.refusals(plan.withheld or ()),
             )
         except OSError as error:
-            raise spawn_error(error.errno or 0, Step.SECCOMP) from error
+            raise _unfinished(Step.SECCOMP, error) from error
 
     def _lower_op(self, op: Op) -> dict[str, object]:
         options = [(self._text(key), self._text(value)) for key, value in op.options]

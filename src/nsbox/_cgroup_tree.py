@@ -14,12 +14,14 @@ from typing import Final
 
 from . import _calls, _cgroup_names
 from ._calls import Descriptor
+from ._constants import ANYWHERE
 from .errors import CgroupError
 
 _SHORTEST: Final = 0.0002
 _LONGEST: Final = 0.02
 
 _HINTS: Final = {
+    errno.EMFILE: ANYWHERE[errno.EMFILE],
     errno.EACCES: "the caller may not write there",
     errno.EROFS: "the cgroup file system is mounted read-only",
     errno.EBUSY: "it, or a cgroup above it, has processes or cgroups of its own",

@@ -15,6 +15,14 @@ What a call fails with when the caller is short of descriptors or memory.
 It says nothing about the object of the call: neither that it is missing nor that it is closed.
 """
 
+ANYWHERE: Final = {
+    errno.ENOSYS: "this kernel lacks the system call, or a seccomp filter hides it; "
+    "nsbox needs Linux 5.12",
+    errno.EMFILE: "too many open descriptors: close some, or raise RLIMIT_NOFILE (ulimit -n)",
+    errno.EFBIG: "RLIMIT_FSIZE (ulimit -f) holds for the files of the sandbox's /etc too",
+}
+"""What an error number means whichever step it comes from."""
+
 CLONE_NEWTIME: Final = 0x00000080
 CLONE_VM: Final = 0x00000100
 CLONE_PIDFD: Final = 0x00001000

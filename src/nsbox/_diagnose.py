@@ -11,21 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from . import _host
-from ._constants import NAMESPACE_FLAGS
+from ._constants import ANYWHERE, NAMESPACE_FLAGS
 from ._plan import Code, Op, Plan
 from .errors import Step
 from .mount import TERMINALS
 from .seccomp import name_of
 
 _SYSCTL: Final = "/proc/sys/"
-
-ANYWHERE: Final = {
-    errno.ENOSYS: "this kernel lacks the system call, or a seccomp filter hides it; "
-    "nsbox needs Linux 5.12",
-    errno.EMFILE: "too many open descriptors: close some, or raise RLIMIT_NOFILE (ulimit -n)",
-    errno.EFBIG: "RLIMIT_FSIZE (ulimit -f) holds for the files of the sandbox's /etc too",
-}
-"""What an error number means whichever step it comes from."""
 
 
 def hint(step: Step, error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:

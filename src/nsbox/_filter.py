@@ -311,6 +311,8 @@ def _open() -> tuple[Any, Any]:
     try:
         return ffi, ffi.dlopen(LIBRARY)
     except OSError as error:
+        # It has no errno. A program out of descriptors hears of that, and of no missing library.
+        os.close(os.memfd_create("seccomp"))
         raise UnsupportedError(
             f"the system-call filter needs {LIBRARY} (Debian, Ubuntu: apt-get install libseccomp2; "
             f"Fedora, Alpine: libseccomp), or seccomp=None to go without: {error}"
@@ -323,9 +325,8 @@ _BINARY_TREE: Final = 2
 
 
 def _build(profile: Profile, default: int, rules: Sequence[Rule]) -> bytes:
-    # First, so that a program out of descriptors hears of that, and not of a missing library.
+    ffi, lib = _open()
     with open(os.memfd_create("seccomp"), "rb") as file:
-        ffi, lib = _open()
         context = lib.seccomp_init(default)
         if not context:
             raise UnsupportedError("seccomp_init failed: libseccomp does not know the action")

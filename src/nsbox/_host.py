@@ -11,8 +11,8 @@ import stat
 from functools import lru_cache
 from typing import NamedTuple
 
-from ._constants import CAPABILITIES, SHORTAGE
-from .errors import UnsupportedError
+from ._constants import ANYWHERE, CAPABILITIES, SHORTAGE
+from .errors import SpawnError, Step
 
 OVERFLOW_ID = 65534
 
@@ -115,16 +115,14 @@ def look() -> Host:
     Return the facts as they are now for the calling process.
 
     Raises:
-        UnsupportedError: If one cannot be read, as when descriptors run out. None is guessed:
-            to take root for a plain user would let its payloads be root.
+        SpawnError: If one cannot be read, as when descriptors run out. None is guessed, to
+            take root for a plain user would let its payloads be root; nor is it remembered.
     """
     try:
         return _look()
     except OSError as error:
-        text = f"a fact of this host cannot be read: {error}"
-        if error.errno == errno.EMFILE:
-            text += "; close some, or raise RLIMIT_NOFILE (ulimit -n)"
-        raise UnsupportedError(text) from error
+        number = error.errno or errno.EIO
+        raise SpawnError(number, Step.HOST, error.filename, hint=ANYWHERE.get(number)) from error
 
 
 def _look() -> Host:
@@ -204,24 +202,25 @@ def _check_shortage(error: Exception) -> None:
         raise error
 
 
-def _is_directory(path: str) -> bool:
+def _mode(path: str, *, follow_symlinks: bool = True) -> int:
+    """Return the mode of a file, 0 if there is none."""
     try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
+        return os.stat(path, follow_symlinks=follow_symlinks).st_mode
     except OSError as error:
         _check_shortage(error)
-        return False
+        return 0
 
 
 @lru_cache(maxsize=1)
 def _root_directory() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Find the program directories: merged into /usr by links, or beside it."""
-    directories = [path for path in _PROGRAM_DIRECTORIES if _is_directory(path)]
+    directories = [path for path in _PROGRAM_DIRECTORIES if stat.S_ISDIR(_mode(path))]
     links = []
     for name in _USR_LINKS:
         path = f"/{name}"
-        if os.path.islink(path):
+        if stat.S_ISLNK(_mode(path, follow_symlinks=False)):
             links.append((name, os.readlink(path)))
-        elif _is_directory(path):
+        elif stat.S_ISDIR(_mode(path)):
             directories.append(path)
     return tuple(directories), tuple(links)
 

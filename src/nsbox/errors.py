@@ -34,6 +34,7 @@ class Step(StrEnum):
     that nothing failed.
     """
 
+    HOST = "host"
     MMAP = "mmap"
     PIDFD_OPEN = "pidfd_open"
     WATCH = "watch"

@@ -23,6 +23,7 @@ from .errors import (
     NamespaceError,
     PlanError,
     PlanTypeError,
+    SpawnError,
     Step,
     UnsupportedError,
 )
@@ -128,7 +129,10 @@ class Namespace:
             return cls._take(_create(kind, flag, owner))
         if owner is not None:
             raise PlanError("owner: a user namespace belongs to the one it is made in")
-        host = _host.look()
+        try:
+            host = _host.look()
+        except SpawnError as error:
+            raise NamespaceError(error.errno or 0, error.step, error.path, error.hint) from error
         maps = (f"0 {host.payload_uid} 1", f"0 {host.payload_gid} 1")
         return cls._take(_create(kind, flag, None, maps, deny_setgroups=not host.privileged))
 

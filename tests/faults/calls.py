@@ -111,6 +111,10 @@ NEVER = [
 
 # The first pattern that fits a call (see Call.__str__) says which steps its failure may have.
 STEPS: list[tuple[str, str]] = [
+    ("caller openat /proc/self/?id_map", "host"),
+    ("caller openat /proc/thread-self/status", "host"),
+    ("caller openat /proc/sys/kernel/overflow?id", "host"),
+    ("caller openat /etc*", "host"),
     ("* clone", "clone3"),
     ("1 execveat", "init"),
     ("[0-9] sendmsg", "message init terminal_pass layers"),
@@ -136,7 +140,9 @@ STEPS: list[tuple[str, str]] = [
     ("caller clone3", "clone3 watch"),
     ("caller openat */profiles/*", "seccomp"),
     ("caller memfd_create *", "seccomp"),
-    ("caller read", "seccomp"),
+    ("caller read", "seccomp host"),
+    ("caller readlink", "host"),
+    ("caller newfstatat /*", "host"),
     ("* openat /proc/*/setgroups", "setgroups_deny"),
     ("* openat /proc/*/uid_map", "uid_map"),
     ("* openat /proc/*/gid_map", "gid_map"),

@@ -479,37 +479,53 @@ def test_clone3_missing_falls_back_to_clone(strace: str, tmp_path: Path) -> None
     assert report == {"stdout": "1\n", "children": ""}
 
 
-_OUT_OF_DESCRIPTORS = """
-import os, resource
+_FEW_DESCRIPTORS = """
+import json, os, resource
 import nsbox
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-fds = []
-try:
-    while True:
-        fds.append(os.dup(2))
-except OSError:
-    pass
-try:
-    nsbox.Sandbox().run(["/bin/true"])
-except nsbox.NsboxError as error:
-    text = str(error)
-for fd in fds:
-    os.close(fd)
-print(text)
+full = os.dup(2)
+os.close(full)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+print("[")
+for free in range(64):
+    if os.fork() == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (full + free, limits[1]))
+        try:
+            report = [nsbox.Sandbox(init=INIT).run(["/bin/true"]).returncode]
+        except nsbox.SpawnError as error:
+            report = [error.step, error.errno, error.hint]
+        except BaseException as error:
+            report = [repr(error)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        report.append(str(nsbox.Sandbox(init=INIT).explain()))
+        os.write(1, json.dumps(report).encode() + b",")
+        os._exit(0)
+    os.wait()
+os.write(1, b"0]")
 """
 
 
-def test_caller_out_of_descriptors() -> None:
-    """A caller that can open no more files gets an error that says so, though it is its first."""
+@pytest.mark.parametrize("init", [False, True])
+def test_few_descriptors_for_the_first_spawn(init: bool) -> None:
+    """
+    However many a program can open when it spawns for the first time: it works, or EMFILE.
+
+    What it could not see then it does not take for missing afterwards.
+    """
     result = subprocess.run(
-        [sys.executable, "-c", _OUT_OF_DESCRIPTORS],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        [sys.executable, "-c", _FEW_DESCRIPTORS.replace("INIT", str(init))],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert os.strerror(errno.EMFILE) in result.stdout
-    assert "RLIMIT_NOFILE" in result.stdout
+    reports = json.loads(result.stdout)[:-1]
+    assert len({report.pop() for report in reports}) == 1
+    works = reports.index([0])
+    assert reports[works:] == [[0]] * (64 - works)
+    assert reports[0][:2] == [Step.HOST, errno.EMFILE]
+    for _, code, hint in reports[:works]:
+        assert code == errno.EMFILE
+        assert "RLIMIT_NOFILE" in hint
 
 
 def _spawn_error() -> tuple[str, int | None, str | None, str | None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from .. import _calls, _diagnose
+from .._constants import ANYWHERE
 from ._values import UNKNOWN, Finding
 
 _PR_SET_SECCOMP: Final = 22
@@ -48,7 +49,7 @@ def _call_finding(area: str, name: str, detail: str, call: Callable[[], object])
             name=name,
             works=False,
             blocker=f"{name}: {os.strerror(code)}",
-            fix=_diagnose.ANYWHERE.get(code, UNKNOWN),
+            fix=ANYWHERE.get(code, UNKNOWN),
         )
     return Finding(area=area, name=name, works=True, detail=detail)
 
