@@ -156,7 +156,11 @@ class Process(subprocess.Popen[Any]):
             return
         _check_text_layer(options.get("encoding"), options.get("errors"))
         _check_descriptors(options)
-        super().__init__(args, **options)
+        try:
+            super().__init__(args, **options)
+        except BaseException as error:
+            _close_lost_pipes(error)
+            raise
 
     # ---- starting ----
 
@@ -505,6 +509,37 @@ def _check_text_layer(encoding: str | None, errors: str | None) -> None:
     """Popen would find out when the pipes are there, and leave one of them open."""
     if encoding is not None or errors is not None:
         io.TextIOWrapper(io.BytesIO(), encoding, errors)
+
+
+def _close_lost_pipes(error: BaseException) -> None:
+    """
+    Close what Popen had opened for the streams when it could not open more.
+
+    From 3.11.4 on it does that itself. Nobody but the frame that has failed knows of them.
+    """
+    if hasattr(subprocess.Popen, "_on_error_fd_closer"):
+        return
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not _GET_HANDLES:
+        trace = trace.tb_next
+    if trace is None:
+        return
+    found = trace.tb_frame.f_locals
+    pipes = [ends for stream, *ends in _ENDS if found[stream] == subprocess.PIPE]
+    # A signal's handler may have raised before the first line.
+    lost = [found.get(end, -1) for ends in pipes for end in ends]
+    for fd in (*lost, getattr(found["self"], "_devnull", -1)):
+        if fd >= 0:
+            os.close(fd)
+
+
+_GET_HANDLES: Final = subprocess.Popen._get_handles.__code__  # type: ignore[attr-defined]
+_ENDS: Final = (
+    ("stdin", "p2cread", "p2cwrite"),
+    ("stdout", "c2pread", "c2pwrite"),
+    ("stderr", "errread", "errwrite"),
+)
+"""Its parameters, and what it calls the ends of a pipe for each."""
 
 
 def _check_descriptors(options: Mapping[str, Any]) -> None:

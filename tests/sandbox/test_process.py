@@ -4,6 +4,7 @@ import copy
 import errno
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import nsbox
+from conftest import open_fds
 from nsbox import (
     DEVNULL,
     PIPE,
@@ -296,6 +298,30 @@ def test_caller_without_standard_streams(closed: tuple[int, ...]) -> None:
     assert in_child(child) == (b"hi", b"err\n")
 
 
+@pytest.mark.parametrize(
+    ("streams", "needed"), [((PIPE, PIPE, PIPE), 6), ((DEVNULL, PIPE, STDOUT), 3)]
+)
+def test_streams_that_cannot_all_be_opened(streams: tuple[int, int, int], needed: int) -> None:
+    """Where descriptors run out between two pipes, those that were opened are closed again."""
+    stdin, stdout, stderr = streams
+
+    def child() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        Sandbox().run(["/bin/true"])
+        before = open_fds().keys()
+        full = os.dup(2)
+        os.close(full)
+        for free in range(needed):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (full + free, hard))
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                Sandbox().spawn(["/bin/true"], stdin=stdin, stdout=stdout, stderr=stderr)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert type(caught.value) is OSError  # subprocess's own
+            assert open_fds().keys() == before
+
+    in_child(child)
+
+
 def test_pass_fds() -> None:
     """pass_fds reach the payload under the same number, and no other descriptor does."""
     code = """
@@ -418,8 +444,6 @@ def test_audit_event() -> None:
 
 def test_payload_has_the_callers_limits_of_resources() -> None:
     """Resource limits are inherited, as by any child."""
-    import resource
-
     code = "import json, resource; print(json.dumps(resource.getrlimit(resource.RLIMIT_NOFILE)))"
     assert inside(code) == list(resource.getrlimit(resource.RLIMIT_NOFILE))
 
