@@ -18,6 +18,7 @@ from ._bridge import NOWHERE, End, Placement
 from ._cgroup_choice import Purpose
 from ._cgroup_layout import read_words
 from ._cgroup_tree import reported
+from ._constants import SHORTAGE
 from ._fence import Account, Fence, Site, Terms
 from .cgroup import Cgroup, choose, make
 from .errors import CgroupError, UnsupportedError
@@ -66,7 +67,10 @@ class Whole(Fence):
             return placement._replace(cgroup=self._seat.fileno())
         except (UnsupportedError, CgroupError) as error:
             self.discard()
-            if self._terms.purpose is not Purpose.FREEZE:
+            # Nobody has asked for one that only freezes: where there is none, that is said when
+            # it is needed. Who is short of something now is not told later that there is none.
+            short = isinstance(error, CgroupError) and error.errno in SHORTAGE
+            if short or self._terms.purpose is not Purpose.FREEZE:
                 raise
             self._missing = str(error)
             self.cgroup = None

@@ -363,7 +363,7 @@ class Sandbox:
             The live sandbox, a context manager.
 
         Raises:
-            SpawnError, UnsupportedError: As for :meth:`spawn`.
+            SpawnError, UnsupportedError, CgroupError: As for :meth:`spawn`.
             PlanError: For namespaces="none" and a pid that is not "new", where no init can
                 be, and for CAP_SYS_PTRACE, by which the payload could take the init over.
         """

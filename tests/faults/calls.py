@@ -1,7 +1,6 @@
 """What is known of the calls of a set-up: what they fail with, and what comes of it."""
 
 import errno
-import os
 from fnmatch import fnmatchcase
 
 from supervisor import CALLER, INIT, THREAD, Call, Fault
@@ -278,8 +277,6 @@ def harmless(calls: list[Call]) -> set[Call]:
     """Return those of the calls that may fail without consequence."""
     found: set[Call] = set()
     before: set[tuple[int, str]] = set()
-    # A sandbox that stays has a cgroup where it can, and goes without where it cannot.
-    stays = any(call.name == "execveat" for call in calls)
     for call in calls:
         before.add((call.role, call.name))
         if (
@@ -288,7 +285,6 @@ def harmless(calls: list[Call]) -> set[Call]:
             or call.role == THREAD
             # The payload is started: what is left is to end it, and figures that may be missing.
             or (call.role == CALLER and (CALLER, "clone3") in before)
-            or (call.role == CALLER and stays and "/nsbox." in call.text)
             # libseccomp's, into memory
             or (call.name == "write" and (call.role, "memfd_create") in before)
             # POSIX message queues, which are closed then
@@ -301,9 +297,38 @@ def harmless(calls: list[Call]) -> set[Call]:
 _MOUNTING = ("fsopen", "fsconfig", "fsmount")
 
 
-if os.geteuid() != 0:
-    # Where a live sandbox could be frozen: a caller who may not make cgroups asks each time.
-    HARMLESS += ["caller openat /proc/self/mountinfo", "caller openat /proc/self/cgroup"]
+def dispensable(calls: list[Call]) -> set[Call]:
+    """
+    Return those of the calls that may fail without consequence but for a shortage.
+
+    They are about the cgroup in which a sandbox that stays can be frozen. Where there is
+    none it does without: see test_a_sandbox_that_cannot_be_frozen().
+    """
+    if not any(call.name == "execveat" for call in calls):
+        return set()
+    return {
+        call
+        for call in calls
+        if call.role == CALLER and ("/nsbox." in call.text or call.text in PLACES)
+    }
+
+
+def librarys(calls: list[Call]) -> set[Call]:
+    """Return those of the calls that the standard library makes, and raises a plain OSError for."""
+    found: set[Call] = set()
+    started = False
+    for call in calls:
+        started = started or call.name in ("execve", "execveat")
+        pipes = call.name == "pipe2" or str(call) == "caller openat /dev/null"
+        if call.role == CALLER and (pipes or (started and call.name in _COMMUNICATING)):
+            found.add(call)
+    return found
+
+
+_COMMUNICATING = ("poll", "read", "write")
+
+PLACES = ("/proc/self/mountinfo", "/proc/self/cgroup")
+"""Where it stands which cgroups there are."""
 
 
 def steps_of(call: Call) -> list[str]:

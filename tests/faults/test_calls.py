@@ -7,18 +7,31 @@ make is noted. Then it runs once for each of them, and that one fails: see super
 
 import errno
 import gc
+import os
 import random
-import subprocess
 import sys
 from collections.abc import Collection
 from typing import NamedTuple
 
 import pytest
-from calls import CANNOT_FAIL, ERRORS, NO_CALL, STEPS, TRANSLATED, faults_of, harmless, steps_of
+from calls import (
+    CANNOT_FAIL,
+    ERRORS,
+    NO_CALL,
+    PLACES,
+    STEPS,
+    TRANSLATED,
+    dispensable,
+    faults_of,
+    harmless,
+    librarys,
+    steps_of,
+)
 from supervisor import CALLER, KILLED, THREAD, UNREADABLE, Call, Fault, Gate, supervised
-from workloads import WORKLOADS, Belongings, Workload
+from workloads import TRUE, WORKLOADS, Belongings, Workload
 
-from nsbox import NsboxError, Step
+from nsbox import CgroupError, NsboxError, Sandbox, Step, UnsupportedError
+from nsbox._constants import SHORTAGE
 
 pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
@@ -82,12 +95,17 @@ def calls_of(workload: Workload) -> list[Call]:
     return supervised(watch, lambda: warm_up(workload))[1]
 
 
-def complaint(workload: Workload, call: Call, outcome: Outcome, may_succeed: bool) -> str | None:
-    """Return what is wrong with an outcome, or None."""
-    # A Python without it loses the pipes that are there when another one cannot be made, and
-    # what is lost in one case is still there in those that come after it.
-    careless = workload.pipes and not hasattr(subprocess.Popen, "_on_error_fd_closer")
-    if outcome.left and not (careless and outcome.left == "fds"):
+def complaint(call: Call, outcome: Outcome, *, may_succeed: bool, plain: bool) -> str | None:
+    """
+    Return what is wrong with an outcome, or None.
+
+    Args:
+        call: What has failed.
+        outcome: What came of it.
+        may_succeed: That need not be an error.
+        plain: If it is one, it may be a plain OSError.
+    """
+    if outcome.left:
         return f"left: {outcome.left} ({outcome.error})"
     # What openat2(2) says EAGAIN to is a path below a root.
     try_again = outcome.fault.error == errno.EINTR or (
@@ -100,7 +118,7 @@ def complaint(workload: Workload, call: Call, outcome: Outcome, may_succeed: boo
     if try_again and not may_succeed:
         return f"not tried again: {outcome.error}"
     if not outcome.typed:
-        return None if workload.pipes else f"not typed: {outcome.error}"
+        return None if plain else f"not typed: {outcome.error}"
     unsure = call.text == UNREADABLE or outcome.fault.lasting
     if outcome.step and outcome.step not in steps_of(call) and not unsure:
         return f"another step: {outcome.error}"
@@ -132,17 +150,68 @@ def test_every_call_may_fail(workload: Workload, request: pytest.FixtureRequest)
     calls = [call for call in calls_of(workload) if call.name not in CANNOT_FAIL]
     unknown = {call.name for call in calls} - ERRORS.keys()
     assert not unknown, f"calls whose errors nobody has listed: {unknown}"
-    forgiven, cases = harmless(calls), faults_of(calls, long=request.config.getoption("--long"))
+    cases = faults_of(calls, long=request.config.getoption("--long"))
+    forgiven, spared, pipes = harmless(calls), dispensable(calls), librarys(calls)
     print(f"{workload}: {len(calls)} calls, {len(cases)} faults")
     complaints = []
     for name in sorted({call.name for call in calls}):
         # Those of one name by one process: it asks about no other calls, and so is fast.
         for outcome in outcomes_of(workload, [fault for fault in cases if fault.name == name]):
             call = cases[outcome.fault]
-            what = complaint(workload, call, outcome, workload.background or call in forgiven)
+            short = outcome.fault.error in SHORTAGE
+            may_succeed = call in forgiven or (call in spared and not short)
+            what = complaint(
+                call,
+                outcome,
+                may_succeed=may_succeed or workload.background,
+                plain=call in pipes,
+            )
             if what is not None:
                 complaints.append(f"{call}: {outcome.fault}: {what}")
     assert complaints == [], "\n" + "\n".join(complaints)
+
+
+def stay(gate: Gate, fault: Fault | None) -> tuple[bool, str | None, str]:
+    """Open a sandbox under a fault, freeze it; return if that came, its words, and freeze()'s."""
+    box = Sandbox()
+    if fault is None:
+        gate.watch()
+    else:
+        gate.arm(fault)
+    try:
+        live = box.open()
+    except CgroupError as error:
+        return gate.rest(), str(error), ""
+    fired = gate.rest()
+    with live:
+        assert live.run(TRUE).returncode == 0
+        try:
+            live.freeze()
+        except UnsupportedError as error:
+            return fired, None, str(error)
+    return fired, None, ""
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_a_sandbox_that_cannot_be_frozen(path: str) -> None:
+    """Where no cgroup can be looked for, all else works; who is short of descriptors hears that."""
+    _, calls = supervised(lambda gate, _: stay(gate, None), lambda: None)
+    (call,) = [call for call in calls if str(call) == f"caller openat {path}"]
+
+    def outcome(code: int) -> tuple[bool, str | None, str]:
+        fault = Fault(call.role, call.name, call.occurrence, code, lasting=False)
+        return supervised(lambda gate, _: stay(gate, fault), lambda: None, {call.name})[0]
+
+    for code in (errno.EPERM, errno.EACCES):
+        fired, error, frozen = outcome(code)
+        assert fired
+        assert error is None
+        assert f"needs a cgroup: cgroup: {os.strerror(code)}: {path!r}" in frozen
+    fired, error, _ = outcome(errno.EMFILE)
+    assert fired
+    assert error is not None
+    assert f"{os.strerror(errno.EMFILE)}: {path!r}" in error
+    assert "RLIMIT_NOFILE" in error
 
 
 @pytest.mark.long
