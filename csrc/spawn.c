@@ -329,30 +329,25 @@ static void start_child(struct spawn *spawn)
 /*
  * In two passes: whoever is privileged here can join everything and enters the
  * user namespace last; a plain user gets the right to join the others by
- * entering it.
+ * entering it. What fails for want of anything else fails at once.
  */
 static int join_namespaces(struct spawn *spawn)
 {
 	uint64_t joined = 0;
-	int err = 0, failed = -1;
 
 	for (int pass = 0; pass < 2; pass++) {
-		failed = -1;
 		for (uint32_t i = 0; i < spawn->n_joins; i++) {
 			if (joined >> i & 1)
 				continue;
 			int ret = nsbox_setns(spawn->joins[i], spawn->join_types[i]);
-			if (ret == 0) {
+			if (ret == 0)
 				joined |= 1ULL << i;
-			} else if (failed < 0) {
-				failed = (int)i;
-				err = ret;
-			}
+			else if (ret != -EPERM || pass == 1)
+				return fail(spawn, NSBOX_STEP_SETNS,
+					    spawn->stage == STAGE_WHOLE ? (int)i : -1, ret);
 		}
 	}
-	if (failed < 0)
-		return 0;
-	return fail(spawn, NSBOX_STEP_SETNS, spawn->stage == STAGE_WHOLE ? failed : -1, err);
+	return 0;
 }
 
 __attribute__((noreturn)) static void launcher_main(void *argument)
