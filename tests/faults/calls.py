@@ -140,6 +140,7 @@ STEPS: list[tuple[str, str]] = [
     ("caller openat */profiles/*", "seccomp"),
     ("caller memfd_create *", "seccomp"),
     ("caller read", "seccomp host"),
+    ("caller getdents64", "host"),
     ("caller readlink", "host"),
     ("caller newfstatat /*", "host"),
     ("* openat /proc/*/setgroups", "setgroups_deny"),
@@ -150,7 +151,7 @@ STEPS: list[tuple[str, str]] = [
     ("helper clone3", "clone3"),
     ("helper openat /proc/self/ns/*", "namespace_open"),
     ("caller ioctl NS_GET_NSTYPE", "namespace_open"),
-    ("caller newfstatat", "namespace_open"),
+    ("caller newfstatat", "namespace_open host"),
     ("* setns", "setns"),
     ("* unshare", "cgroup_unshare unshare"),
     ("* open_tree *", "open_tree"),
@@ -209,6 +210,9 @@ STEPS: list[tuple[str, str]] = [
     ("* seccomp", "seccomp"),
     ("* execve *", "execve"),
 ]
+
+FROM_ROOT = {Step.UMOUNT, Step.CHDIR}
+"""The steps in which openat2() is told a path that begins at the process's own root."""
 
 TRANSLATED = {Step.WATCH, Step.INIT, Step.TERMINAL_OPEN, ""}
 """

@@ -17,6 +17,7 @@ import pytest
 from calls import (
     CANNOT_FAIL,
     ERRORS,
+    FROM_ROOT,
     NO_CALL,
     PLACES,
     STEPS,
@@ -107,9 +108,10 @@ def complaint(call: Call, outcome: Outcome, *, may_succeed: bool, plain: bool) -
     """
     if outcome.left:
         return f"left: {outcome.left} ({outcome.error})"
-    # What openat2(2) says EAGAIN to is a path below a root.
+    # What openat2(2) says EAGAIN to is a path below a root; of an UNREADABLE one the step tells.
+    below = call.text[:1] != "/" and (call.text != UNREADABLE or outcome.step not in FROM_ROOT)
     try_again = outcome.fault.error == errno.EINTR or (
-        outcome.fault.error == errno.EAGAIN and call.name == "openat2" and call.text[0] != "/"
+        outcome.fault.error == errno.EAGAIN and call.name == "openat2" and below
     )
     if not outcome.fired:
         return None  # a thread makes more or fewer calls each time
