@@ -335,10 +335,19 @@ PLACES = ("/proc/self/mountinfo", "/proc/self/cgroup")
 """Where it stands which cgroups there are."""
 
 
-def steps_of(call: Call) -> list[str]:
-    """Return the steps that its failure may have."""
+def steps_of(call: Call, *, sure: bool = True) -> list[str]:
+    """
+    Return the steps that its failure may have.
+
+    Args:
+        call: What has failed.
+        sure: It was that very call. Beside a thread that works ahead it may have been
+            another one of that name.
+    """
     found = ["init", "message", "terminal_open"] if call.role == INIT else []
-    for pattern, steps in STEPS:
-        if fnmatchcase(str(call), pattern):
-            return found + steps.split()
-    return found
+    fitting = [steps for pattern, steps in STEPS if fnmatchcase(str(call), pattern)][:1]
+    if not sure:
+        who, name, *_ = str(call).split()
+        words = [(*pattern.split()[:2], steps) for pattern, steps in STEPS]
+        fitting += [steps for role, of, steps in words if of == name and fnmatchcase(who, role)]
+    return found + " ".join(fitting).split()
