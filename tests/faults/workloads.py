@@ -337,6 +337,9 @@ class Belongings:
         self._workload = workload
         self._threads = tasks()
         workload.prepare()
+        self._measure()
+
+    def _measure(self) -> None:
         self._warm_up()
         self._usual = self._look()
         self._let_go()
@@ -344,7 +347,11 @@ class Belongings:
         self._warm_up()
 
     def left(self) -> list[str]:
-        """Return the kinds of things of which there are more, or less, than there should be."""
+        """
+        Return the kinds of things of which there are more, or less, than there should be.
+
+        Once: what has been told belongs to the process from there on.
+        """
         now = self._look()
         # A thread that has been joined may still be on its way out.
         deadline = time.monotonic() + 10
@@ -355,8 +362,12 @@ class Belongings:
             return []
         self._let_go()
         now = self._look()
-        self._warm_up()
-        return [key for key in now if now[key] != self._bare[key]]
+        found = [key for key in now if now[key] != self._bare[key]]
+        if found:
+            self._measure()
+        else:
+            self._warm_up()
+        return found
 
     def _warm_up(self) -> None:
         for _ in range(3):
