@@ -80,13 +80,24 @@ static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
 	return 0;
 }
 
-/* The pid of a process that has not been reaped; else what is of no process: 0, or less. */
+/*
+ * The pid of a process that has not been reaped; 0 if there is none, or -errno if that cannot
+ * be told: before Linux 6.13 it takes a descriptor.
+ */
 int pid_of(int pidfd)
 {
 	struct pidfd_info_exit info = { .mask = INFO_PID };
 
 	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
+	if (err == -ESRCH || err == -EBADF)
+		return 0;
 	return err < 0 ? pid_in_fdinfo(pidfd) : (int)info.pid;
+}
+
+/* Nobody has its pid any more. */
+bool is_reaped(int pidfd)
+{
+	return nsbox_pidfd_send_signal(pidfd, 0, 0) == -ESRCH;
 }
 
 static int64_t usec(const struct timeval *time)
@@ -244,7 +255,7 @@ static bool is_unheard(struct nsbox_result *child)
 	if (!child->ended_at)
 		child->ended_at = now;
 	return now - child->ended_at >= PATIENCE * 1000000LL &&
-	       (child->killed || pid_of(child->pidfd) <= 0);
+	       (child->killed || is_reaped(child->pidfd));
 }
 
 /* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */

@@ -375,10 +375,7 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
 	exit_process(0);
 }
 
-/*
- * What /proc/self/fdinfo/<pidfd> says, or 0. clone(2), unlike clone3(2), cannot
- * store a pidfd and a pid both.
- */
+/* What /proc/self/fdinfo/<pidfd> says: a pid, 0 if there is none, or -errno. */
 int pid_in_fdinfo(int pidfd)
 {
 	static const char directory[] = "/proc/self/fdinfo/", key[] = "\nPid:\t";
@@ -390,10 +387,12 @@ int pid_in_fdinfo(int pidfd)
 	path[length + format_uint(path + length, (uint64_t)pidfd)] = '\0';
 	long fd = RETRY(sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC));
 	if (fd < 0)
-		return 0;
+		return (int)fd;
 	long size = RETRY(sys(__NR_read, fd, text, sizeof text - 1));
 	sys(__NR_close, fd);
-	text[size > 0 ? size : 0] = '\0';
+	if (size < 0)
+		return (int)size;
+	text[size] = '\0';
 	const char *found = strstr(text, key);
 	if (!found)
 		return 0;
@@ -404,7 +403,8 @@ int pid_in_fdinfo(int pidfd)
 
 /*
  * The child of a launcher that has ended: is there one? Whoever is killed within clone3(2)
- * can leave the number of a pidfd that the kernel has withdrawn, but no pid then.
+ * can leave the number of a pidfd that the kernel has withdrawn, but no pid then. clone(2)
+ * cannot store a pidfd and a pid both. If it cannot be told, there may be one to discard.
  */
 static bool find_child(struct spawn *spawn)
 {
@@ -412,9 +412,11 @@ static bool find_child(struct spawn *spawn)
 
 	if (!result->pid && spawn->call.kept_handlers && result->pidfd >= 0)
 		result->pid = pid_of(result->pidfd);
-	if (result->pid <= 0)
+	if (result->pid < 0)
+		fail(spawn, NSBOX_STEP_CLONE, -1, result->pid);
+	if (!result->pid)
 		result->pidfd = -1;
-	return result->pidfd >= 0;
+	return result->pid > 0;
 }
 
 /* The launcher is suspended until the child executes, or has ended: what is left is ours. */
@@ -590,7 +592,7 @@ static void watch_child(struct spawn *spawn)
 /* After a failure nothing is left: the half-built child is killed, reaped and closed. */
 void discard_child(struct spawn *spawn)
 {
-	if (spawn->result.pid > 0 && spawn->result.pidfd >= 0) {
+	if (spawn->result.pid && spawn->result.pidfd >= 0) {
 		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);
 		wait_for(P_PIDFD, spawn->result.pidfd, WEXITED);
 		sys(__NR_close, spawn->result.pidfd);

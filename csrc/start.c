@@ -287,15 +287,19 @@ static int make_terminal(struct nsbox_control *control, struct nsbox_gate *gate,
 /* ---- starting ------------------------------------------------------- */
 
 /*
- * The process is what the init says: a pidfd and a pid are of one process, and it is
- * none that could be ours, whom a signal would then meet.
+ * Is the process what the init says? Its pidfd and its pid are of one process, and it is
+ * none that could be ours, whom a signal would then meet: 0. A lie: -EPROTO; else why we
+ * cannot tell.
  */
-static bool is_of(int pidfd, int pid)
+static int check_process(int pidfd, int pid)
 {
 	if (pidfd < 0 || pid <= 0 || pid == (int)sys(__NR_getpid))
-		return false;
+		return -EPROTO;
+	int found = pid_of(pidfd);
 	/* What has been reaped has no pid any more, and is no danger. */
-	return pid_of(pidfd) == pid || nsbox_pidfd_send_signal(pidfd, 0, 0) == -ESRCH;
+	if (found == pid || is_reaped(pidfd))
+		return 0;
+	return found < 0 ? found : -EPROTO;
 }
 
 /* What the init says of a start, after the process itself has told its pid. As await(). */
@@ -357,8 +361,10 @@ static int await_start(int32_t *channel, int init, struct nsbox_result *result)
 	struct answer answer;
 
 	int ret = await_word(*channel, init, &answer, result);
-	if (ret != 1 || answer.reply.kind != REPLY_STARTED || answer.reply.step ||
-	    !is_of(answer.fd, result->pid))
+	if (ret != 1 || answer.reply.kind != REPLY_STARTED || answer.reply.step)
+		return refused(ret, &answer, result);
+	ret = check_process(answer.fd, result->pid);
+	if (ret < 0)
 		return refused(ret, &answer, result);
 	int pidfd = lift(answer.fd);
 	if (pidfd < 0)

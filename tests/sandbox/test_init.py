@@ -364,7 +364,6 @@ def failure(count: int, work: Callable[[], object]) -> tuple[int, Step | None]:
     return code, step
 
 
-@pytest.mark.one_kernel
 def test_start_without_descriptors(box: Sandbox) -> None:
     """In an open sandbox, a caller short of descriptors gets typed errors, and loses none."""
     with box.open() as live:
