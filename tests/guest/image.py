@@ -53,6 +53,7 @@ PROGRAMS = (
     "/usr/bin/env",
     "/usr/bin/id",
     "/usr/bin/ldd",
+    "/usr/bin/nice",
     "/usr/bin/setpriv",
     "/usr/bin/stat",
     "/usr/bin/strace",

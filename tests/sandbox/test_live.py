@@ -82,7 +82,6 @@ def test_same_layers(box: Sandbox, live: Live) -> None:
     assert kept.enforced == fresh.enforced
 
 
-@pytest.mark.one_kernel
 def test_limits_of_resources() -> None:
     """Resource limits and niceness hold for the command."""
     with Sandbox(limits=nsbox.Limits(open_files=17, nice=5)).open() as live:
@@ -97,15 +96,15 @@ def test_no_descriptor_of_others(live: Live) -> None:
     assert "socket" not in names
 
 
-@pytest.mark.one_kernel
 def test_passed_descriptors(live: Live, tmp_path: Path) -> None:
     """Descriptors are handed on under their numbers, also where others stand in the way."""
     write = "import os; [os.write(fd, b'%d ' % fd) for fd in (7, 40, 41)]"
     code = (
         "import os, nsbox\n"
+        # At first: nothing else may have one of these numbers.
+        "read_end, write_end = os.pipe()\n"
+        "fds = [os.dup2(write_end, number) for number in (40, 7, 41)]\n"
         "with nsbox.Sandbox().open() as live:\n"
-        "    read_end, write_end = os.pipe()\n"
-        "    fds = [os.dup2(write_end, number) for number in (40, 7, 41)]\n"
         f"    live.run(['/usr/bin/python3', '-c', {write!r}], pass_fds=fds, check=True)\n"
         "    print(os.read(read_end, 99).decode())\n"
     )
