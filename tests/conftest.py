@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ import pytest
 import fingerprint
 import nsbox
 from nsbox import Cgroup, Limits, NsboxError, Sandbox, _cgroup_layout, _init
+from nsbox._calls import landlock_abi
 from nsbox._cgroup_names import parse
+from nsbox._landlock import TRUNCATE_ABI
 from nsbox._spares import drain
 
 MUST_RUN = os.environ.get("NSBOX_MUST_RUN")
@@ -47,6 +49,12 @@ def unavailable(reason: str, *, newer_kernel: bool = False) -> None:
     if MUST_RUN == "1" or (MUST_RUN == "host" and not newer_kernel):
         pytest.fail(f"NSBOX_MUST_RUN={MUST_RUN}, but: {reason}")
     pytest.skip(reason)
+
+
+def needs_kernel_of(fields: Mapping[str, Any]) -> None:
+    """Skip what takes a newer kernel than this one: a Sandbox with these fields."""
+    if fields.get("namespaces") == "none" and landlock_abi() < TRUNCATE_ABI:
+        unavailable("without namespaces Landlock of Linux 6.2 is needed", newer_kernel=True)
 
 
 @lru_cache(maxsize=1)

@@ -13,10 +13,8 @@ from typing import IO, Any
 
 import pytest
 
-from conftest import unavailable, why_no_cgroup
+from conftest import needs_kernel_of, why_no_cgroup
 from nsbox import PIPE, Limits, Namespace, Process, Sandbox, lowlevel
-from nsbox._calls import landlock_abi
-from nsbox._landlock import TRUNCATE_ABI
 from nsbox.lowlevel import CloneFlag
 from support import SOURCE, ends, in_child
 
@@ -144,8 +142,7 @@ def lives(process: Process) -> bool:
 )
 def test_outlives_the_thread(fields: dict[str, Any]) -> None:
     """The end of the thread that spawned it is nothing to a payload."""
-    if fields.get("namespaces") == "none" and landlock_abi() < TRUNCATE_ABI:
-        unavailable("without namespaces Landlock of Linux 6.2 is needed", newer_kernel=True)
+    needs_kernel_of(fields)
     box = Sandbox(**fields)
     assert lives(spawned_by_a_thread(lambda: box.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE)))
 

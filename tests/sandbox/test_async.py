@@ -36,7 +36,7 @@ from nsbox import (
 from nsbox._spares import drain
 from support import SOURCE, ends, expired, in_child
 
-pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("box")
 
 T = TypeVar("T")
 Main = Coroutine[Any, Any, T]
@@ -391,6 +391,7 @@ def test_limit_is_that_of_the_streams(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.one_kernel
 def test_much_output_does_not_pile_up(new_loop: NewLoop, request: pytest.FixtureRequest) -> None:
     """A reader that is slower than the payload pauses it: memory does not grow."""
     size = 2**30 if request.config.getoption("--long") else 2**27
@@ -792,6 +793,7 @@ def test_cancelled_twice_leaves_nothing(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.one_kernel
 def test_wait_for_races_the_end(run: Run[None]) -> None:
     """Whichever comes first, a timeout of wait_for() or the end: nothing is left."""
 

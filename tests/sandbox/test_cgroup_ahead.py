@@ -13,7 +13,7 @@ from nsbox._spares import settle
 from nsbox.cgroup import remove_leftovers
 from support import SOURCE, in_child
 
-pytestmark = [pytest.mark.usefixtures("cgroups"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("cgroups")
 
 LIMITS = Limits(memory="64M", pids=16, cpu=1.0)
 

@@ -11,7 +11,7 @@ import pytest
 from nsbox import Cgroup, Limits, Namespace, Sandbox, SpawnError, Step
 from support import in_child
 
-pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("box")
 
 # Kills children of a process: those that wait within a system call ("D"), the older of two, all.
 _KILLER = """
@@ -81,6 +81,8 @@ EXPECTED = {
 }
 
 
+# Half a second for each spawn, where one processor is all that they share.
+@pytest.mark.one_kernel
 def test_killed_within_clone(cgroups: None) -> None:
     """The kernel withdraws a descriptor that it has stored already: no child is waited for."""
     limits = Limits(pids=16)

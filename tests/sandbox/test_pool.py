@@ -56,7 +56,7 @@ from support import (
     stdout_of,
 )
 
-pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("box")
 
 TRUE = ["/bin/true"]
 CAT = ["/bin/cat"]
@@ -791,6 +791,7 @@ def test_many_threads(box: Sandbox) -> None:
     assert stats.warm + stats.cold == 80
 
 
+@pytest.mark.one_kernel
 def test_members_killed_at_random(box: Sandbox, request: pytest.FixtureRequest) -> None:
     """Whoever is killed, waiting or running: callers get a status, and never wait for ever."""
     rounds = 500 if request.config.getoption("--long") else 30

@@ -23,7 +23,7 @@ from nsbox._native import ffi, lib
 from nsbox.errors import STEPS
 from support import ends
 
-pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("box")
 
 DEADLINE = 30.0
 VERSION, START, OPEN = 1, 1, 2
@@ -348,6 +348,7 @@ def test_channel_that_is_closed(control: Control) -> None:
     assert works(control)
 
 
+@pytest.mark.one_kernel
 @settings(
     max_examples=60,
     deadline=None,
@@ -526,6 +527,7 @@ def test_lies_about_a_file(liar: Liar) -> None:
     os.close(null)
 
 
+@pytest.mark.one_kernel
 @settings(
     max_examples=100,
     deadline=None,

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from conftest import await_tasks, children, open_fds, tasks
+from conftest import await_tasks, children, needs_kernel_of, open_fds, tasks
 from nsbox import (
     Bind,
     Dev,
@@ -40,7 +40,7 @@ from nsbox._spares import Store, _Maker, maker
 from nsbox._watch import _Watcher
 from support import PYTHON, SOURCE, in_child, python_box
 
-pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("box")
 
 
 def own_fds() -> set[int]:
@@ -319,6 +319,7 @@ def test_which_plans_can_be_made_ahead(options: dict[str, Any], expected: bool) 
     """All that lies in file systems of the sandbox's own, and belongs to it alone."""
     if os.geteuid() != 0 and options.get("user") == "host":
         pytest.skip("needs root")
+    needs_kernel_of(options)
     assert can_be_made_ahead(Sandbox(**options)._plan()) is expected
 
 
@@ -462,6 +463,7 @@ def test_threads_that_fork_at_the_same_time() -> None:
     assert used not in map(_link, own_fds())
 
 
+@pytest.mark.one_kernel
 def test_threads_share_what_is_made() -> None:
     """Eight threads spawn from one Sandbox: no namespace is ever used twice."""
     box = warm(Sandbox())
@@ -497,6 +499,7 @@ while True:
 """
 
 
+@pytest.mark.one_kernel
 def test_caller_that_is_killed_leaves_nothing() -> None:
     """Whenever SIGKILL comes, no child that works ahead outlives the caller."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
@@ -670,7 +673,6 @@ REST = [
 ]
 
 
-@pytest.mark.one_kernel
 def test_call_of_the_rest_that_fails(caller: Caller) -> None:
     """A call that fails when a spare is used is the error of its step; the next spawn succeeds."""
     wrong: list[object] = []
@@ -697,7 +699,6 @@ HARMLESS = {
 }  # fmt: skip
 
 
-@pytest.mark.one_kernel
 def test_who_works_ahead_keeps_no_descriptors(caller: Caller) -> None:
     """Before all else it leaves the caller's table: a pipe has no end while there are copies."""
     _, lines = caller.traced("fill")
@@ -710,7 +711,6 @@ def test_who_works_ahead_keeps_no_descriptors(caller: Caller) -> None:
     assert all("CLOSE_RANGE_UNSHARE" in made[0] for made in builders)
 
 
-@pytest.mark.one_kernel
 def test_call_that_fails_ahead(caller: Caller) -> None:
     """Whatever fails while something is made ahead, nobody notices, and it is made later."""
     answer, lines = caller.traced("fill")

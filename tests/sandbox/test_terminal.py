@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import open_fds
+from conftest import needs_kernel_of, open_fds
 from nsbox import (
     DEVNULL,
     PIPE,
@@ -36,7 +36,7 @@ from nsbox import (
 )
 from support import PYTHON, expired, python_box, stdout_of
 
-pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("box")
 
 SH = "/bin/sh"
 DEADLINE = 30.0
@@ -245,6 +245,7 @@ def test_stderr_may_be_apart(spawn: Spawn) -> None:
 )
 def test_what_cannot_be_meant_is_refused(sandbox: dict[str, Any], options: dict[str, Any]) -> None:
     """Streams that contradict, sizes that are none, sandboxes that have no devpts at its place."""
+    needs_kernel_of(sandbox)
     with pytest.raises(PlanError):
         Sandbox(**sandbox).spawn(["/bin/true"], **{"pty": True, **options})
 
