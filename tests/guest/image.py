@@ -32,6 +32,7 @@ TOOLS = {
     "mke2fs": "e2fsprogs",
     "setpriv": "util-linux",
     "strace": "strace",
+    "tmux": "tmux",
 }
 # What the kernel needs for its disk and its ports, and what tests use.
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "overlay")
@@ -58,6 +59,12 @@ PROGRAMS = (
     "/usr/bin/stat",
     "/usr/bin/strace",
     "/usr/bin/test",
+    "/usr/bin/tmux",
+)
+# What these programs read.
+DATA = (
+    "/usr/lib/locale/C.utf8",
+    "/usr/lib/terminfo",
 )
 # Libraries that nsbox loads by name.
 LIBRARIES = {"/usr/lib/x86_64-linux-gnu/libseccomp.so.2": "libseccomp2"}
@@ -174,6 +181,8 @@ def disk(directory: Path, package: Path, arguments: Sequence[str], image: Path) 
         copy_program(tree, Path(name))
     for name in LIBRARIES:
         copy_program(tree, Path(name))
+    for name in DATA:
+        shutil.copytree(name, tree / name.lstrip("/"))
     copy_python(tree, package, directory)
     home = tree / "nsbox"
     home.mkdir()

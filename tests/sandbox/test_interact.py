@@ -16,7 +16,7 @@ from conftest import unavailable
 from nsbox import PlanError, Sandbox
 from support import SOURCE
 
-pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
+pytestmark = pytest.mark.usefixtures("box")
 
 DEADLINE = 60.0
 """How long a test waits for what should happen at once, before it fails."""

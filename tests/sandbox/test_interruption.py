@@ -101,7 +101,6 @@ box.run(["sleep", "1000"])
 DELAY = ["-e", "inject=clone3:delay_exit=2000000:when=2"]
 
 
-@pytest.mark.one_kernel
 def test_caller_killed_during_a_set_up_leaves_nothing(box: Sandbox, strace: str) -> None:
     """A half-built child that waits for its ids dies when its caller is killed."""
     script = [sys.executable, "-c", SPAWN_AND_WAIT]
