@@ -193,6 +193,7 @@ def test_forked_child_can_spawn_what_was_being_prepared() -> None:
             assert fork_and_wait(work) == 0
 
 
+@pytest.mark.one_kernel
 def test_forked_child_is_dumpable(box: Sandbox, count: int) -> None:
     """A child that was forked during spawns has the caller's PR_GET_DUMPABLE."""
     before = dumpable()

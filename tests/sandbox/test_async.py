@@ -59,7 +59,8 @@ def new_loops() -> dict[str, NewLoop]:
     return {**found, "uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+# Both ask the kernel for the same things.
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.one_kernel)])
 def new_loop(request: pytest.FixtureRequest, new_loops: dict[str, NewLoop]) -> NewLoop:
     """Makes an event loop of either kind."""
     if request.param not in new_loops:

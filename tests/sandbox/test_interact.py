@@ -147,6 +147,7 @@ def test_size_changes_reach_a_running_program(tmux: Tmux, tmp_path: Path) -> Non
     session.finish()
 
 
+@pytest.mark.one_kernel
 def test_full_screen_program_works(tmux: Tmux, tmp_path: Path, busybox: str) -> None:
     """An editor draws its screen, and takes keys one by one."""
     session = Session(tmux, tmp_path, SHELL)
@@ -164,6 +165,8 @@ def test_full_screen_program_works(tmux: Tmux, tmp_path: Path, busybox: str) -> 
     assert session.finish() == 0
 
 
+# What a signal does is Python's.
+@pytest.mark.one_kernel
 @pytest.mark.parametrize(
     ("code", "number", "status"),
     [
@@ -186,6 +189,7 @@ def test_terminal_is_restored_after_a_signal(
     assert session.finish() == status
 
 
+@pytest.mark.one_kernel
 def test_signal_that_changes_nothing_lets_it_go_on(tmux: Tmux, tmp_path: Path) -> None:
     """A handler of the program runs, and the terminals stay connected."""
     handler = "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"

@@ -782,6 +782,7 @@ def test_exception_of_the_commands_ends_map(pool: Pool) -> None:
         list(pool.map(commands()))
 
 
+@pytest.mark.one_kernel
 def test_many_threads(box: Sandbox) -> None:
     """Eight threads get what they have asked for, and all are counted."""
     with box.pool(4) as pool, ThreadPoolExecutor(8) as threads:

@@ -353,6 +353,7 @@ def test_sandbox_that_dies_releases_all() -> None:
     assert own_fds() == before
 
 
+@pytest.mark.one_kernel
 def test_sandbox_that_dies_while_something_is_made() -> None:
     """Also at the very moment when the thread works for it."""
     before = own_fds()
