@@ -38,6 +38,8 @@ POOL = "pool, limits"
 PLAIN = "subprocess"
 BUSY_SECONDS = 0.02
 THREADS = 8
+KINDS = ("SUnreclaim", "SReclaimable", "Percpu", "KernelStack", "PageTables", "AnonPages", "Shmem")
+SETTLED_SECONDS = 2.0
 
 Samples = dict[str, list[float]]
 
@@ -248,14 +250,28 @@ def print_throughput(rates: Samples) -> None:
 # ---- many -------------------------------------------------------------------
 
 
-def available_memory() -> int:
+def memory() -> dict[str, int]:
     """
-    Return the KiB that the kernel could give to programs: what is not free has all kinds in it.
+    Return the host's figures in KiB: what it could give to programs, as used, and of what kinds.
     """
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1])
-    raise Unavailable("/proc/meminfo has no MemAvailable")
+    lines = map(str.split, Path("/proc/meminfo").read_text().splitlines())
+    figures = {words[0].rstrip(":"): int(words[1]) for words in lines}
+    return {"memory": -figures["MemAvailable"], **{kind: figures[kind] for kind in KINDS}}
+
+
+def settled_memory() -> dict[str, int]:
+    """
+    Return the figures when nothing more is freed of what was used before.
+
+    The kernel takes network namespaces apart one by one, seconds after their last user.
+    """
+    least = memory()["SUnreclaim"]
+    since = time.perf_counter()
+    while time.perf_counter() - since < SETTLED_SECONDS:
+        time.sleep(0.1)
+        if (now := memory()["SUnreclaim"]) < least - 256:
+            least, since = now, time.perf_counter()
+    return memory()
 
 
 def measure_many(options: argparse.Namespace) -> tuple[Samples, dict[str, str]]:
@@ -265,16 +281,17 @@ def measure_many(options: argparse.Namespace) -> tuple[Samples, dict[str, str]]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     box = Sandbox()
-    figures: Samples = {"open, s": [], "close, s": [], "memory of each, KiB": []}
+    figures: Samples = {"open, s": [], "close, s": []}
     for _ in range(2):
-        before = available_memory()
+        before = settled_memory()
         start = time.perf_counter()
         opened: list[Live] = []
         try:
             opened.extend(box.open() for _ in range(options.many))
             figures["open, s"].append(time.perf_counter() - start)
-            used = before - available_memory()
-            figures["memory of each, KiB"].append(used / options.many)
+            for kind, now in settled_memory().items():
+                each = (now - before[kind]) / options.many
+                figures.setdefault(f"{kind} of each, KiB", []).append(each)
         finally:
             start = time.perf_counter()
             for live in opened:
