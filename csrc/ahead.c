@@ -158,6 +158,70 @@ static int add_entry(struct spawn *spawn, int fd, const char *name)
 	return err < 0 ? fail(spawn, NSBOX_STEP_MOVE_MOUNT, -1, err) : 0;
 }
 
+/* In a user namespace of the payload's the owner would be who makes it; here that is root. */
+static int make_shared(struct spawn *spawn, uint32_t index)
+{
+	enum { MOST_OPTIONS = 8 };
+	const struct nsbox_plan *plan = spawn->plan;
+	const struct nsbox_op *op = operation(spawn, index);
+	struct nsbox_option options[MOST_OPTIONS + 2];
+	struct filesystem fs = { op->source, options, op->n_options, (uint32_t)op->attributes };
+	char uid[24], gid[24];
+
+	if (op->n_options > MOST_OPTIONS)
+		return fail(spawn, NSBOX_STEP_FSCONFIG, (int)index, -E2BIG);
+	memcpy(options, op->options, op->n_options * sizeof *options);
+	if (plan->flags & NSBOX_PLAN_PARENT_SOURCES) {
+		uid[format_uint(uid, plan->host_uid)] = '\0';
+		gid[format_uint(gid, plan->host_gid)] = '\0';
+		options[fs.n_options++] = (struct nsbox_option){ "uid", uid };
+		options[fs.n_options++] = (struct nsbox_option){ "gid", gid };
+	}
+	return make_mount(spawn, index, &fs);
+}
+
+/* The same for what is in it. But at a device's path is the host's device by now. */
+static int give_to_payload(struct spawn *spawn, uint32_t index)
+{
+	const struct nsbox_plan *plan = spawn->plan;
+	const struct nsbox_op *op = operation(spawn, index);
+
+	if (!(plan->flags & NSBOX_PLAN_PARENT_SOURCES) || op->code == NSBOX_OP_DEVICE)
+		return 0;
+	long err = sys(__NR_fchownat, spawn->mounts[op->parent], op->target, plan->host_uid,
+		       plan->host_gid, AT_SYMLINK_NOFOLLOW);
+	return err < 0 ? fail(spawn, NSBOX_STEP_CREATE_FILE, (int)index, err) : 0;
+}
+
+/*
+ * A file system that is read-only when all is in it is the same for every spawn. It is
+ * made and filled here, and belongs to a user namespace outside of every payload's; spawns
+ * have clones of its mount, whose attributes the kernel locks in their user namespaces.
+ */
+static int add_shared(struct spawn *spawn, uint32_t index)
+{
+	char name[ENTRY_SIZE];
+
+	if (operation(spawn, index)->code != NSBOX_OP_MOUNT)
+		return run_operation(spawn, index) < 0 ? -1 : give_to_payload(spawn, index);
+	int fd = make_shared(spawn, index);
+	spawn->mounts[index] = fd;
+	return fd < 0 ? -1 : add_entry(spawn, fd, entry_name(name, index) + 1);
+}
+
+/* After the last change to it. */
+static int close_shared(struct spawn *spawn)
+{
+	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
+		const struct nsbox_op *op = operation(spawn, index);
+		bool shared = op->code == NSBOX_OP_READONLY &&
+			      operation(spawn, (uint32_t)op->parent)->flags & NSBOX_OP_SHARED;
+		if (shared && run_operation(spawn, index) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 static int add_entries(struct spawn *spawn, int proc)
 {
 	char name[ENTRY_SIZE];
@@ -165,13 +229,14 @@ static int add_entries(struct spawn *spawn, int proc)
 	if (add_entry(spawn, proc, "proc") < 0)
 		return -1;
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
-		if (spawn->sources[index] < 0)
-			continue;
-		if (verify_source(spawn, index) < 0 ||
-		    add_entry(spawn, spawn->sources[index], entry_name(name, index) + 1) < 0)
+		int fd = spawn->sources[index];
+		bool shared = operation(spawn, index)->flags & NSBOX_OP_SHARED;
+		if ((fd >= 0 && verify_source(spawn, index) < 0) ||
+		    (shared && add_shared(spawn, index) < 0) ||
+		    (!shared && fd >= 0 && add_entry(spawn, fd, entry_name(name, index) + 1) < 0))
 			return -1;
 	}
-	return 0;
+	return close_shared(spawn);
 }
 
 /*

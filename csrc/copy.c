@@ -59,6 +59,8 @@ static void put_plan(struct arena *arena, const struct nsbox_plan *plan, struct 
 		.gid = plan->gid,
 		.uid_map = put_text(arena, plan->uid_map),
 		.gid_map = put_text(arena, plan->gid_map),
+		.host_uid = plan->host_uid,
+		.host_gid = plan->host_gid,
 		.n_ops = plan->n_ops,
 		.ops = ops,
 		.landlock_rights = plan->landlock_rights,

@@ -157,18 +157,6 @@ static int make_by_child(struct spawn *spawn, struct nsbox_dumpable *dumpable, s
 	return (int)err;
 }
 
-/* Does the host have more than some 100 mounts? */
-static bool is_large(int table)
-{
-	enum { LARGE = 16384 };
-	char text[4096];
-	long size, total = 0;
-
-	while (total < LARGE && (size = RETRY(sys(__NR_read, table, text, sizeof text))) > 0)
-		total += size;
-	return total >= LARGE;
-}
-
 /* "id id 1", so that a namespace between the caller's and the payload's changes nothing. */
 static void map_to_itself(char *text, uint32_t id)
 {
@@ -209,7 +197,6 @@ int make_base(struct nsbox_store *store, struct base *base)
 	} else if (err == 0) {
 		err = -ENOMEM;
 	}
-	base->large = err == 0 && is_large(base->table);
 	base->user = made.fds[SPARE_USER];
 	base->mounts = made.fds[SPARE_SOURCES];
 	if (err < 0)

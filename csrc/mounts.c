@@ -31,6 +31,13 @@ static int set_attributes(int fd, uint32_t flags, uint64_t attributes, int idmap
 				   MS_PRIVATE_PROPAGATION, idmap);
 }
 
+static int clone_tree(struct spawn *spawn, uint32_t index, const char *path)
+{
+	int fd = lift((int)RETRY(nsbox_open_tree(
+		AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)));
+	return fd < 0 ? fail(spawn, NSBOX_STEP_OPEN_TREE, (int)index, fd) : fd;
+}
+
 /*
  * AT_RECURSIVE in both calls: without it in the first the kernel refuses trees
  * with locked submounts, without it in the second a submount of a read-only
@@ -39,18 +46,17 @@ static int set_attributes(int fd, uint32_t flags, uint64_t attributes, int idmap
 int open_source(struct spawn *spawn, uint32_t index)
 {
 	const struct nsbox_op *op = operation(spawn, index);
-	bool in_base = spawn->stage != STAGE_WHOLE && spawn->stage != STAGE_BASE;
 	char entry[ENTRY_SIZE];
 
 	if (op->code == NSBOX_OP_PATH)
 		return open_path(spawn, index);
-	const char *source = in_base ? entry_name(entry, index) : op->source;
-	int fd = lift((int)RETRY(nsbox_open_tree(
-		AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)));
+	if (is_shared(spawn, index))
+		return 0; /* it lies in one that is shared, and comes with that */
+	int fd = clone_tree(spawn, index, in_base(spawn) ? entry_name(entry, index) : op->source);
 	if (fd < 0)
-		return fail(spawn, NSBOX_STEP_OPEN_TREE, (int)index, fd);
+		return fd;
 	spawn->sources[index] = fd;
-	if (in_base)
+	if (in_base(spawn))
 		return 0; /* it has the attributes of what it is a clone of */
 	int err = set_attributes(fd, AT_RECURSIVE, op->attributes, -1);
 	if (err < 0)
@@ -100,8 +106,10 @@ int make_filesystem(struct spawn *spawn, uint32_t index)
 static int op_mount(struct spawn *spawn, uint32_t index)
 {
 	const struct nsbox_op *op = operation(spawn, index);
+	char entry[ENTRY_SIZE];
 
-	int fd = make_filesystem(spawn, index);
+	int fd = is_shared(spawn, index) ? clone_tree(spawn, index, entry_name(entry, index))
+					 : make_filesystem(spawn, index);
 	if (fd < 0)
 		return fd;
 	if (op->code == NSBOX_OP_OVERLAY && spawn->request->layers >= 0 &&
@@ -339,7 +347,7 @@ static int op_no_user_namespaces(struct spawn *spawn, uint32_t index)
 	return limit_user_namespace(spawn, (int)index);
 }
 
-int run_operations(struct spawn *spawn)
+int run_operation(struct spawn *spawn, uint32_t index)
 {
 	static int (*const run[])(struct spawn *, uint32_t) = {
 		[NSBOX_OP_LOOPBACK] = op_loopback,
@@ -360,11 +368,19 @@ int run_operations(struct spawn *spawn)
 		[NSBOX_OP_MASK] = mask,
 		[NSBOX_OP_PATH] = op_path,
 	};
+	const struct nsbox_op *op = operation(spawn, index);
+	bool later = spawn->stage == STAGE_AHEAD && op->flags & NSBOX_OP_LATE;
+
+	spawn->own[index] = op->flags & NSBOX_OP_OWN;
+	return (later ? reserve_target : run[op->code])(spawn, index);
+}
+
+int run_operations(struct spawn *spawn)
+{
 	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
-		const struct nsbox_op *op = operation(spawn, index);
-		spawn->own[index] = op->flags & NSBOX_OP_OWN;
-		bool later = spawn->stage == STAGE_AHEAD && op->flags & NSBOX_OP_LATE;
-		if ((later ? reserve_target : run[op->code])(spawn, index) < 0)
+		bool there =
+			is_shared(spawn, index) && operation(spawn, index)->code != NSBOX_OP_MOUNT;
+		if (!there && run_operation(spawn, index) < 0)
 			return -1;
 	}
 	return 0;

@@ -22,6 +22,19 @@ static inline const struct nsbox_op *operation(const struct spawn *spawn, uint32
 	return &spawn->plan->ops[index];
 }
 
+/* Whether this child's "/" is that of a base, until it enters its own. */
+static inline bool in_base(const struct spawn *spawn)
+{
+	return spawn->stage == STAGE_COPY || spawn->stage == STAGE_AHEAD ||
+	       spawn->stage == STAGE_REST;
+}
+
+/* Whether an operation has been carried out in the base already. */
+static inline bool is_shared(const struct spawn *spawn, uint32_t index)
+{
+	return in_base(spawn) && operation(spawn, index)->flags & NSBOX_OP_SHARED;
+}
+
 /* Name of an operation's source in the root of a base: "/" and its index. */
 enum { ENTRY_SIZE = 24 };
 
@@ -44,6 +57,7 @@ int lacks_mount_point(struct spawn *spawn, uint32_t index, int tree);
 int scaffold(struct spawn *spawn, uint32_t index, int tree);
 /* mounts.c */
 int make_private(struct spawn *spawn, uint32_t index);
+int run_operation(struct spawn *spawn, uint32_t index);
 int make_mount(struct spawn *spawn, uint32_t index, const struct filesystem *fs);
 int make_filesystem(struct spawn *spawn, uint32_t index);
 int mask(struct spawn *spawn, uint32_t index);

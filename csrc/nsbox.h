@@ -129,7 +129,8 @@ enum nsbox_op_flag {
 	NSBOX_OP_IN_SCRATCH = 1, /* target is relative to scratch, not to the new root */
 	NSBOX_OP_OWN = 2, /* a file system of the sandbox's own: mount points may be made in it */
 	NSBOX_OP_PLACED = 4, /* target is relative to the mount of parent, where it exists */
-	NSBOX_OP_LATE = 8    /* needs the payload's pid namespace, so it cannot be done ahead */
+	NSBOX_OP_LATE = 8,   /* needs the payload's pid namespace, so it cannot be done ahead */
+	NSBOX_OP_SHARED = 16 /* the same for every spawn, and never changed: once for each base */
 };
 
 /* A parameter for fsconfig(2); a flag has no value. */
@@ -196,6 +197,8 @@ struct nsbox_plan {
 	const int32_t *join_types; /* CLONE_NEW* of each */
 	const char *uid_map;       /* NULL: no map is written */
 	const char *gid_map;
+	uint32_t host_uid; /* uid and gid as these maps have it */
+	uint32_t host_gid;
 	const struct nsbox_op *ops;
 	uint32_t filter_length;   /* instructions; 0: no filter */
 	const void *filter;       /* struct sock_filter, see seccomp(2) */

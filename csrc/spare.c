@@ -285,7 +285,7 @@ static enum stage take_out(struct nsbox_store *store, struct spare *spare, bool 
 		store->spares[store->n_spares] = no_spare;
 		return STAGE_REST;
 	}
-	if (base->mounts < 0 || !base->large || (base->user >= 0 && !by_launcher))
+	if (base->mounts < 0 || (base->user >= 0 && !by_launcher))
 		return STAGE_WHOLE;
 	/* Copies: the originals may be closed at any time. */
 	spare->fds[SPARE_SOURCES] = copy_fd(base->mounts);

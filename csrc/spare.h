@@ -12,8 +12,7 @@ enum { SPARES = 1, USED = 64 };
 struct base {
 	int user; /* -1: the caller is root, who needs none */
 	int mounts;
-	bool large; /* the host has many mounts, of which a copy takes long */
-	int table;  /* /proc/thread-self/mountinfo: poll(2) tells of changes */
+	int table; /* /proc/thread-self/mountinfo: poll(2) tells of changes */
 	uint32_t uid, gid;
 	struct identity root, user_namespace;
 	struct utsname host; /* a new UTS namespace begins as a copy of the caller's */

@@ -482,6 +482,8 @@ class Lowered:
                 "join_types": self._kept(ffi.new("int32_t[]", types)),
                 "uid_map": self._text(f"{ids.uid} {ids.host_uid} 1" if ids.mapped else None),
                 "gid_map": self._text(f"{ids.gid} {ids.host_gid} 1" if ids.mapped else None),
+                "host_uid": (ids.host_uid or 0) if ids.mapped else 0,
+                "host_gid": (ids.host_gid or 0) if ids.mapped else 0,
                 "ops": self._kept(
                     ffi.new("struct nsbox_op[]", [self._lower_op(op) for op in plan.ops])
                 ),

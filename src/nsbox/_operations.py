@@ -141,17 +141,17 @@ class _Builder:
                 found = index
         return found
 
-    def mount(self, op: Op, *, directory: bool = True, readonly: bool = False) -> int:
+    def mount(self, op: Op, *, point: Code | None = Code.DIRECTORY, readonly: bool = False) -> int:
         """
         Add an operation that mounts something on op.target.
 
         Args:
             op: The operation; its parent is filled in.
-            directory: It is sure to be a directory that is mounted.
+            point: What is sure to be mounted, a DIRECTORY or a FILE; None: who knows.
             readonly: Make the mount read-only when all is in place.
         """
         parent = self.holder(op.target)
-        placed = directory and self.make_directories(parent, op.target)
+        placed = point is not None and self.make_point(parent, op.target, point)
         flags = op.flags | OpFlag.PLACED if placed else op.flags
         index = self.add(op._replace(parent=parent, flags=flags))
         self.mounted.append((_parts(op.target), index))
@@ -160,6 +160,16 @@ class _Builder:
         if readonly:
             self.readonly.append(index)
         return index
+
+    def make_point(self, parent: int, target: str, point: Code) -> bool:
+        """Make a mount point of that kind, where that can be known."""
+        if point is Code.DIRECTORY:
+            return self.make_directories(parent, target)
+        if not self.make_directories(parent, os.path.dirname(target)):
+            return False
+        path = target.removeprefix(self.ops[parent].target).lstrip("/")
+        self.add(Op(Code.FILE, path, parent=parent, mode=0o444))
+        return True
 
     def make_directories(self, parent: int, target: str) -> bool:
         """
@@ -200,17 +210,39 @@ def operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
         scratch = Op(Code.SCRATCH, "", "tmpfs", -1, _BASE, options, flags=OpFlag.OWN)
         build.scratch = build.add(scratch)
     _add_root(build, box, host, mounts)
-    known = {*host.directories, *host.etc}
+    known = {
+        **dict.fromkeys((*host.directories, *host.etc), Code.DIRECTORY),
+        **dict.fromkeys(host.etc_large, Code.FILE),
+    }
     for mount in mounts:
         if isinstance(mount, Proc):
             _add_proc(build, mount, box)
             continue
-        _add_mount(build, mount, mounts, directory=mount.target in known)
+        _add_mount(build, mount, mounts, point=known.get(mount.target))
     _add_masks(build, box, host, mounts)
     for index in build.readonly:
         build.add(Op(Code.READONLY, target=build.ops[index].target, parent=index))
     build.add(Op(Code.PIVOT))
-    return tuple(build.ops)
+    return _shared(build.ops)
+
+
+def _shared(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """
+    Mark the file systems of ours that nobody can change once they are there, and their content.
+
+    A mount point that is not known yet would have to be made in one of them.
+    """
+    mounts = [op for op in ops if op.code in (Code.BIND, Code.MOUNT, Code.OVERLAY) and op.target]
+    if not all(OpFlag.PLACED in op.flags for op in mounts):
+        return tuple(ops)
+    readonly = {op.parent for op in ops if op.code is Code.READONLY}
+    shared = {index for index in readonly if ops[index].code is Code.MOUNT}
+    return tuple(
+        op._replace(flags=op.flags | OpFlag.SHARED)
+        if index in shared or (op.code in CONTENT and op.parent in shared)
+        else op
+        for index, op in enumerate(ops)
+    )
 
 
 def _needs_scratch(box: Description, mounts: Sequence[Mount]) -> bool:
@@ -279,12 +311,13 @@ def _accounts(ids: Ids, hostname: str | None) -> dict[str, str]:
     }
 
 
-def _add_mount(build: _Builder, mount: Mount, mounts: Sequence[Mount], *, directory: bool) -> None:
+def _add_mount(
+    build: _Builder, mount: Mount, mounts: Sequence[Mount], *, point: Code | None
+) -> None:
     target = mount.target.lstrip("/")
     if isinstance(mount, Bind):
-        _add_bind(
-            build, mount, target, mounts, directory=directory and mount.source == mount.target
-        )
+        point = point if mount.source == mount.target else None
+        _add_bind(build, mount, target, mounts, point=point)
     elif isinstance(mount, Overlay):
         _add_overlay(build, mount, target)
     elif isinstance(mount, Dev):
@@ -371,7 +404,7 @@ def _add_bind(
     target: str,
     mounts: Sequence[Mount],
     *,
-    directory: bool = False,
+    point: Code | None = None,
 ) -> None:
     idmap = not mount.readonly if mount.idmap is None else mount.idmap
     # Mount points that may be missing in it are made in an overlay, which is
@@ -386,7 +419,7 @@ def _add_bind(
             idmap=idmap and build.ids.idmapped,
             layers=str(len(build.ops)) if overlay else None,
         ),
-        directory=directory,
+        point=point,
         readonly=overlay,
     )
 

@@ -44,6 +44,7 @@ class OpFlag(IntFlag):
     OWN = 2
     PLACED = 4
     LATE = 8
+    SHARED = 16
 
 
 NO_FLAGS: Final = OpFlag(0)

@@ -11,6 +11,7 @@ from nsbox import Bind, Dev, Overlay, Proc, Tmpfs
 from nsbox._compile import compile_plan
 from nsbox._constants import CAPABILITIES, NAMESPACE_FLAGS
 from nsbox._host import Host
+from nsbox._operations import HOME
 from nsbox._plan import Code, Description, Op, OpFlag, Plan
 from nsbox.errors import PlanError
 from nsbox.mount import Mount
@@ -567,3 +568,42 @@ def test_plan_caller_opens_what_the_child_could_not(host: Host, user: str, early
 def test_plan_capabilities_are_a_mask(names: tuple[str, ...], mask: int) -> None:
     """Capabilities become the bits that capability.h numbers."""
     assert plan_of(capabilities=names).capabilities == mask
+
+
+# ---- what spawns have in common --------------------------------------------
+
+
+def shared(plan: Plan) -> set[str]:
+    """Return the paths of all that is made once for all spawns."""
+    return {op.path(plan.ops) for op in plan.ops if OpFlag.SHARED in op.flags}
+
+
+@by_host
+def test_shared_is_what_nobody_can_write_to(host: Host) -> None:
+    """The file systems that are read-only at the end are shared, with what is in them."""
+    plan = plan_of(host=host)
+    assert {"/", "/etc/passwd", "/bin", "/dev", "/dev/null", "/dev/fd"} <= shared(plan)
+    for op in plan.ops:
+        if op.code is Code.MOUNT and OpFlag.SHARED not in op.flags:
+            assert op.source != "tmpfs" or op.path(plan.ops) in ("/tmp", "/dev/shm", HOME)
+    assert shared(plan_of(host=host, writable=True)) == {
+        path for path in shared(plan) if path.startswith("/dev")
+    }
+
+
+@by_host
+def test_nothing_is_shared_that_may_lack_a_mount_point(host: Host) -> None:
+    """Where it is not known what a mount point is, it is made later, so each has its own."""
+    assert not shared(plan_of(Bind("/data"), host=host))
+    assert shared(plan_of(Tmpfs("/data"), host=host)) > {"/data"}
+
+
+@by_host
+def test_mount_point_of_a_large_file_is_a_file(host: Host) -> None:
+    """A file of /etc that is too large to copy has its mount point made with the others."""
+    plan = plan_of(host=host._replace(etc_large=("/etc/ld.so.cache",)))
+    (bind,) = mounted_on(plan, "/etc/ld.so.cache")
+    point = plan.ops[plan.ops.index(bind) - 1]
+    assert OpFlag.PLACED in bind.flags
+    assert (point.code, point.path(plan.ops)) == (Code.FILE, "/etc/ld.so.cache")
+    assert "/etc/ld.so.cache" in shared(plan)
