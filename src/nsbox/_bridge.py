@@ -320,7 +320,9 @@ class Lowered:
         del keep
         self._raise_failure(child, request)
 
-    def prepare(self, control: Any, request: Request, child: Child) -> None:
+    def prepare(
+        self, control: Any, request: Request, child: Child, store: Store | None = None
+    ) -> None:
         """
         Start an nsbox-init: a payload that starts others.
 
@@ -328,11 +330,14 @@ class Lowered:
             control: The ``struct nsbox_control *`` to fill.
             request: What it starts as. Its streams are replaced.
             child: Receives its pid and pidfd.
+            store: What was made ahead, or None.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
         struct, keep, note = self._prepared(request)
+        if store is not None:
+            struct.store = store.pointer
         struct.flags |= self._late_filter()
         struct.exec_fd = _program_of_init()
         control.init = child.record

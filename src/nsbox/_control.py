@@ -17,6 +17,7 @@ from typing import Any, Final
 from ._bridge import NOWHERE, Child, Lowered, Placement, Request, gate
 from ._calls import Descriptor, Layers
 from ._native import ffi, lib
+from ._spares import Store
 from ._values import PathArg
 from .errors import SpawnError, Step, spawn_error
 
@@ -62,7 +63,12 @@ class Control:
     """
 
     def __init__(
-        self, lowered: Lowered, placement: Placement = NOWHERE, *, layers: bool = False
+        self,
+        lowered: Lowered,
+        placement: Placement = NOWHERE,
+        *,
+        layers: bool = False,
+        store: Store | None = None,
     ) -> None:
         """
         Make the world, and start the init in it.
@@ -72,6 +78,7 @@ class Control:
             placement: Where the init goes, and with it all that it starts. Its watch, if
                 any, begins now.
             layers: Get descriptors of the layers of overlays.
+            store: What was made ahead for a plan without any, or None.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
@@ -86,7 +93,7 @@ class Control:
         if layers:
             self._prepare_with_layers(request)
         else:
-            lowered.prepare(self._struct, request, self.init)
+            lowered.prepare(self._struct, request, self.init, store)
 
     def _prepare_with_layers(self, request: Request) -> None:
         try:

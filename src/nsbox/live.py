@@ -21,6 +21,7 @@ from ._compile import rlimits_of
 from ._control import Control
 from ._plan import Code, OpFlag
 from ._run import STREAM_LIMIT, Place, SpawnOptions, run
+from ._spares import Store
 from ._values import PathArg, check_mode, check_path, check_target, parse_size
 from ._whole import Whole
 from .cgroup import Stats
@@ -43,7 +44,13 @@ class Live:
     fork it is the parent's: the copy does nothing, and says that it is closed.
     """
 
-    def __init__(self, spawn: Callable[..., Process], lowered: Lowered, whole: Whole) -> None:
+    def __init__(
+        self,
+        spawn: Callable[..., Process],
+        lowered: Lowered,
+        whole: Whole,
+        store: Store | None,
+    ) -> None:
         """
         Make the world.
 
@@ -51,6 +58,7 @@ class Live:
             spawn: ``Sandbox._spawn``.
             lowered: The plan.
             whole: The limits, which this object owns from now on.
+            store: What was made ahead, or None.
         """
         self._spawn = spawn
         self._whole = whole
@@ -59,7 +67,7 @@ class Live:
         self._started_at = time.monotonic()
         try:
             layers = any(op.code is Code.OVERLAY for op in self._plan.ops)
-            self._control = Control(lowered, whole.open(), layers=layers)
+            self._control = Control(lowered, whole.open(), layers=layers, store=store)
             whole.started()
             self._made = {change.path for change in self._changes(MOST, given=False)}
         except BaseException as error:

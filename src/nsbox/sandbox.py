@@ -369,7 +369,8 @@ class Sandbox:
         """
         check_init(self._describe(), "open()")
         sys.audit("nsbox.open")
-        return Live(self._spawn, self._cache.lowered(self), self._cache.whole(self))
+        lowered, cache = self._cache.lowered(self), self._cache
+        return Live(self._spawn, lowered, cache.whole(self), cache.store(lowered))
 
     def pool(self, size: int) -> Pool:
         """

@@ -50,6 +50,29 @@ def test_worlds_are_apart(box: Sandbox, live: Live) -> None:
         assert shell(other, "ls /tmp") == ""
 
 
+@pytest.mark.one_kernel
+def test_worlds_have_in_common_what_nobody_changes(box: Sandbox) -> None:
+    """From the third on, live sandboxes of one description share "/" and /dev, and no more."""
+    look = "stat -c %d / /dev; stat -c %d /tmp /dev/shm /home/sandbox /dev/pts /proc"
+
+    def devices() -> list[str]:
+        with box.open() as live:
+            store = box._cache.store(box._cache.lowered(box))
+            assert store is not None
+            assert store.fill() > 0
+            worlds.append(shell(live, look).split())
+            return devices() if len(worlds) < 4 else []
+
+    worlds: list[list[str]] = []
+    with box.open():
+        devices()
+    first, *others = worlds
+    for other in others:
+        assert other[:2] == others[0][:2] != first[:2]
+    for own in zip(*(world[2:] for world in worlds), strict=True):
+        assert len(set(own)) == len(worlds)
+
+
 def test_init_is_the_first_process(live: Live) -> None:
     """The first process is the init, and the command is its child."""
     assert shell(live, "cat /proc/1/comm; echo $PPID") == "nsbox-init\n1"
