@@ -2,8 +2,8 @@
 Connect the caller's own terminal to that of a payload.
 
 Whatever happens, the caller's is in its old mode afterwards. So no signal handler of the
-program runs while it is in raw mode: signals that would end, stop or interrupt the caller are
-noted, and delivered when the mode is back.
+program runs while it is in raw mode: signals that would end, stop or interrupt the caller, and
+those that the program handles, are noted, and delivered when the mode is back.
 """
 
 import os
@@ -13,6 +13,7 @@ import sys
 import termios
 import threading
 import tty
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ._calls import Descriptor
@@ -23,7 +24,7 @@ _IN: Final = 0
 _OUT: Final = 1
 _CHUNK: Final = 65536
 _SIGNALS: Final = (
-    signal.SIGINT,  # first, and the last to get its handler back: that one may raise
+    signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
     signal.SIGQUIT,
@@ -51,12 +52,11 @@ def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
     if not os.isatty(_IN):
         raise PlanError("interact(): stdin is not a terminal; read and write process.pty instead")
     sys.stdout.flush()
-    ended = False
+    session, ended = _Session(terminal, pidfd), False
     while not ended:
-        session = _Session(terminal, pidfd)
         ended = session.run()
-        for number in session.signals:
-            signal.raise_signal(number)
+        while session.signals:
+            signal.raise_signal(session.signals.pop(0))
 
 
 class _Session:
@@ -81,10 +81,10 @@ class _Session:
         reader, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         try:
-            for number in _SIGNALS:
+            for number in signal.valid_signals():
                 handler = signal.getsignal(number)
                 # None: C code has its own, which Python could not give back.
-                if handler not in (None, signal.SIG_IGN):
+                if callable(handler) or (number in _SIGNALS and handler is signal.SIG_DFL):
                     handlers[number] = handler
                     signal.signal(number, self._note)
             tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
@@ -97,8 +97,7 @@ class _Session:
             wake, self._wake = self._wake, -1
             os.close(reader)
             os.close(wake)
-            for caught in reversed(handlers):
-                signal.signal(caught, handlers[caught])
+            _give_back(handlers)
 
     def _note(self, number: int, _: object) -> None:
         if number != signal.SIGWINCH:
@@ -170,6 +169,16 @@ class _Session:
             except BlockingIOError:
                 select.select([], [_OUT], [])
         return printed
+
+
+def _give_back(handlers: Mapping[int, Any]) -> None:
+    """Give the program its handlers back; one that raises does so when all of them are."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _restore(mode: list[Any]) -> None:

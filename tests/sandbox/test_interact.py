@@ -201,6 +201,22 @@ def test_signal_that_changes_nothing_lets_it_go_on(tmux: Tmux, tmp_path: Path) -
     assert session.finish() == 6
 
 
+def test_handlers_run_in_the_old_mode(tmux: Tmux, tmp_path: Path) -> None:
+    """Those of any signal: one that raises just when the mode comes back would keep it raw."""
+    handler = """
+import termios
+def tell(*_):
+    print("cooked" if termios.tcgetattr(0)[3] & termios.ICANON else "raw")
+signal.signal(signal.SIGUSR1, tell)
+"""
+    session = Session(tmux, tmp_path, handler + SHELL)
+    tmux.wait_for("in>")
+    os.kill(session.pid, signal.SIGUSR1)
+    tmux.wait_for("cooked")
+    tmux.type("exit 6", "Enter")
+    assert session.finish() == 6
+
+
 def test_stopped_caller_leaves_a_usable_terminal(tmux: Tmux, tmp_path: Path) -> None:
     """Stopped from outside, the terminal is as before until the caller goes on."""
     resume = "stty -a >stopped; echo between; read x; fg"
