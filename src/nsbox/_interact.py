@@ -14,6 +14,7 @@ import termios
 import threading
 import tty
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from ._calls import Descriptor
@@ -182,7 +183,8 @@ def _give_back(handlers: Mapping[int, Any]) -> None:
 
 
 def _restore(mode: list[Any]) -> None:
-    try:
-        termios.tcsetattr(_IN, termios.TCSADRAIN, mode)
-    except termios.error:
-        pass  # it has been hung up
+    # A signal ends the wait of the first; a terminal that was hung up has no mode to restore.
+    for when in (termios.TCSADRAIN, termios.TCSANOW):
+        with suppress(termios.error):
+            termios.tcsetattr(_IN, when, mode)
+            return
