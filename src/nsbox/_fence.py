@@ -234,7 +234,7 @@ class Fence:
     def advise(self, error: SpawnError) -> None:
         """Say so in an error if it was a limit that the spawn failed at."""
         limit = self._terms.limits.memory
-        if self.cgroup is None or limit is None:
+        if self.cgroup is None or self.cgroup.closed or limit is None:
             return
         # Not by the errno: that differs from call to call (ENOMEM, ENFILE, ENOSPC).
         peak = self.cgroup.stats().memory_peak

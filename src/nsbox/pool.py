@@ -28,6 +28,7 @@ from ._calls import Descriptor
 from ._control import Control, Mode
 from ._fence import Fence, Site, Terms, Verdict
 from ._run import STREAM_LIMIT, Place, RunOptions, SpawnOptions, run
+from ._values import short
 from ._view import View, mount_points, sources
 from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
 from .process import Args, Process, Starter
@@ -42,6 +43,9 @@ _LONGEST_PAUSE: Final = 5.0
 
 _MOST_FDS: Final = 240
 """The kernel sends 253 at once, and a few are for the protocol."""
+
+_MOST: Final = 10_000
+"""Sandboxes of one pool: each takes descriptors and a process."""
 
 _MOMENT: Final = 0.002
 """Seconds until the thread begins to work: a short process has ended by then."""
@@ -610,6 +614,8 @@ def _check_size(value: object) -> int:
         raise PlanTypeError(f"size: must be an int, not {value!r}")
     if value < 1:
         raise PlanError(f"size: a pool has at least one sandbox, not {value}")
+    if value > _MOST:
+        raise PlanError(f"size: a pool has at most {_MOST} sandboxes, not {short(value)}")
     return value
 
 

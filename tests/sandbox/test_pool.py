@@ -585,9 +585,9 @@ def test_pickle_says_what_to_do(pool: Pool) -> None:
         pickle.dumps(pool)
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_size_below_one(box: Sandbox, size: int) -> None:
-    """A pool of nothing cannot be meant."""
+@pytest.mark.parametrize("size", [0, -1, 10**6, 10**6000], ids=["0", "-1", "large", "huge"])
+def test_size_that_cannot_be_meant(box: Sandbox, size: int) -> None:
+    """A pool of nothing cannot, nor can one that no machine has descriptors for."""
     with pytest.raises(PlanError, match="size"):
         box.pool(size)
 
