@@ -23,7 +23,7 @@ from ._cgroup_files import FIGURES, Reader
 from ._cgroup_tree import reported
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
 from .cgroup import Cgroup, adopt, choose, make, remove_abandoned
-from .errors import CgroupError, SpawnError
+from .errors import CgroupError, PlanError, SpawnError
 from .limits import Limits, nanoseconds
 from .result import Reason, Usage
 
@@ -408,6 +408,9 @@ class Site:
 
     def make(self) -> tuple[Choice, Cgroup | None]:
         """Make a cgroup, or none if all that needed one is left out."""
+        parent = self._terms.parent
+        if isinstance(parent, Cgroup) and parent.frozen:
+            raise PlanError("cgroup: it is frozen, and so would be the spawn: thaw() it first")
         known = self._known
         if known is None or known[0] != _caller():
             return self._make_elsewhere()

@@ -120,6 +120,7 @@ class Cgroup:
     _closed: bool
     ahead: Ahead | None = None  # if it was made so
     _opened: Opened | None = None
+    _frozen: bool = False
     limits: Limits
     degraded: frozenset[str]
 
@@ -253,14 +254,27 @@ class Cgroup:
         Stop everything in it, and return when it has stopped.
 
         Raises:
-            CgroupError: If it does not stop within 10 s (ETIMEDOUT), or the
-                host has neither cgroup v2 nor the v1 freezer (EOPNOTSUPP).
+            CgroupError: If it does not stop within 10 s (ETIMEDOUT): it goes on then.
+                If the host has neither cgroup v2 nor the v1 freezer (EOPNOTSUPP).
         """
-        self._set_frozen(True)
+        self._frozen = True
+        try:
+            self._set_frozen(True)
+        except BaseException:
+            with suppress(CgroupError, PlanError):
+                self._set_frozen(False)
+            self._frozen = False
+            raise
 
     def thaw(self) -> None:
         """Let everything in it go on."""
         self._set_frozen(False)
+        self._frozen = False
+
+    @property
+    def frozen(self) -> bool:
+        """It has been frozen by this object, and not thawed: nothing can be started in it."""
+        return self._frozen
 
     def kill(self) -> None:
         """Send SIGKILL to everything in it, frozen or not; does not wait for the end."""

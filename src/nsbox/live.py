@@ -25,7 +25,7 @@ from ._spares import Store
 from ._values import PathArg, check_mode, check_path, check_target, parse_size
 from ._whole import Whole
 from .cgroup import Stats
-from .errors import CgroupError, NsboxError, PlanError, PlanTypeError, SpawnError, file_error
+from .errors import CgroupError, PlanError, PlanTypeError, SpawnError, file_error
 from .limits import Limits, check_limits
 from .process import Args, Process
 from .result import Result
@@ -62,7 +62,6 @@ class Live:
         """
         self._spawn = spawn
         self._whole = whole
-        self._frozen = False
         self._plan = lowered.plan
         self._started_at = time.monotonic()
         try:
@@ -353,7 +352,8 @@ class Live:
     @property
     def frozen(self) -> bool:
         """It has been frozen, and not thawed."""
-        return self._frozen
+        cgroup = self._whole.cgroup
+        return cgroup is not None and cgroup.frozen
 
     def freeze(self) -> None:
         """
@@ -365,14 +365,7 @@ class Live:
             PlanError: If the sandbox is closed.
         """
         self._check_open()
-        self._frozen = True
-        try:
-            self._whole.freeze()
-        except BaseException:
-            with suppress(NsboxError):
-                self._whole.thaw()  # else the next command would wait for a frozen init
-            self._frozen = False
-            raise
+        self._whole.freeze()
 
     def thaw(self) -> None:
         """
@@ -383,7 +376,6 @@ class Live:
         """
         self._check_open()
         self._whole.thaw()
-        self._frozen = False
 
     def kill(self) -> None:
         """
@@ -406,7 +398,7 @@ class Live:
 
     def _thaw_killed(self) -> None:
         """On cgroup v1 what is frozen dies only when it is thawed."""
-        if self._frozen and not self._control.closed:
+        if self.frozen and not self._control.closed:
             with suppress(CgroupError):
                 self._whole.thaw()
 
@@ -426,7 +418,7 @@ class Live:
 
     def _check_active(self) -> None:
         self._check_open()
-        if self._frozen:
+        if self.frozen:
             raise PlanError("the sandbox is frozen: thaw() it first")
 
     def __enter__(self) -> Self:

@@ -141,6 +141,37 @@ def test_freeze_and_thaw() -> None:
         process.kill()
 
 
+def test_nothing_starts_in_what_is_frozen() -> None:
+    """The spawn would wait for the thaw, whatever happens."""
+    with Cgroup.create(LIMITS) as cgroup:
+        box = Sandbox(cgroup=cgroup)
+        cgroup.freeze()
+        assert cgroup.frozen
+        with pytest.raises(PlanError, match="thaw"):
+            box.run(["/bin/true"])
+        cgroup.thaw()
+        assert not cgroup.frozen
+        assert box.run(["/bin/true"]).returncode == 0
+
+
+def test_freeze_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is undone."""
+
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with Cgroup.create(LIMITS) as cgroup, spinning(cgroup) as process:
+        for name in ("await_event", "look_again"):
+            monkeypatch.setattr(f"nsbox.cgroup.{name}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cgroup.freeze()
+        before = cgroup.stats().cpu_time
+        while cgroup.stats().cpu_time == before:
+            pass
+        process.kill()
+
+
 def test_kill_of_what_is_frozen() -> None:
     """kill() ends everything, frozen or not."""
     with Cgroup.create(LIMITS) as cgroup, spinning(cgroup) as process:
