@@ -305,13 +305,16 @@ __attribute__((noreturn)) static void process_main(void *unused)
 	exit_process(1);
 }
 
-/* By clone(2), for filters hide clone3(2). */
+/*
+ * By clone(2), for filters hide clone3(2). With SIGCHLD from the beginning, and not only from
+ * the exec on: who is killed right before it ends like one who was killed after it.
+ */
 static void clone_process(uint64_t flags)
 {
 	struct clone_call *call = &spawn.call;
 
 	*call = (struct clone_call){
-		.flags = CLONE_VM | flags,
+		.flags = CLONE_VM | SIGCHLD | flags,
 		.pidfd = &spawn.result.pidfd,
 		.cgroup = -1,
 		.child_tid = &spawn.alive,

@@ -7,6 +7,7 @@ it, nobody can write to it, and those who run it cannot read it.
 
 import fcntl
 import os
+import signal
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -67,8 +68,8 @@ def _create() -> int:
 
 # What it calls, and its child until its own exec: csrc/init.c, follow_request() in csrc/child.c.
 _CALLS: Final[tuple[tuple[str, *tuple[int, ...]], ...]] = (
-    ("clone", CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID),
-    ("clone", CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CHILD_CLEARTID),
+    ("clone", CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID | signal.SIGCHLD),
+    ("clone", CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CHILD_CLEARTID | signal.SIGCHLD),
     ("prctl", _PR_SET_PDEATHSIG),
     ("prctl", _PR_SET_DUMPABLE),
     ("prctl", _PR_SET_NAME),
