@@ -248,6 +248,8 @@ sys.exit(-process.interact())
     assert session.finish() == signal.SIGKILL
 
 
+# The emulator draws a million characters here, and reads thousands below.
+@pytest.mark.one_kernel
 def test_much_output_comes_out_whole(tmux: Tmux, tmp_path: Path) -> None:
     """What a payload prints right before its end is shown."""
     code = """
@@ -259,6 +261,7 @@ sys.exit(process.interact())
     assert session.finish() == 0
 
 
+@pytest.mark.one_kernel
 def test_pasted_text_goes_in_whole(tmux: Tmux, tmp_path: Path) -> None:
     """More than a terminal's buffer, typed at once, while the payload prints much: no deadlock."""
     session = Session(tmux, tmp_path, SHELL)
