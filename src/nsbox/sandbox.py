@@ -374,8 +374,8 @@ class Sandbox:
 
     def pool(self, size: int) -> Pool:
         """
-        Make sandboxes ahead, so that starting a process in one of them takes no longer than
-        starting it in none.
+        Make sandboxes ahead, so that to start a process in one of them takes hardly longer
+        than in none.
 
         Each is used once. Others are made in the background, by one thread. What a process
         inherits from its caller (umask, niceness, hard limits, ignored signals) it has from
@@ -383,14 +383,14 @@ class Sandbox:
         its own. Raises an auditing event ``nsbox.pool`` with the size.
 
         Args:
-            size: How many are to be ready at any time.
+            size: How many are to be ready at any time, 1 to 10,000.
 
         Returns:
             The pool, a context manager; the first sandbox is ready.
 
         Raises:
             SpawnError, UnsupportedError, CgroupError: As for :meth:`spawn`, if it cannot be made.
-            PlanError: For a size below 1; what :meth:`open` refuses; an Overlay with an
+            PlanError: For another size; what :meth:`open` refuses; an Overlay with an
                 upper, which serves one sandbox at a time.
         """
         check_init(self._describe(), "pool()")
