@@ -415,7 +415,7 @@ int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uin
 int nsbox_close(int32_t *fd);
 /* Duplicate fd, close-on-exec, into *copy. 0 or -errno. */
 int nsbox_dup(int fd, int32_t *copy);
-/* Which of the descriptors is the first of a directory: its index, or -1. */
+/* Which of the descriptors is the first of a directory: its index; n for none, or -errno. */
 int nsbox_find_directory(const int32_t *fds, uint32_t n);
 
 /*

@@ -171,12 +171,15 @@ int nsbox_find_directory(const int32_t *fds, uint32_t n)
 {
 	struct statx info;
 
-	for (uint32_t i = 0; i < n; i++)
-		if (sys(__NR_statx, fds[i], "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE,
-			&info) == 0 &&
-		    (info.stx_mode & S_IFMT) == S_IFDIR)
+	for (uint32_t i = 0; i < n; i++) {
+		long err = sys(__NR_statx, fds[i], "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+			       STATX_TYPE, &info);
+		if (err < 0 && err != -EBADF)
+			return (int)err;
+		if (err == 0 && (info.stx_mode & S_IFMT) == S_IFDIR)
 			return (int)i;
-	return -1;
+	}
+	return (int)n;
 }
 
 int nsbox_close(int32_t *fd)

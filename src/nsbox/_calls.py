@@ -481,9 +481,16 @@ NO_RESULT: Final = {"pidfd": -1, "report": -1, "init": -1, "control": -1}
 
 
 def find_directory(fds: Sequence[int]) -> int | None:
-    """Return the index of the first descriptor of a directory; what is not open is none."""
+    """
+    Return the index of the first descriptor of a directory; what is not open is none.
+
+    Raises:
+        OSError: If that cannot be told.
+    """
     found = lib.nsbox_find_directory(fds, len(fds))
-    return None if found < 0 else int(found)
+    if found < 0:
+        _fail(found)
+    return None if found == len(fds) else int(found)
 
 
 def string_array(items: Sequence[bytes]) -> tuple[object, list[object]]:

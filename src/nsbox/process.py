@@ -49,6 +49,7 @@ from .errors import (
     PlanTypeError,
     SpawnError,
     Step,
+    spawn_error,
 )
 from .namespace import Namespace, check_kind
 from .result import Reason, Result, Usage
@@ -572,7 +573,10 @@ def _check_streams(request: Request) -> None:
         streams = request.stdio
     elif request.stdio != _CALLERS:
         streams = [own if fd < 0 else fd for own, fd in enumerate(request.stdio)]
-    found = find_directory(streams)
+    try:
+        found = find_directory(streams)
+    except OSError as error:
+        raise spawn_error(error.errno or 0, Step.DUP) from None
     if found is not None:
         name = ("stdin", "stdout", "stderr")[found]
         raise PlanError(

@@ -125,7 +125,7 @@ STEPS: list[tuple[str, str]] = [
     ("1 openat2 ptmx", "terminal_open"),
     ("1 openat upper", "layers create_file"),
     ("1 openat [0-9]*", "layers create_file"),
-    ("caller statx", "terminal_peer terminal_pass"),
+    ("caller statx", "dup3 terminal_peer terminal_pass"),
     ("caller socketpair", "socketpair terminal_open"),
     ("caller setsockopt", "message init"),
     ("caller sendmsg", "message terminal_open"),

@@ -6,12 +6,11 @@ Python code. Here a trace function does, at one event after the other, so that e
 place is met once and no timing decides.
 """
 
-import heapq
 import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -30,7 +29,7 @@ PARTS = {
     "cgroup": {"make", "Cgroup.freeze", "Cgroup.thaw"},
     "files": {"Live.__init__", "Live.write_file", "Live.read_file", "Live.changes"},
 }
-STARTING = {"Process.__init__", "Process._execute_child", "Child.__init__"}
+STARTING = {"Process.__init__", "Process._begin", "Child.__init__"}
 """Functions in which each workload has to be interrupted, and those that are not in PARTS."""
 
 LIBRARYS_PARTS = {
@@ -49,12 +48,17 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """A trace or profile function that raises at the n-th event in the files of interest."""
+    """
+    A trace or profile function that raises in the files of interest.
 
-    def __init__(self, number: int, files: str, *, opcodes: bool) -> None:
-        self.number = number  # 0: it only watches
+    Args:
+        when: At the n-th event, or at the first in the function of that name; 0: it only watches.
+    """
+
+    def __init__(self, when: int | str, files: str, *, opcodes: bool) -> None:
+        self.when = when
         self.count = 0
-        self.firsts: dict[str, int] = {}
+        self.functions: dict[str, None] = {}  # that were seen, in that order
         self.files = files
         self.opcodes = opcodes
         self.place: str | None = None
@@ -67,8 +71,8 @@ class Interruption:
             return None
         frame.f_trace_opcodes = self.opcodes
         self.count += 1
-        self.firsts.setdefault(code.co_qualname, self.count)
-        if self.count == self.number:
+        self.functions[code.co_qualname] = None
+        if self.place is None and self.when in (self.count, code.co_qualname):
             name = os.path.basename(code.co_filename)
             self.function = code.co_qualname
             self.place = f"{name}:{frame.f_lineno} {code.co_qualname}, at a {event}"
@@ -101,8 +105,9 @@ def sweep(
     install(watching)
     workload.act()
     install(None)
-    for number in heapq.merge(itertools.count(1, stride), sorted(watching.firsts.values())):
-        interruption = Interruption(number, files, opcodes=opcodes)
+    whens: Iterator[int | str] = itertools.chain(watching.functions, itertools.count(1, stride))
+    for when in whens:
+        interruption = Interruption(when, files, opcodes=opcodes)
         workload.before()
         try:
             install(interruption)
@@ -111,9 +116,10 @@ def sweep(
             pass
         finally:
             install(None)
-        if interruption.place is None:
+        if interruption.place is not None:
+            functions.add(interruption.function)
+        elif isinstance(when, int):
             break
-        functions.add(interruption.function)
         left = belongings.left()
         if "children" in left or (left and not processes_only):
             wrong.append(f"{interruption.place}: {left}")
