@@ -78,7 +78,7 @@ id; hostname; umask; pwd; cat /proc/self/uid_map /proc/self/gid_map /proc/self/s
 grep -v -E '^(Pid|Tgid|NSpid|Vm|Rss|Hugetlb|voluntary|nonvoluntary)' /proc/self/status
 cat /proc/self/limits /proc/self/cgroup /proc/1/comm
 sed -E 's/^[0-9]+ [0-9]+ [0-9:]+ //' /proc/self/mountinfo | sort
-ls -lAn --time-style=+ / /dev /etc /tmp /home /dev/shm | sed -E '/ proc$/s/ +[0-9]+//'
+ls -lAn --time-style=+ / /dev /etc /tmp /home /dev/shm | sed -E 's/ +/ /g; / proc$/s/ [0-9]+//'
 cat /proc/sys/user/max_user_namespaces /proc/sys/kernel/domainname /proc/net/dev | cut -d: -f1
 cat /proc/keys /proc/interrupts; cat /sys/class/net/lo/flags; echo $$; ls /proc/self/fd
 echo whole
