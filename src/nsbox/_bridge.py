@@ -50,6 +50,16 @@ class Placement(NamedTuple):
 NOWHERE: Final = Placement(-1, (), False, None)
 
 
+class Environment(dict[str, str]):
+    """Variables that many spawns have, and nobody changes."""
+
+    __slots__ = ("lowered",)
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        super().__init__(variables)
+        self.lowered: tuple[object, list[object]] | None = None
+
+
 class Request(NamedTuple):
     """
     What differs from spawn to spawn.
@@ -285,7 +295,6 @@ class Lowered:
         self._id_maps: dict[tuple[int, int], Namespace] = {}
         self._fds = ffi.new("int32_t[]", max(1, len(self._joins)))
         self._struct = self._lower_plan()
-        self._environment: tuple[dict[str, str], tuple[object, list[object]]] | None = None
         # With shared memory, and other ids than ours, the dumpable mark is at stake.
         outside = (plan.ids.host_uid, plan.ids.host_gid)
         self._changes_ids = not plan.private_memory and outside != (os.geteuid(), os.getegid())
@@ -571,7 +580,7 @@ class Lowered:
         search = request.env.get("PATH", DEFAULT_PATH)
         executables = _candidates(request.executable, search)
         argv = _calls.string_array(request.argv)
-        envp = self._lower_environment(request.env)
+        envp = _lower_environment(request.env)
         cwd = _text(request.cwd)
         struct = ffi.new("struct nsbox_request *", _DEFAULTS[0])
         struct.executables, struct.argv, struct.envp = executables[0], argv[0], envp[0]
@@ -609,16 +618,6 @@ class Lowered:
             struct.rows, struct.columns = request.terminal.initial_size
         return struct, keep
 
-    def _lower_environment(self, env: Mapping[str, str]) -> tuple[object, list[object]]:
-        """Return ``envp``; the last one is kept, since it hardly ever changes."""
-        if not env:
-            return _calls.string_array(())  # an init's, and none to be kept
-        made = self._environment
-        if made is None or made[0] != env:
-            items = [os.fsencode(f"{key}={value}") for key, value in env.items()]
-            made = self._environment = (dict(env), _calls.string_array(items))
-        return made[1]
-
 
 _SETSID: Final = int(lib.NSBOX_REQUEST_SETSID)
 _CONTROLLING_TERMINAL: Final = int(lib.NSBOX_REQUEST_CONTROLLING_TERMINAL)
@@ -651,6 +650,16 @@ _NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS, 
 _DEFAULTS: Final = ffi.new(
     "struct nsbox_request *", {"uid": -1, "gid": -1, "n_groups": -1, "cgroup": -1, "layers": -1}
 )
+
+
+def _lower_environment(env: Mapping[str, str]) -> tuple[object, list[object]]:
+    """Return ``envp``; it is kept with an environment that lasts, and nowhere else."""
+    if isinstance(env, Environment) and env.lowered is not None:
+        return env.lowered
+    lowered = _calls.string_array([os.fsencode(f"{key}={value}") for key, value in env.items()])
+    if isinstance(env, Environment):
+        env.lowered = lowered
+    return lowered
 
 
 def _lower_placement(struct: Any, placement: Placement) -> object:

@@ -10,7 +10,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 from . import _calls, _host
-from ._bridge import DEFAULT_PATH, Child, Lowered, Request
+from ._bridge import DEFAULT_PATH, Child, Environment, Lowered, Request
 from ._compile import check_init, compile_plan
 from ._constants import CAPABILITIES
 from ._control import Mode
@@ -670,7 +670,7 @@ class _Cache:
 
     def __init__(self) -> None:
         self._made: tuple[tuple[int, int], Lowered] | None = None
-        self._environment: dict[str, str] | None = None
+        self._environment: Environment | None = None
         self._modules: dict[str, ModuleType] = {}
         self._terms: tuple[Terms, Site] | None = None
         self._used: Lowered | None = None
@@ -680,7 +680,7 @@ class _Cache:
     def environment(self, box: Sandbox) -> Mapping[str, str]:
         """Return the variables of every spawn, which nobody changes."""
         if self._environment is None:
-            self._environment = box._own_environment()
+            self._environment = Environment(box._own_environment())
         return self._environment
 
     def fence(self, box: Sandbox) -> Fence | None:
