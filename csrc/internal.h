@@ -297,6 +297,8 @@ void reset_signals(void);
 int64_t monotonic_time(void); /* nanoseconds */
 int loopback_up(struct nsbox_result *result);
 int lift(int fd);
+long send_descriptor(int socket, int fd);
+int receive_descriptor(int socket);
 int open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
 size_t format_uint(char *buffer, uint64_t value);
 int write_file(int dirfd, const char *path, const char *text, size_t size);

@@ -2,9 +2,10 @@
  * namespace.c - a namespace without a process in it, held by an fd.
  *
  * The kernel makes namespaces only for processes: a short-lived child makes
- * one and opens it, in the descriptor table that it shares with the caller.
- * (The caller could not always open it: a child that entered another user
- * namespace is not dumpable, so its /proc entries are root's.)
+ * one, opens it and hands it over. (The caller could not always open it: a child
+ * that entered another user namespace is not dumpable, so its /proc entries are
+ * root's.) It has a descriptor table of its own: whatever it is killed at, nothing
+ * of it stays open in the caller's.
  */
 #include "internal.h"
 
@@ -14,6 +15,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #ifndef CLONE_NEWTIME
@@ -29,7 +31,7 @@ struct creation {
 	uint64_t nstype;
 	int owner;   /* user namespace to make it in, or -1 */
 	bool mapped; /* the child has to live until the caller has written its id maps */
-	int fd;      /* the namespace */
+	int socket;  /* that it goes over */
 	int caller;
 	uint32_t state;
 	struct nsbox_result result;
@@ -87,7 +89,8 @@ static void make_namespace(struct creation *creation)
 	long fd = RETRY(
 		sys(__NR_openat, AT_FDCWD, proc_path(creation->nstype), O_RDONLY | O_CLOEXEC, 0));
 	if (creation_failed(creation, NSBOX_STEP_NAMESPACE_OPEN, fd) == 0)
-		creation->fd = (int)fd;
+		creation_failed(creation, NSBOX_STEP_NAMESPACE_OPEN,
+				send_descriptor(creation->socket, (int)fd));
 }
 
 __attribute__((noreturn)) static void creation_main(void *argument)
@@ -105,14 +108,15 @@ __attribute__((noreturn)) static void creation_main(void *argument)
 	exit_process(0);
 }
 
-static void create(struct creation *creation, struct clone_call *call,
-		   const struct nsbox_plan *maps)
+/* The namespace, or -1. */
+static int create(struct creation *creation, struct clone_call *call, const struct nsbox_plan *maps,
+		  int socket)
 {
 	int err = 0;
 	long pid = clone_and_call(call);
 
 	if (creation_failed(creation, NSBOX_STEP_CLONE, pid))
-		return;
+		return -1;
 	if (creation->mapped) {
 		await(creation, MAKING);
 		if (creation->state == MADE) {
@@ -122,10 +126,34 @@ static void create(struct creation *creation, struct clone_call *call,
 		}
 	}
 	wait_for(P_PID, (int)pid, WEXITED);
-	if (creation->fd < 0 && !creation->result.step)
+	int fd = creation->result.step ? -1 : receive_descriptor(socket);
+	if (creation->result.step)
+		return -1;
+	if (fd == -EAGAIN)
 		creation_failed(creation, NSBOX_STEP_KILLED, -ESRCH);
-	if (creation->fd >= 0 && creation->result.step)
-		sys(__NR_close, creation->fd);
+	else
+		creation_failed(creation, NSBOX_STEP_NAMESPACE_OPEN, fd);
+	return fd;
+}
+
+static int refused(struct nsbox_result *result, enum nsbox_step step, long err)
+{
+	result->step = (int32_t)step;
+	result->error = (int32_t)-err;
+	return (int)err;
+}
+
+/* All signals blocked: a handler must not run in a child that has our memory. */
+static int create_undisturbed(struct creation *creation, struct clone_call *call,
+			      const struct nsbox_plan *maps, int socket)
+{
+	static const signal_mask all = ~0ULL;
+	signal_mask mask;
+
+	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof mask);
+	int fd = create(creation, call, maps, socket);
+	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
+	return fd;
 }
 
 /*
@@ -136,27 +164,28 @@ static void create(struct creation *creation, struct clone_call *call,
 int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, const char *gid_map,
 			   int deny_setgroups, struct nsbox_result *result)
 {
-	static const signal_mask all = ~0ULL;
-	signal_mask mask;
 	/*
 	 * A process that enters a user namespace in which others may hold
 	 * capabilities gets a copy of our memory, not the memory (see spawn.c).
 	 */
 	int sharing = owner >= 0 ? MAP_SHARED : MAP_PRIVATE;
-	long address =
-		sys(__NR_mmap, 0, STACK, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
+	int pair[2];
 
 	*result = no_result();
-	if (address < 0 && address > -4096) {
-		result->step = NSBOX_STEP_MMAP;
-		result->error = ENOMEM;
-		return -ENOMEM;
+	long address =
+		sys(__NR_mmap, 0, STACK, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
+	if (address < 0 && address > -4096)
+		return refused(result, NSBOX_STEP_MMAP, address);
+	long err = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+	if (err < 0) {
+		sys(__NR_munmap, address, STACK);
+		return refused(result, NSBOX_STEP_SOCKETPAIR, err);
 	}
 	struct creation *creation = (struct creation *)address;
 	*creation = (struct creation){ .nstype = nstype,
 				       .owner = owner,
 				       .mapped = uid_map,
-				       .fd = -1,
+				       .socket = pair[1],
 				       .caller = (int)sys(__NR_getpid),
 				       .state = MAKING,
 				       .result = *result };
@@ -167,18 +196,17 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	};
 	struct clone_call call = {
 		.cgroup = -1,
-		.flags = CLONE_FILES | (owner >= 0 ? 0 : CLONE_VM | nstype),
+		.flags = owner >= 0 ? 0 : CLONE_VM | nstype,
 		.child_tid = &creation->state,
 		.stack = (char *)address + 4096,
 		.stack_size = STACK - 4096,
 		.function = creation_main,
 		.argument = creation,
 	};
-	sys(__NR_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof mask);
-	create(creation, &call, &maps);
+	int fd = create_undisturbed(creation, &call, &maps, pair[0]);
 	*result = creation->result;
-	int fd = creation->fd;
+	sys(__NR_close, pair[0]);
+	sys(__NR_close, pair[1]);
 	sys(__NR_munmap, address, STACK);
-	sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
 	return result->step ? -result->error : fd;
 }

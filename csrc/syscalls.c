@@ -17,6 +17,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <sys/vfs.h>
@@ -468,4 +469,55 @@ int nsbox_sethostname(const char *name, uint64_t length)
 int nsbox_prctl(int option, uint64_t argument)
 {
 	return (int)sys(__NR_prctl, option, argument, 0, 0, 0);
+}
+
+/* ---- one descriptor over a socket -------------------------------------- */
+
+union one_descriptor {
+	struct cmsghdr head;
+	char bytes[CMSG_SPACE(sizeof(int))];
+};
+
+long send_descriptor(int socket, int fd)
+{
+	char nothing = 0;
+	struct iovec part = { &nothing, 1 };
+	union one_descriptor control;
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control,
+	};
+
+	memset(&control, 0, sizeof control);
+	control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof fd),
+					 .cmsg_level = SOL_SOCKET,
+					 .cmsg_type = SCM_RIGHTS };
+	memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
+	return RETRY(sys(__NR_sendmsg, socket, &message, MSG_NOSIGNAL));
+}
+
+/* What has been sent by now; -EAGAIN if nothing has, -EMFILE if there was no room for it. */
+int receive_descriptor(int socket)
+{
+	char nothing;
+	struct iovec part = { &nothing, 1 };
+	union one_descriptor control;
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control,
+	};
+	int fd;
+
+	long size = RETRY(sys(__NR_recvmsg, socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
+	if (size < 0)
+		return (int)size;
+	if (message.msg_controllen < CMSG_LEN(sizeof fd) || control.head.cmsg_level != SOL_SOCKET ||
+	    control.head.cmsg_type != SCM_RIGHTS)
+		return message.msg_flags & MSG_CTRUNC ? -EMFILE : -EPROTO;
+	memcpy(&fd, CMSG_DATA(&control.head), sizeof fd);
+	return fd;
 }

@@ -14,11 +14,9 @@
 #include <linux/magic.h>
 #include <linux/openat2.h>
 #include <linux/stat.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <sys/vfs.h>
 
 /* Whatever a file claims to be: is this the ptmx of a devpts, opened? 0, or -errno. */
@@ -53,59 +51,16 @@ static int open_slave(int master, const struct nsbox_request *request)
 	return lift((int)sys(__NR_ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
 }
 
-/* ---- handing it over ------------------------------------------------ */
-
-/* Room for one descriptor. */
-union one_descriptor {
-	struct cmsghdr head;
-	char bytes[CMSG_SPACE(sizeof(int))];
-};
-
-static long send_master(int socket, int fd)
-{
-	char nothing = 0;
-	struct iovec part = { &nothing, 1 };
-	union one_descriptor control;
-	struct msghdr message = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof control,
-	};
-
-	memset(&control, 0, sizeof control);
-	control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof fd),
-					 .cmsg_level = SOL_SOCKET,
-					 .cmsg_type = SCM_RIGHTS };
-	memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
-	return RETRY(sys(__NR_sendmsg, socket, &message, MSG_NOSIGNAL));
-}
-
-/* The descriptor, or -errno: EMFILE if there was no room for it. */
+/* What a child has sent is checked like what an init has opened; a descriptor, or -errno. */
 static int receive_master(int socket)
 {
-	char nothing;
-	struct iovec part = { &nothing, 1 };
-	union one_descriptor control;
-	struct msghdr message = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof control,
-	};
-	int fd;
+	int fd = receive_descriptor(socket);
+	int err = fd < 0 ? fd : check_master(fd);
 
-	long size = RETRY(sys(__NR_recvmsg, socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
-	if (size < 0)
-		return (int)size;
-	if (message.msg_controllen < CMSG_LEN(sizeof fd) || control.head.cmsg_level != SOL_SOCKET ||
-	    control.head.cmsg_type != SCM_RIGHTS)
-		return message.msg_flags & MSG_CTRUNC ? -EMFILE : -EPROTO;
-	memcpy(&fd, CMSG_DATA(&control.head), sizeof fd);
-	int err = check_master(fd);
 	if (err == 0)
 		return lift(fd);
-	sys(__NR_close, fd);
+	if (fd >= 0)
+		sys(__NR_close, fd);
 	return err;
 }
 
@@ -145,7 +100,7 @@ int open_terminal(struct spawn *spawn)
 	spawn->terminal = open_slave((int)master, spawn->request);
 	if (spawn->terminal < 0)
 		return fail(spawn, NSBOX_STEP_TERMINAL_PEER, -1, spawn->terminal);
-	long err = send_master(spawn->terminal_sockets[1], (int)master);
+	long err = send_descriptor(spawn->terminal_sockets[1], (int)master);
 	sys(__NR_close, master);
 	return err < 0 ? fail(spawn, NSBOX_STEP_TERMINAL_PASS, -1, err) : 0;
 }
