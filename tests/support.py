@@ -1,6 +1,7 @@
 """What several test modules need: Python inside a sandbox, and children of their own."""
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, TypeVar
 
 import pytest
@@ -180,3 +182,40 @@ def expired(run: Callable[[float], object]) -> nsbox.TimeoutExpired:
 def output_of(command: list[str]) -> str:
     """Run a program of the host, and return what it prints."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+class _Interruption:
+    """A trace function that raises at the n-th event in some files."""
+
+    def __init__(self, number: int, files: str) -> None:
+        self.left, self._files = number, files
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
+        self.left -= frame.f_code.co_filename.startswith(self._files)
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self
+
+
+def interruptions(act: Callable[[], object], files: str) -> Iterator[int]:
+    """
+    Do something again and again, each time with an exception at a later place.
+
+    Args:
+        act: What to do.
+        files: How the names of the files begin in which it is to be raised.
+
+    Yields:
+        The number of the event, after each time; the last was none any more.
+    """
+    for number in itertools.count(1):
+        interruption = _Interruption(number, files)
+        sys.settrace(interruption)
+        try:
+            with suppress(KeyboardInterrupt):
+                act()
+        finally:
+            sys.settrace(None)
+        yield number
+        if interruption.left > 0:
+            return

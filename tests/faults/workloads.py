@@ -53,7 +53,7 @@ AHEAD = Sandbox(hostname="ahead")
 OVERLAID = Sandbox(mounts=[Overlay("/usr/lib", "/z")])
 INITIAL = Sandbox(init=True)
 WITHOUT = Sandbox(namespaces="none")
-LAYERED = Sandbox(mounts=[Overlay("/usr/share/doc", "/work")])
+LAYERED = Sandbox(mounts=[Overlay("/usr/share/doc", "/data")])
 LIMITS = Limits(memory="64M", pids=16, cpu_time=60, wall_time=60, output="1M")
 LIMITED = Sandbox(limits=LIMITS)
 LIMITED_AHEAD = Sandbox(limits=LIMITS, hostname="ahead")
@@ -246,14 +246,14 @@ def _cgroup() -> None:
 
 def _live() -> None:
     with LAYERED.open() as live:
-        live.run(["/bin/touch", "/work/3"])
-        live.write_file("/work/1", b"text")
-        live.copy_in("/etc/hostname", "/work/2")
-        assert live.read_file("/work/1") == b"text"
+        live.run(["/bin/touch", "/data/3"])
+        live.write_file("/data/1", b"text")
+        live.copy_in("/etc/hostname", "/data/2")
+        assert live.read_file("/data/1") == b"text"
         assert [change.path for change in live.changes()] == [
-            "/work/1",
-            "/work/2",
-            "/work/3",
+            "/data/1",
+            "/data/2",
+            "/data/3",
         ]
 
 

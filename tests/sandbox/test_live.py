@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
 import nsbox
 from nsbox import PIPE, Live, PlanError, Sandbox, SpawnError, Step
-from support import PYTHON, ends, in_child, python_box
+from support import PYTHON, ends, in_child, interruptions, python_box
 
 DEADLINE = 30.0
 
@@ -377,36 +375,24 @@ def test_fork_that_is_interrupted(box: Sandbox) -> None:
 
     The handler of a signal that comes during the fork runs in the first Python code after it.
     """
-    package = os.path.dirname(nsbox.__file__)
 
-    class Interruption:
-        def __init__(self, left: int) -> None:
-            self.left = left
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        forks.append(pid)
 
-        def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-            self.left -= frame.f_code.co_filename.startswith(package)
-            if self.left == 0:
-                raise KeyboardInterrupt
-            return self
+    forks: list[int] = []
 
     def rounds() -> int:
         sys.unraisablehook = lambda _: None
         number = 0
         with box.open() as live:
-            while True:
-                number += 1
-                interruption = Interruption(number)
-                sys.settrace(interruption)
-                try:
-                    pid = os.fork()
-                finally:
-                    sys.settrace(None)
-                if pid == 0:
-                    os._exit(0)
-                os.waitpid(pid, 0)
+            for number in interruptions(fork, os.path.dirname(nsbox.__file__)):
+                assert len(forks) == number
                 assert shell(live, "echo alive") == "alive"
-                if interruption.left > 0:
-                    return number
+        return number
 
     assert in_child(rounds, DEADLINE) > 1
 

@@ -3,13 +3,10 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -26,7 +23,7 @@ from nsbox import (
     SpawnError,
     UnsupportedError,
 )
-from support import PYTHON, ends, python_box, running, stdout_of
+from support import PYTHON, ends, interruptions, python_box, running, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -380,34 +377,13 @@ def _await_change(fd: int, seen: bytes) -> None:
 @pytest.mark.usefixtures("cgroups")
 def test_freeze_that_is_interrupted() -> None:
     """Wherever an exception ends it, the sandbox says whether it is frozen."""
-
-    class Interruption:
-        def __init__(self, left: int) -> None:
-            self.left = left
-
-        def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-            self.left -= frame.f_code.co_filename.startswith(PACKAGE)
-            if self.left == 0:
-                raise KeyboardInterrupt
-            return self
-
     number = 0
     with Sandbox().open() as live:
-        while True:
+        for _ in interruptions(live.freeze, PACKAGE):
             number += 1
-            interruption = Interruption(number)
-            sys.settrace(interruption)
-            try:
-                live.freeze()
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
             if live.frozen:
                 live.thaw()
             assert live.run(["/bin/true"]).returncode == 0
-            if interruption.left > 0:
-                break
     assert number > 30
 
 

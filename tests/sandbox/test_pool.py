@@ -14,9 +14,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -51,6 +50,7 @@ from support import (
     expired,
     expose,
     in_child,
+    interruptions,
     mount_tmpfs,
     stdin_of,
     stdout_of,
@@ -328,32 +328,13 @@ def test_empty_pool_does_not_keep_anybody(box: Sandbox) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_exception_that_takes_one_away(box: Sandbox) -> None:
     """Wherever a signal handler raises while one is taken: there will be another."""
-
-    class Interruption:
-        def __init__(self, left: int) -> None:
-            self.left = left
-
-        def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-            self.left -= frame.f_code.co_filename == nsbox.pool.__file__
-            if self.left == 0:
-                raise KeyboardInterrupt
-            return self
-
     number = 0
     with box.pool(1) as pool:
-        while True:
-            full(pool)
+        full(pool)
+        for _ in interruptions(lambda: pool.run(TRUE), nsbox.pool.__file__):
             number += 1
-            interruption = Interruption(number)
-            sys.settrace(interruption)
-            try:
-                with suppress(KeyboardInterrupt):
-                    pool.run(TRUE)
-            finally:
-                sys.settrace(None)
             pool.run(TRUE)
-            if interruption.left > 0:
-                break
+            full(pool)
     assert number > 30
 
 
