@@ -37,7 +37,7 @@ enum parent choose_parent(const struct nsbox_request *request)
 {
 	long pid = sys(__NR_getpid);
 
-	if (request->flags & (NSBOX_REQUEST_DIE_WITH_THREAD | NSBOX_REQUEST_BARE) ||
+	if (request->flags & (NSBOX_REQUEST_ATTENDED | NSBOX_REQUEST_BARE) ||
 	    sys(__NR_gettid) == pid)
 		return PARENT_STAYS;
 	return main_thread_lives(pid) ? PARENT_AWAITED : PARENT_LEAVES;

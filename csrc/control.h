@@ -25,9 +25,9 @@ struct answer {
 int failed(struct nsbox_result *result, enum nsbox_step step, int index, long error);
 
 /* messages.c */
-int await_event(int socket, short event, int init);
 enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
 			     size_t n, struct packet *packet, int *channel, long *err);
+int receive(int channel, struct answer *answer);
 int await(int channel, int init, struct answer *answer);
 
 /* start.c */

@@ -43,6 +43,8 @@ static struct pollfd polls[POLL_CHANNELS + MOST_PROCESSES];
 static int32_t pids[MOST_PROCESSES];
 static uint32_t n_processes;
 static int32_t last; /* the process that everything ends with, or 0 */
+/* The last one that was started, if it has not been settled what became of that; or 0. */
+static int32_t newcomer;
 
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
 
@@ -110,28 +112,52 @@ static void answer_start(int channel)
 		.error = spawn.result.error,
 		.index = spawn.result.index,
 	};
-	answer(channel, &reply, spawn.result.step ? -1 : spawn.result.pidfd);
+	answer(channel, &reply, -1);
+}
+
+/* ---- newcomers ------------------------------------------------------- */
+
+/* Wait until it has executed, or failed: until then it has our memory, `spawn` and all. */
+static void settle(void)
+{
+	await_exec(&spawn, &spawn.alive);
+	if (!spawn.result.step && !spawn.executing)
+		fail(&spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
+	if (spawn.result.pidfd >= 0)
+		sys(__NR_close, spawn.result.pidfd);
+	newcomer = 0;
+}
+
+static void forget(uint32_t i)
+{
+	n_processes--;
+	pids[i] = pids[n_processes];
+	polls[POLL_CHANNELS + i] = polls[POLL_CHANNELS + n_processes];
 }
 
 /* ---- ends ----------------------------------------------------------- */
 
 static void answer_end(uint32_t i, const siginfo_t *info, const struct rusage *usage)
 {
+	bool started = true;
+
 	const struct reply reply = {
 		.version = PROTOCOL_VERSION,
 		.kind = REPLY_ENDED,
 		.end = exit_of(info, usage),
 	};
 	int channel = polls[POLL_CHANNELS + i].fd;
+	if (pids[i] == newcomer) {
+		settle();
+		started = !spawn.result.step;
+	}
 	if (channel >= 0) {
-		answer(channel, &reply, -1);
+		started ? answer(channel, &reply, -1) : answer_start(channel);
 		sys(__NR_close, channel);
 	}
 	if (pids[i] == last)
 		exit_process(0);
-	n_processes--;
-	pids[i] = pids[n_processes];
-	polls[POLL_CHANNELS + i] = polls[POLL_CHANNELS + n_processes];
+	forget(i);
 }
 
 /* Reap what has ended, orphans too. Returns whether there may be more. */
@@ -291,17 +317,23 @@ static bool take_start(const struct start_request *head, char *body)
 /* ---- starting ------------------------------------------------------- */
 
 /* The first word of a child: by SCM_CREDENTIALS it tells the caller the child's pid. */
-static void announce(int channel)
+static void announce(int channel, int pidfd)
 {
 	static const struct reply reply = { .version = PROTOCOL_VERSION, .kind = REPLY_HERE };
-	answer(channel, &reply, -1);
+	answer(channel, &reply, pidfd);
 }
 
 __attribute__((noreturn)) static void process_main(void *unused)
 {
 	(void)unused;
-	announce(fds[0]);
-	follow_request(&spawn);
+	int self = nsbox_pidfd_open((int)sys(__NR_getpid), 0);
+	if (self < 0) {
+		fail(&spawn, NSBOX_STEP_PIDFD_OPEN, -1, self);
+	} else {
+		announce(spawn.channel, self);
+		spawn.channel = -1; /* nothing that it keeps */
+		follow_request(&spawn);
+	}
 	exit_process(1);
 }
 
@@ -371,26 +403,53 @@ static void launch(void)
 		clone_shielded();
 	else
 		clone_process(0);
-	await_exec(&spawn, &spawn.alive);
-	if (!spawn.result.step && !spawn.executing)
-		fail(&spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
-	if (spawn.result.step && spawn.result.pid)
-		wait_for(P_PID, spawn.result.pid, WEXITED);
+	newcomer = spawn.result.pid;
 }
 
-static void start_process(uint32_t mode)
+/* What became of the newcomer; it is gone if it has failed. Whether it has started. */
+static bool await_start(void)
 {
-	int channel = fds[0];
+	int32_t pid = newcomer;
+
+	if (pid)
+		settle();
+	if (pid && spawn.result.step)
+		wait_for(P_PID, pid, WEXITED);
+	return !spawn.result.step;
+}
+
+/* Before the next request takes its memory: one that its caller has not waited for. */
+static void settle_newcomer(void)
+{
+	int32_t pid = newcomer;
+
+	if (!pid || await_start())
+		return;
+	for (uint32_t i = 0; i < n_processes; i++) {
+		if (pids[i] == pid) {
+			answer_start(polls[POLL_CHANNELS + i].fd);
+			sys(__NR_close, polls[POLL_CHANNELS + i].fd);
+			forget(i);
+			break;
+		}
+	}
+}
+
+/* Whoever attends it is told of its exec only if we have to wait for that ourselves. */
+static void start_process(uint32_t mode, bool wait)
+{
+	int channel = spawn.channel = fds[0];
 
 	if (n_processes == MOST_PROCESSES)
 		fail(&spawn, NSBOX_STEP_CLONE, -1, -EAGAIN);
 	else
 		launch();
-	answer_start(channel);
-	if (spawn.result.pidfd >= 0)
-		sys(__NR_close, spawn.result.pidfd);
-	if (spawn.result.step)
-		return;
+	if (wait || !(request.flags & NSBOX_REQUEST_ATTENDED) || !newcomer) {
+		bool started = await_start();
+		answer_start(channel);
+		if (!started)
+			return;
+	}
 	polls[POLL_CHANNELS + n_processes] = (struct pollfd){ .fd = channel };
 	pids[n_processes++] = spawn.result.pid;
 	if (mode == NSBOX_START_LAST)
@@ -405,7 +464,7 @@ __attribute__((noreturn)) static void become_process(void)
 	int above = n ? request.pass_fds[n - 1] + 1 : 3;
 	long channel = sys(__NR_fcntl, fds[0], F_DUPFD_CLOEXEC, above);
 
-	announce(fds[0]);
+	announce(fds[0], -1);
 	/* Session and process group are its own already. */
 	request.flags &= ~(uint32_t)NSBOX_REQUEST_SETSID;
 	spawn.channel = (int)channel;
@@ -441,7 +500,7 @@ static bool serve_start(uint64_t size)
 	if (sensible && head->mode == NSBOX_START_REPLACE)
 		become_process();
 	if (sensible)
-		start_process(head->mode);
+		start_process(head->mode, head->in_memfd);
 	if (head->in_memfd)
 		sys(__NR_munmap, body, head->body_size);
 	return sensible;
@@ -539,6 +598,7 @@ static bool take_request(void)
 		.msg_controllen = sizeof control,
 	};
 
+	settle_newcomer();
 	long size = sys(__NR_recvmsg, INIT_CONTROL, &packet, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (size == -EAGAIN || size == -EINTR)
 		return true;

@@ -122,6 +122,9 @@ struct clone_call {
  */
 enum parent { PARENT_STAYS, PARENT_AWAITED, PARENT_LEAVES };
 
+/* How often, and how many times in a row, somebody is found stopped before he is given up. */
+enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
+
 enum { ERRAND_STACK_SIZE = 16 * 1024 };
 
 /* States of spawn.launcher; the kernel sets LAUNCHER_ENDED (CLONE_CHILD_CLEARTID). */
@@ -206,6 +209,12 @@ struct spawn {
 	int channel;       /* a socket to keep until the exec, above all pass_fds; or -1 */
 };
 
+/*
+ * Of an attended start: nothing; that it has begun, so who it is, but not if it will fail; all
+ * (as of starts that are not attended).
+ */
+enum heard { HEARD_ALL, HEARD_NOTHING, HEARD_HERE };
+
 /* Record the first failure and return its -errno, for `return fail(...)`. */
 int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
 
@@ -248,7 +257,13 @@ void give_back_pidfd(struct nsbox_result *child);
 int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
 struct nsbox_result no_result(void);
 /* messages.c */
-int receive_end(int channel, struct nsbox_exit *end);
+int await_event(int socket, short event, int init);
+bool is_stopped(int init);
+/* start.c */
+void hear_start(struct nsbox_result *child, bool init_ended);
+void hear_replacement(struct nsbox_result *child, bool ended);
+void give_up_start(struct nsbox_result *child, int err);
+int hear_end(struct nsbox_result *child);
 /* terminal.c */
 int prepare_terminal(struct spawn *spawn);
 int open_terminal(struct spawn *spawn);

@@ -32,11 +32,8 @@ int nsbox_gate_open(struct nsbox_gate *gate)
 
 /* ---- an init that does not answer ------------------------------------ */
 
-/* How often, and how many times in a row, an init is found stopped before it is given up. */
-enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
-
 /* Nobody inside can do that to it; outside, its user can. */
-static bool is_stopped(int init)
+bool is_stopped(int init)
 {
 	siginfo_t info;
 
@@ -172,7 +169,7 @@ static void take_control(struct answer *answer, const struct cmsghdr *head, size
  * Receive an answer of that kind. 1; 0 at the end of the channel; -errno, -EPROTO for what
  * is no answer.
  */
-static int receive(int channel, struct answer *answer)
+int receive(int channel, struct answer *answer)
 {
 	union {
 		struct cmsghdr head;
@@ -216,28 +213,4 @@ int await(int channel, int init, struct answer *answer)
 		return ret;
 	ret = receive(channel, answer);
 	return ret == -EAGAIN ? 0 : ret;
-}
-
-/*
- * How a process ended, if the init has said so: 1, or 0 if not yet; -EPIPE if it never
- * will. process.c calls it with the lock held.
- */
-int receive_end(int channel, struct nsbox_exit *end)
-{
-	struct answer answer;
-
-	int ret = receive(channel, &answer);
-	if (ret == -EAGAIN || ret == -EINTR)
-		return 0;
-	if (ret != 1)
-		return -EPIPE;
-	nsbox_close(&answer.fd);
-	const struct nsbox_exit *said = &answer.reply.end;
-	bool exited = said->code == CLD_EXITED && said->status >= 0 && said->status < 256;
-	bool killed = (said->code == CLD_KILLED || said->code == CLD_DUMPED) && said->status > 0 &&
-		      said->status <= SIGNAL_COUNT;
-	if (answer.reply.kind != REPLY_ENDED || !(exited || killed))
-		return -EPIPE;
-	*end = *said;
-	return 1;
 }

@@ -217,8 +217,12 @@ enum nsbox_request_flag {
 	NSBOX_REQUEST_SETSID = 1,
 	NSBOX_REQUEST_CONTROLLING_TERMINAL = 2, /* make stdin the controlling terminal */
 	NSBOX_REQUEST_RESTORE_SIGNALS = 4,      /* SIGPIPE, SIGXFSZ back to SIG_DFL */
-	NSBOX_REQUEST_DIE_WITH_THREAD = 8, /* SIGKILL when the calling thread ends, not the main */
-	NSBOX_REQUEST_BARE = 16,           /* clone and exec, nothing between */
+	/*
+	 * The calling thread waits for the end: SIGKILL when it ends, and not the main one. What
+	 * an init says of the start is heard by nsbox_wait(), too.
+	 */
+	NSBOX_REQUEST_ATTENDED = 8,
+	NSBOX_REQUEST_BARE = 16,        /* clone and exec, nothing between */
 	NSBOX_REQUEST_INHERIT_FDS = 32, /* of pass_fds, keep those that are open and inheritable */
 	NSBOX_REQUEST_SHIELD = 64,      /* the cgroup may run out of memory: see spawn.c */
 	NSBOX_REQUEST_INIT = 128,       /* execute exec_fd: resource limits are not for it */
@@ -318,7 +322,15 @@ struct nsbox_result {
 	/* An init that ends with it, and is our own child: its pidfd and control socket; or -1. */
 	int32_t init;
 	int32_t control;
-	int32_t owner; /* pid of the process that spawned */
+	/*
+	 * Of an attended start: what has been heard of it, the pidfd of the init that was asked, or
+	 * the channel of the one that becomes the process; or -1.
+	 */
+	int32_t heard; /* enum heard */
+	int32_t starter;
+	int32_t starting;
+	uint32_t stops; /* how many times in a row that init has been found stopped */
+	int32_t owner;  /* pid of the process that spawned */
 	uint32_t lock;
 	uint32_t waiters;
 	int64_t ended_at; /* CLOCK_MONOTONIC, ns: seen to have ended, and not yet told how; or 0 */
@@ -383,7 +395,11 @@ int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_requ
 int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
 			  struct nsbox_dumpable *dumpable, struct nsbox_gate *gate,
 			  struct nsbox_result *result);
-/* As nsbox_spawn, by the init; of the plan it takes the limits and the filter. */
+/*
+ * As nsbox_spawn, by the init; of the plan it takes the limits and the filter. An attended
+ * start may return before it is known what has become of it: step says so when nsbox_wait()
+ * returns 1, and pid is 0 until then if the process is a new one.
+ */
 int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
 			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
 			struct nsbox_result *result);

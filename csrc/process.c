@@ -54,16 +54,16 @@ static bool is_ours(const struct pidfd_info_exit *info)
  * makes the kernel note the status in the pidfd: between the two it is still our
  * child, and the pidfd hangs up (POLLHUP) when the note is there. The kernel looks for
  * the note first, and for the process then: one that is released between the two
- * looks has neither, and at a second question the note.
+ * looks has neither, and at a second question the note. `own`: it is no child of somebody else.
  */
-static int exit_of_reaped(int pidfd, struct nsbox_exit *end)
+static int exit_of_reaped(int pidfd, bool own, struct nsbox_exit *end)
 {
 	struct pidfd_info_exit info = { .mask = INFO_EXIT };
 	struct pollfd released = { .fd = pidfd };
 
 	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
 	if (err == 0 && !(info.mask & INFO_EXIT)) {
-		if (is_ours(&info))
+		if (own && is_ours(&info))
 			RETRY(sys(__NR_ppoll, &released, 1, 0, 0, sizeof(signal_mask)));
 		info = (struct pidfd_info_exit){ .mask = INFO_EXIT };
 		err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
@@ -126,7 +126,7 @@ static int reap(int pidfd, struct nsbox_exit *end)
 	memset(&info, 0, sizeof info);
 	memset(&usage, 0, sizeof usage);
 	long ret = sys(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | WNOHANG | __WALL, &usage);
-	if (ret == -ECHILD && exit_of_reaped(pidfd, end) < 0)
+	if (ret == -ECHILD && exit_of_reaped(pidfd, true, end) < 0)
 		end->code = CLD_EXITED; /* the kernel kept no status: as Popen, assume success */
 	if (ret == -ECHILD)
 		return 1;
@@ -200,6 +200,8 @@ struct nsbox_result no_result(void)
 		.report = -1,
 		.init = -1,
 		.control = -1,
+		.starter = -1,
+		.starting = -1,
 		.owner = (int32_t)sys(__NR_getpid),
 	};
 }
@@ -210,6 +212,8 @@ static void close_all(struct nsbox_result *child)
 	nsbox_close(&child->report);
 	nsbox_close(&child->init);
 	nsbox_close(&child->control);
+	nsbox_close(&child->starter);
+	nsbox_close(&child->starting);
 }
 
 /*
@@ -229,7 +233,8 @@ static bool is_foreign(struct nsbox_result *child)
 /* An init that has said nothing has ended, and so has everything else that it started. */
 static void assume_killed(struct nsbox_result *child)
 {
-	if (exit_of_reaped(child->pidfd, &child->end) < 0) {
+	/* Whatever process it was that the init has called its child: nobody waits for that one. */
+	if (exit_of_reaped(child->pidfd, false, &child->end) < 0) {
 		child->end.code = CLD_KILLED;
 		child->end.status = SIGKILL;
 	}
@@ -264,7 +269,7 @@ static bool is_unheard(struct nsbox_result *child)
 /* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */
 static int look_at_report(struct nsbox_result *child)
 {
-	int ret = child->lost ? -EPIPE : receive_end(child->report, &child->end);
+	int ret = child->lost ? -EPIPE : hear_end(child);
 	if (ret == 1 || (ret == 0 && !is_unheard(child)))
 		return ret;
 	nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
@@ -275,15 +280,35 @@ static int look_at_report(struct nsbox_result *child)
 	return 1;
 }
 
+/* By the kernel alone. */
+static int look_at_own(struct nsbox_result *child)
+{
+	int ret = reap(child->pidfd, &child->end);
+	if (ret == 1 && child->heard)
+		hear_replacement(child, true);
+	return ret;
+}
+
 /* By an init that is our own child, and whose end is that of everything: it comes last. */
 static int look_at_init(struct nsbox_result *child)
 {
 	struct nsbox_exit end;
 
 	int ret = reap(child->init, &end);
-	if (ret == 1 && receive_end(child->report, &child->end) != 1)
+	if (ret == 1 && hear_end(child) != 1)
 		assume_killed(child);
 	return ret;
+}
+
+/* An init was asked to start it, and who it is has not been heard. */
+static bool is_unnamed(const struct nsbox_result *child)
+{
+	return child->starter >= 0 && child->heard == HEARD_NOTHING && !child->end.code;
+}
+
+static bool may_run(const struct nsbox_result *child)
+{
+	return !child->end.code && (child->pidfd >= 0 || is_unnamed(child));
 }
 
 /* The caller holds the lock. 1: the end is known. */
@@ -291,9 +316,15 @@ static int look(struct nsbox_result *child)
 {
 	int ret = 1;
 
+	/* In this order: what the init has said until its end is there. */
+	if (is_unnamed(child)) {
+		hear_start(child, is_readable(child->starter));
+		if (is_unnamed(child))
+			return 0;
+	}
 	if (!child->end.code && child->pidfd >= 0) {
 		if (child->report < 0)
-			ret = reap(child->pidfd, &child->end);
+			ret = look_at_own(child);
 		else
 			ret = child->init < 0 ? look_at_report(child) : look_at_init(child);
 	}
@@ -319,6 +350,40 @@ static long sleep_until_told(const struct nsbox_result *child, int timeout, int6
 	if (!ended_at || child->lost)
 		return sleep_until(events, 2, timeout);
 	return sleep_until(events, 1, timeout < 0 || timeout > PATIENCE ? PATIENCE : timeout);
+}
+
+/*
+ * The same, and for no longer than a tick. Of what an init says before the end nobody has to
+ * be woken: the end closes the channel.
+ */
+static long sleep_unheard(const struct nsbox_result *child, int timeout)
+{
+	bool replaced = child->starter < 0;
+	struct pollfd events[2] = { { .fd = replaced ? child->pidfd : child->starter,
+				      .events = POLLIN },
+				    { .fd = child->report } };
+	int tick = STOP_TICK / 1000000;
+
+	return sleep_until(events, replaced ? 1 : 2,
+			   timeout < 0 || timeout > tick ? tick : timeout);
+}
+
+/* Nothing of the end: has it begun, or is its init stopped by somebody, as in await_event()? */
+static void look_at_start(struct nsbox_result *child)
+{
+	int init = child->starter < 0 ? child->pidfd : child->starter;
+
+	if (child->starter < 0)
+		hear_replacement(child, false);
+	if (child->heard != HEARD_NOTHING || child->end.code)
+		return;
+	child->stops = is_stopped(init) ? child->stops + 1 : 0;
+	if (child->stops < STOPS)
+		return;
+	if (child->starter < 0)
+		nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
+	else
+		give_up_start(child, -ETIMEDOUT);
 }
 
 /*
@@ -350,7 +415,7 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 	if (is_foreign(child))
 		return 1;
 	lock(&child->lock);
-	if (!timeout || child->end.code || child->pidfd < 0) {
+	if (!timeout || !may_run(child)) {
 		int ret = look(child);
 		unlock(&child->lock);
 		return ret;
@@ -359,13 +424,17 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 	child->waiters++;
 	for (;;) {
 		bool told = child->report >= 0 && child->init < 0;
+		bool unheard = child->heard == HEARD_NOTHING;
 		int64_t ended_at = child->ended_at;
 		unlock(&child->lock);
-		long slept = told ? sleep_until_told(child, timeout, ended_at)
-				  : sleep_until_end(child, timeout);
+		long slept = unheard ? sleep_unheard(child, timeout)
+			     : told  ? sleep_until_told(child, timeout, ended_at)
+				     : sleep_until_end(child, timeout);
 		lock(&child->lock);
 		child->waiters--;
 		int ret = look(child);
+		if (ret == 0 && unheard)
+			look_at_start(child);
 		/* What we slept on may have told only that its end is to be seen elsewhere. */
 		if (ret == 0 && slept >= 0 && timeout < 0) {
 			child->waiters++;
@@ -376,6 +445,20 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 	}
 }
 
+/* Whom a signal is for has to be known. The caller holds the lock. */
+static void await_name(struct nsbox_result *child)
+{
+	while (is_unnamed(child) && look(child) == 0 && is_unnamed(child)) {
+		child->waiters++;
+		unlock(&child->lock);
+		int ret = await_event(child->report, POLLIN, child->starter);
+		lock(&child->lock);
+		child->waiters--;
+		if (ret < 0)
+			give_up_start(child, ret);
+	}
+}
+
 /* Send a signal; 0 also if the child has ended. */
 int nsbox_signal(struct nsbox_result *child, int sig)
 {
@@ -383,6 +466,7 @@ int nsbox_signal(struct nsbox_result *child, int sig)
 		return 0;
 	lock(&child->lock);
 	int ret = 0;
+	await_name(child);
 	/* Whatever keeps us from looking: a kill must not be lost. */
 	if (look(child) != 1) {
 		ret = nsbox_pidfd_send_signal(child->pidfd, sig, 0);
@@ -405,7 +489,7 @@ static void kill_init(struct nsbox_result *child)
 /* Kill the child if it runs, reap it, let go of everything. 1: it was running. */
 int nsbox_discard(struct nsbox_result *child)
 {
-	if (is_foreign(child) || child->end.code || child->pidfd < 0)
+	if (is_foreign(child) || !may_run(child))
 		return 0;
 	nsbox_signal(child, SIGKILL);
 	kill_init(child);

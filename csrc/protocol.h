@@ -15,7 +15,7 @@
 
 #include <stdint.h>
 
-enum { PROTOCOL_VERSION = 1 };
+enum { PROTOCOL_VERSION = 2 };
 
 /* Where the init finds its descriptors: the control socket, and a pidfd of the caller. */
 enum { INIT_CONTROL = 0, INIT_CALLER = 1 };
@@ -29,9 +29,10 @@ enum {
 };
 
 /*
- * Start a process. With the message come, in this order, descriptors of: the channel;
- * n_fds files for the process; n_tasks files of cgroups, for the child to write "0" to; a
- * memfd with the body, if that is not behind this header.
+ * Start a process. If it is attended (flags), nobody waits to hear that it executes: then
+ * its end is told next, or why it has none. With the message come, in this order, descriptors of:
+ * the channel; n_fds files for the process; n_tasks files of cgroups, for the child to write "0"
+ * to; a memfd with the body, if that is not behind this header.
  *
  * The body has, one behind the other: the strings' addresses, as offsets in the body, 0
  * for NULL, in three arrays that end with it (executables, argv, envp); n_rlimits of
@@ -75,8 +76,9 @@ struct open_request {
 };
 
 enum reply_kind {
-	REPLY_HERE = 1, /* from the process itself, which the kernel's SCM_CREDENTIALS names */
-	REPLY_STARTED,  /* it executes (with a pidfd), or why it does not */
+	/* From the process itself, which the kernel's SCM_CREDENTIALS names, with its pidfd. */
+	REPLY_HERE = 1,
+	REPLY_STARTED, /* it executes, or why it does not */
 	REPLY_ENDED,
 	REPLY_OPENED /* with the descriptor, or the error */
 };

@@ -55,9 +55,6 @@
 
 enum { STACK_SIZE = 128 * 1024 };
 
-/* How often, and how many times in a row, a child is found stopped before it is given up. */
-enum { STOP_TICK = 100 * 1000 * 1000 /* ns */, STOPS = 5 };
-
 /* ---- memory of a spawn ---------------------------------------------- */
 
 static size_t aligned(size_t size)

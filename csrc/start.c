@@ -191,7 +191,8 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		.mode = (uint32_t)mode,
 		.flags = request->flags &
 			 (NSBOX_REQUEST_SETSID | NSBOX_REQUEST_CONTROLLING_TERMINAL |
-			  NSBOX_REQUEST_RESTORE_SIGNALS | NSBOX_REQUEST_SHIELD),
+			  NSBOX_REQUEST_RESTORE_SIGNALS | NSBOX_REQUEST_SHIELD |
+			  NSBOX_REQUEST_ATTENDED),
 		.uid = request->uid,
 		.gid = request->gid,
 		.umask = request->umask,
@@ -302,23 +303,12 @@ static int check_process(int pidfd, int pid)
 	return found < 0 ? found : -EPROTO;
 }
 
-/* What the init says of a start, after the process itself has told its pid. As await(). */
-static int await_word(int channel, int init, struct answer *answer, struct nsbox_result *result)
-{
-	int ret = await(channel, init, answer);
-
-	if (ret != 1 || answer->reply.kind != REPLY_HERE)
-		return ret;
-	nsbox_close(&answer->fd);
-	result->pid = answer->pid;
-	return await(channel, init, answer);
-}
-
 /* What can fail in an init, or in what it starts: see follow_request() in child.c. */
 static bool is_step_of_init(int32_t step)
 {
 	switch (step) {
 	case NSBOX_STEP_CLONE:
+	case NSBOX_STEP_PIDFD_OPEN:
 	case NSBOX_STEP_KILLED:
 	case NSBOX_STEP_MESSAGE:
 	case NSBOX_STEP_CGROUP_JOIN:
@@ -356,40 +346,184 @@ static int refused(int ret, struct answer *answer, struct nsbox_result *result)
 	return failed(result, (enum nsbox_step)reply->step, reply->index, -reply->error);
 }
 
+/*
+ * The first word of a process is who it is, and the kernel vouches for that: 0. Anything else
+ * is why there will be no process.
+ */
+static int take_name(int ret, struct answer *answer, struct nsbox_result *result)
+{
+	if (ret != 1 || answer->reply.kind != REPLY_HERE)
+		return refused(ret, answer, result);
+	result->pid = answer->pid;
+	ret = check_process(answer->fd, answer->pid);
+	if (ret < 0)
+		return refused(ret, answer, result);
+	result->pidfd = lift(answer->fd);
+	return result->pidfd < 0 ? failed(result, NSBOX_STEP_INIT, -1, result->pidfd) : 0;
+}
+
 static int await_start(int32_t *channel, int init, struct nsbox_result *result)
 {
 	struct answer answer;
 
-	int ret = await_word(*channel, init, &answer, result);
-	if (ret != 1 || answer.reply.kind != REPLY_STARTED || answer.reply.step)
+	int ret = await(*channel, init, &answer);
+	if (take_name(ret, &answer, result) < 0)
+		return -1;
+	ret = await(*channel, init, &answer);
+	if (ret != 1 || answer.reply.kind != REPLY_STARTED || answer.reply.step) {
+		nsbox_close(&result->pidfd);
 		return refused(ret, &answer, result);
-	ret = check_process(answer.fd, result->pid);
-	if (ret < 0)
-		return refused(ret, &answer, result);
-	int pidfd = lift(answer.fd);
-	if (pidfd < 0)
-		return failed(result, NSBOX_STEP_INIT, -1, pidfd);
-	result->pidfd = pidfd;
+	}
+	nsbox_close(&answer.fd);
 	result->report = *channel;
 	*channel = -1;
 	return 0;
+}
+
+/*
+ * What the init that was to become the process has said; it has closed the channel since, by
+ * its exec or its end. 0 if the process has begun, however it ended.
+ */
+static int take_replacement(int channel, bool here, struct nsbox_result *result)
+{
+	struct answer answer;
+
+	int ret = receive(channel, &answer);
+	if (!here && ret == 1 && answer.reply.kind == REPLY_HERE) {
+		nsbox_close(&answer.fd);
+		here = true;
+		ret = receive(channel, &answer);
+	}
+	/* A fork may keep the other end open. */
+	if (ret == -EAGAIN)
+		ret = 0;
+	return here && ret == 0 ? 0 : refused(ret, &answer, result);
 }
 
 /* The init becomes the process: the exec closes its end of the channel, and says no more. */
 static int await_replacement(int channel, struct nsbox_control *control, int init,
 			     struct nsbox_result *result)
 {
-	struct answer answer = { .fd = -1 };
-
 	/* Whatever it says, it closes the channel next: one time to wake up is enough. */
 	int ret = await_event(channel, 0, init);
-	if (ret >= 0)
-		ret = await_word(channel, init, &answer, result);
-	if (ret != 0 || !result->pid)
-		return refused(ret, &answer, result);
+	if (ret < 0)
+		return failed(result, NSBOX_STEP_INIT, -1, ret);
+	if (take_replacement(channel, false, result) < 0)
+		return -1;
 	result->pid = control->init->pid;
 	result->pidfd = take_pidfd(control->init, &result->end);
 	return 0;
+}
+
+/* ---- attended -------------------------------------------------------- */
+
+/*
+ * Nobody is woken for what an init says of a start while the calling thread has nothing to
+ * do but to wait for the end: it is read then, or when a signal is to be sent.
+ */
+static int attend(int32_t *channel, struct nsbox_control *control, int init, bool replaced,
+		  struct nsbox_result *result)
+{
+	if (replaced) {
+		result->pid = control->init->pid;
+		result->pidfd = take_pidfd(control->init, &result->end);
+		result->starting = *channel;
+	} else {
+		long copy = sys(__NR_fcntl, init, F_DUPFD_CLOEXEC, 3);
+		if (copy < 0)
+			return failed(result, NSBOX_STEP_INIT, -1, copy);
+		result->starter = (int32_t)copy;
+		result->report = *channel;
+	}
+	result->heard = HEARD_NOTHING;
+	*channel = -1;
+	return 0;
+}
+
+/* There has been no process, unless somebody here has killed it. */
+static void note_failure(struct nsbox_result *child)
+{
+	child->end = (struct nsbox_exit){ .code = CLD_EXITED, .status = 1 };
+	if (!child->killed || (child->step != NSBOX_STEP_KILLED && child->step != NSBOX_STEP_INIT))
+		return;
+	child->end = (struct nsbox_exit){ .code = CLD_KILLED, .status = SIGKILL };
+	child->step = NSBOX_STEP_NONE;
+}
+
+/* What follows is called by process.c, with the lock held. */
+void give_up_start(struct nsbox_result *child, int err)
+{
+	failed(child, NSBOX_STEP_INIT, -1, err);
+	note_failure(child);
+}
+
+/* Who the process is, or why there is none, if the init has said so, or cannot any more. */
+void hear_start(struct nsbox_result *child, bool ended)
+{
+	struct answer answer;
+
+	int ret = receive(child->report, &answer);
+	if (ret == -EAGAIN && !ended)
+		return;
+	if (take_name(ret == -EAGAIN ? 0 : ret, &answer, child) < 0)
+		note_failure(child);
+	child->heard = HEARD_HERE;
+}
+
+/* Whether it has begun; and when it has been reaped, whether it failed then. */
+void hear_replacement(struct nsbox_result *child, bool ended)
+{
+	struct answer answer;
+
+	if (ended) {
+		if (take_replacement(child->starting, child->heard == HEARD_HERE, child) < 0)
+			note_failure(child);
+		child->heard = HEARD_ALL;
+		return;
+	}
+	int ret = receive(child->starting, &answer);
+	if (ret == -EAGAIN)
+		return;
+	if (ret == 1 && answer.reply.kind == REPLY_HERE) {
+		nsbox_close(&answer.fd);
+		child->heard = HEARD_HERE;
+		return;
+	}
+	/* It goes on as an init, which is of no use to anybody. */
+	refused(ret, &answer, child);
+	child->heard = HEARD_ALL;
+	nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
+}
+
+/* How a process ended, if the init has said so: 1, or 0 if not yet; -EPIPE if it never will. */
+int hear_end(struct nsbox_result *child)
+{
+	struct answer answer;
+
+	int ret = receive(child->report, &answer);
+	if (ret == 1 && child->heard == HEARD_HERE && answer.reply.kind == REPLY_STARTED) {
+		child->heard = HEARD_ALL;
+		if (answer.reply.step) {
+			refused(ret, &answer, child);
+			note_failure(child);
+			return 1;
+		}
+		nsbox_close(&answer.fd);
+		ret = receive(child->report, &answer);
+	}
+	if (ret == -EAGAIN || ret == -EINTR)
+		return 0;
+	if (ret != 1)
+		return -EPIPE;
+	nsbox_close(&answer.fd);
+	const struct nsbox_exit *said = &answer.reply.end;
+	bool exited = said->code == CLD_EXITED && said->status >= 0 && said->status < 256;
+	bool killed = (said->code == CLD_KILLED || said->code == CLD_DUMPED) && said->status > 0 &&
+		      said->status <= SIGNAL_COUNT;
+	if (answer.reply.kind != REPLY_ENDED || !(exited || killed))
+		return -EPIPE;
+	child->end = *said;
+	return 1;
 }
 
 /* The init and its control are the process's from now on, for they end with it. */
@@ -418,9 +552,14 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 		send_request(socket, init, gate, parts, n, &start->packet, &channel, &err);
 	if (step)
 		return failed(result, step, -1, err);
-	int ret = start->head.mode == NSBOX_START_REPLACE
-			  ? await_replacement(channel, control, init, result)
-			  : await_start(&channel, init, result);
+	bool replaced = start->head.mode == NSBOX_START_REPLACE;
+	int ret;
+	if (start->head.flags & NSBOX_REQUEST_ATTENDED)
+		ret = attend(&channel, control, init, replaced, result);
+	else if (replaced)
+		ret = await_replacement(channel, control, init, result);
+	else
+		ret = await_start(&channel, init, result);
 	if (ret == 0 && start->head.mode == NSBOX_START_LAST)
 		bind_to_init(result, control);
 	/* After a failure that is the word for the init to kill what there may be. */
@@ -453,6 +592,9 @@ int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
 	struct start start;
 	int32_t slave = -1;
 
+	/* Who the process is has to be known where its time begins, or its init is to be kept. */
+	if (mode == NSBOX_START_LAST || (mode == NSBOX_START_NORMAL && request->watch))
+		own.flags &= ~(uint32_t)NSBOX_REQUEST_ATTENDED;
 	int socket = hold(control);
 	if (socket < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, -ESRCH);

@@ -8,7 +8,7 @@ buffer that a struct points to is kept beside the struct.
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
@@ -80,7 +80,8 @@ class Request(NamedTuple):
         extra_groups: Supplementary group ids inside; None: none that are mapped.
         controlling_terminal: Make stdin its controlling terminal.
         restore_signals: SIGPIPE and SIGXFSZ back to their defaults.
-        die_with_thread: Kill the payload when the calling thread ends, not the main thread.
+        attended: The calling thread waits for its end, and the payload is killed when this
+            thread ends, not the main one.
         placement: Its cgroup and its deadlines.
         layers: Descriptor of a socket that the layers of overlays are sent to, or -1.
         nice: Niceness, besides the plan's; by an init only.
@@ -104,7 +105,7 @@ class Request(NamedTuple):
     extra_groups: Sequence[int] | None = None
     controlling_terminal: bool = False
     restore_signals: bool = True
-    die_with_thread: bool = False
+    attended: bool = False
     placement: Placement = NOWHERE
     layers: int = -1
     nice: int = 0
@@ -159,9 +160,10 @@ class Child:
         outlives: Leave the child alone when nobody holds this any more.
     """
 
-    __slots__ = ("_memory", "record")
+    __slots__ = ("_memory", "failure", "record")
 
     def __init__(self, *, outlives: bool = False) -> None:
+        self.failure: Callable[[], Exception] | None = None
         # Held here too: of a cycle that is collected, the record may be finalised before those
         # who use it in a __del__ of theirs, and lets go of the memory then.
         self._memory = ffi.new("struct nsbox_result *", _calls.NO_RESULT)
@@ -199,6 +201,12 @@ class Child:
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
         return End(self.record.end)
+
+    def check_start(self) -> None:
+        """Raise what an attended start has failed with, once the end is known."""
+        if self.record.step:
+            assert self.failure is not None
+            raise self.failure()
 
     def signal(self, sig: int) -> None:
         """Send a signal; nothing happens if the child has ended."""
@@ -365,12 +373,15 @@ class Lowered:
             mode: NSBOX_START_*.
 
         Raises:
-            SpawnError: If a step failed; nothing is left then.
+            SpawnError: If a step failed; nothing is left then. An attended start may do so later,
+                in ``Child.check_start``.
         """
         if asks_for_ids(request):
             self._check_ids(request)
         struct, keep = self._lower_request(request)
         struct.flags |= self._late_filter()
+        if request.attended:
+            child.failure = partial(self._failure, child, request)
         lib.nsbox_control_start(control, self._struct, struct, mode, gate.note, child.record)
         del keep
         self._raise_failure(child, request)
@@ -399,9 +410,12 @@ class Lowered:
         return 0 if _init.works_under(self._program) else _LATE_FILTER
 
     def _raise_failure(self, child: Child, request: Request) -> None:
+        if child.record.step:
+            raise self._failure(child, request)
+
+    def _failure(self, child: Child, request: Request) -> Exception:
         record = child.record
-        if record.step:
-            raise self._error(int(record.step), int(record.error), int(record.index), request)
+        return self._error(int(record.step), int(record.error), int(record.index), request)
 
     def _check_ids(self, request: Request) -> None:
         """Refuse ids that the sandbox's own user namespace does not have: it maps one of each."""
@@ -591,7 +605,7 @@ class Lowered:
             _SETSID * request.setsid
             | _CONTROLLING_TERMINAL * request.controlling_terminal
             | _RESTORE_SIGNALS * request.restore_signals
-            | _DIE_WITH_THREAD * request.die_with_thread
+            | _ATTENDED * request.attended
             | _INHERIT_FDS * request.inherit
             | _SHIELD * request.placement.shield
         )
@@ -622,7 +636,7 @@ class Lowered:
 _SETSID: Final = int(lib.NSBOX_REQUEST_SETSID)
 _CONTROLLING_TERMINAL: Final = int(lib.NSBOX_REQUEST_CONTROLLING_TERMINAL)
 _RESTORE_SIGNALS: Final = int(lib.NSBOX_REQUEST_RESTORE_SIGNALS)
-_DIE_WITH_THREAD: Final = int(lib.NSBOX_REQUEST_DIE_WITH_THREAD)
+_ATTENDED: Final = int(lib.NSBOX_REQUEST_ATTENDED)
 _INHERIT_FDS: Final = int(lib.NSBOX_REQUEST_INHERIT_FDS)
 _SHIELD: Final = int(lib.NSBOX_REQUEST_SHIELD)
 _INIT: Final = int(lib.NSBOX_REQUEST_INIT)

@@ -477,7 +477,7 @@ def clone(
 
 
 # What nobody's child is: no descriptor in it is one.
-NO_RESULT: Final = {"pidfd": -1, "report": -1, "init": -1, "control": -1}
+NO_RESULT: Final = dict.fromkeys(("pidfd", "report", "init", "control", "starter", "starting"), -1)
 
 
 def find_directory(fds: Sequence[int]) -> int | None:

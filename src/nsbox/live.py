@@ -97,10 +97,7 @@ class Live:
                 ended, killed by somebody or for a limit.
             PlanError: Also if the sandbox is closed, or frozen.
         """
-        check_limits("limits", limits)
-        self._check_active()
-        place = Place(partial(self._start, limits), self._whole.inside(limits))
-        return self._spawn(args, die_with_thread=False, place=place, **options)
+        return self._spawn_inside(args, limits, attended=False, **options)
 
     def run(
         self,
@@ -122,7 +119,7 @@ class Live:
             limits: As for :meth:`spawn`.
         """
         return run(
-            partial(self.spawn, limits=limits),
+            partial(self._spawn_inside, limits=limits, attended=True),
             args,
             input=input,
             capture_output=capture_output,
@@ -174,6 +171,19 @@ class Live:
             drain=False,
             **options,
         )
+
+    def _spawn_inside(
+        self,
+        args: Args,
+        limits: Limits | None,
+        *,
+        attended: bool,
+        **options: Unpack[SpawnOptions],
+    ) -> Process:
+        check_limits("limits", limits)
+        self._check_active()
+        place = Place(partial(self._start, limits), self._whole.inside(limits))
+        return self._spawn(args, attended=attended, place=place, **options)
 
     def _start(self, limits: Limits | None, request: Request, child: Child) -> None:
         if limits is not None:

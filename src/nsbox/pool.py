@@ -8,6 +8,7 @@ with it needs no lock, which a signal handler that raises could leave held.
 """
 
 import atexit
+import errno
 import operator
 import os
 import sys
@@ -488,7 +489,7 @@ class Pool:
                 fork of; and as ``Sandbox.spawn()``, like the others.
             SpawnError, UnsupportedError, CgroupError, LookupError: As ``Sandbox.spawn()``.
         """
-        return self._spawn(args, die_with_thread=False, **options)
+        return self._spawn(args, attended=False, **options)
 
     def run(self, args: Args, **options: Unpack[RunOptions]) -> Result:
         """
@@ -498,7 +499,7 @@ class Pool:
         sandbox the same as :meth:`spawn`.
         """
         # This thread stays until the process has ended, so its end may be the process's.
-        return self._run(partial(self._spawn, die_with_thread=True), args, options)
+        return self._run(self._spawn, args, options)
 
     async def spawn_async(
         self, args: Args, *, limit: int = STREAM_LIMIT, **options: Unpack[SpawnOptions]
@@ -574,16 +575,21 @@ class Pool:
         """
         self._stock.close()
 
-    def _spawn(
-        self, args: Args, *, die_with_thread: bool, **options: Unpack[SpawnOptions]
-    ) -> Process:
+    def _spawn(self, args: Args, *, attended: bool, **options: Unpack[SpawnOptions]) -> Process:
         self._stock.check()
         lease = _Lease(self._stock)
         place = Place(lease.start, lease)
-        return self._world.spawn(args, die_with_thread=die_with_thread, place=place, **options)
+        return self._world.spawn(args, attended=attended, place=place, **options)
 
     def _run(self, spawn: Callable[..., Process], args: Args, options: RunOptions) -> Result:
-        return run(spawn, args, drain=self._world.drain, **options)
+        drain = self._world.drain
+        try:
+            return run(partial(spawn, attended=True), args, drain=drain, **options)
+        except SpawnError as error:
+            if (error.step, error.errno) != (Step.INIT, errno.ESRCH):
+                raise
+        # Nothing has been started: whoever killed the member was faster than the request.
+        return run(partial(spawn, attended=False), args, drain=drain, **options)
 
     def __enter__(self) -> "Pool":
         return self
@@ -646,8 +652,8 @@ class _Run(threading.Thread):
             self._outcome = error
         self._process = None
 
-    def _spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
-        process = self._process = self._pool._spawn(args, die_with_thread=True, **options)
+    def _spawn(self, args: Args, *, attended: bool, **options: Unpack[SpawnOptions]) -> Process:
+        process = self._process = self._pool._spawn(args, attended=attended, **options)
         if self._cancelled:  # whoever cancels may have looked before it was there
             process.kill()
         return process

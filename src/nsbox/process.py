@@ -132,7 +132,7 @@ class Process(subprocess.Popen[Any]):
         args: Args,
         *,
         controlling_terminal: bool = False,
-        die_with_thread: bool,
+        attended: bool,
         fence: Fence | None = None,
         terminal: Terminal | None = None,
         **options: Any,
@@ -147,7 +147,7 @@ class Process(subprocess.Popen[Any]):
         self._fence = fence
         self._capture: Capture | None = None
         self._controlling_terminal = controlling_terminal
-        self._die_with_thread = die_with_thread
+        self._attended = attended
         self._child = Child(outlives=self._outlives)
         self._account: Account | None = None
         self.reason = None
@@ -180,7 +180,7 @@ class Process(subprocess.Popen[Any]):
             _CALLERS,
             setsid=start_new_session,
             controlling_terminal=self._controlling_terminal,
-            die_with_thread=self._die_with_thread,
+            attended=self._attended,
             terminal=self.pty,
         )
         self._begin(request, args)
@@ -230,7 +230,7 @@ class Process(subprocess.Popen[Any]):
             extra_groups=None if gids is None else [check_id("extra_groups", g) for g in gids],
             controlling_terminal=self._controlling_terminal,
             restore_signals=bool(restore_signals),
-            die_with_thread=self._die_with_thread,
+            attended=self._attended,
             terminal=self.pty,
         )
         self._begin(request, args)
@@ -305,6 +305,7 @@ class Process(subprocess.Popen[Any]):
         conclude = plain_verdict if self._fence is None else self._fence.end
         self._account, self.reason = conclude(end, wall_time)
         self.returncode = end.returncode
+        self._child.check_start()
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None:
@@ -389,7 +390,7 @@ class Process(subprocess.Popen[Any]):
         result = Result(args, status, stdout, stderr, usage, self.reason, self.degraded)
         result.enforced = self.enforced
         if self.reason is Reason.SECCOMP:
-            result.refused_call = killed_call(self.pid, result.usage.wall_time)
+            result.refused_call = killed_call(self._child.pid, result.usage.wall_time)
         return result
 
     # ---- a terminal of its own ----

@@ -300,7 +300,7 @@ class Sandbox:
             controlling_terminal=controlling_terminal,
             pass_directories=pass_directories,
             pty=pty,
-            die_with_thread=False,
+            attended=False,
             **options,
         )
 
@@ -339,7 +339,7 @@ class Sandbox:
         """
         # This thread stays until the payload has ended, so its end may be the payload's.
         return run(
-            partial(self._spawn, die_with_thread=True),
+            partial(self._spawn, attended=True),
             args,
             input=input,
             capture_output=capture_output,
@@ -437,7 +437,7 @@ class Sandbox:
         """
         from . import _async  # not before: to import asyncio takes longer than all of nsbox
 
-        spawn = partial(self._spawn, die_with_thread=False)
+        spawn = partial(self._spawn, attended=False)
         return _async.spawn(spawn, args, limit=limit, **options)
 
     async def run_async(
@@ -461,7 +461,7 @@ class Sandbox:
         from . import _async
 
         return await _async.run(
-            partial(self._spawn, die_with_thread=False),
+            partial(self._spawn, attended=False),
             args,
             input=input,
             capture_output=capture_output,
@@ -481,7 +481,7 @@ class Sandbox:
         controlling_terminal: bool = False,
         pass_directories: Collection[int] = (),
         pty: Pty = False,
-        die_with_thread: bool,
+        attended: bool,
         place: Place | None = None,
         **options: Unpack[PopenOptions],
     ) -> Process:
@@ -506,7 +506,7 @@ class Sandbox:
             start_new_session=start_new_session,
             controlling_terminal=controlling_terminal or terminal is not None,
             terminal=terminal,
-            die_with_thread=die_with_thread,
+            attended=attended,
             place=place,
             **options,
         )
@@ -554,7 +554,7 @@ class Sandbox:
             args,
             cwd=self._directory() if cwd is None else self._resolve(cwd),
             env=self._environment() if env is None else check_environment("env", env),
-            die_with_thread=False,
+            attended=False,
             **options,
         )
 

@@ -7,6 +7,8 @@ import select
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,7 +28,7 @@ from support import ends
 pytestmark = pytest.mark.usefixtures("box")
 
 DEADLINE = 30.0
-VERSION, START, OPEN = 1, 1, 2
+VERSION, START, OPEN = 2, 1, 2
 HERE, STARTED, ENDED, OPENED = 1, 2, 3, 4
 HEAD = struct.Struct("=4I 3Q 2q 4i 8I")  # struct start_request
 REPLY = struct.Struct("=2I 4i 2i 4q")  # struct reply
@@ -90,6 +92,81 @@ def test_failures(control: Control, mode: Mode) -> None:
         control.start(request(b"/no/such"), Child(), mode)
     assert caught.value.step is Step.EXECVE
     assert works(control) == (mode is not Mode.REPLACE)
+
+
+def begin(
+    control: Control, *command: bytes, mode: Mode = Mode.NORMAL, attended: bool = True
+) -> Child:
+    child = Child()
+    control.start(request(*command)._replace(attended=attended), child, mode)
+    return child
+
+
+def finish(child: Child) -> int:
+    """Wait for the end; return the status, or raise what the start has failed with."""
+    end = None
+    while end is None:
+        end = child.wait(-1)
+    child.check_start()
+    return end.returncode
+
+
+ATTENDED = [Mode.NORMAL, Mode.REPLACE]
+
+
+@pytest.mark.parametrize("mode", ATTENDED)
+def test_attended(lowered: Lowered, mode: Mode) -> None:
+    """Who waits for the end only hears all at once, be it an end or a failure; nothing is kept."""
+    before = set(os.listdir("/proc/self/fd"))
+    for command, status in (((b"/bin/sh", b"-c", b"exit 7"), 7), ((b"/no/such",), None)):
+        control = Control(lowered)
+        child = begin(control, *command, mode=mode)
+        if status is None:
+            with pytest.raises(SpawnError) as caught:
+                finish(child)
+            assert (caught.value.step, caught.value.path) == (Step.EXECVE, "/no/such")
+        else:
+            assert finish(child) == status
+        assert works(control) == (mode is Mode.NORMAL)
+        control.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_attended_ones_together(control: Control) -> None:
+    """Each is told what became of it, though the next began before anybody has asked."""
+    children = [begin(control, program) for program in (b"/no/such", b"/bin/true") * 5]
+    for missing, present in zip(children[::2], children[1::2], strict=True):
+        assert finish(present) == 0
+        with pytest.raises(SpawnError):
+            finish(missing)
+
+
+@pytest.mark.parametrize("mode", ATTENDED)
+@pytest.mark.parametrize("sent", [signal.SIGKILL, None])
+def test_attended_is_killed(control: Control, mode: Mode, sent: signal.Signals | None) -> None:
+    """A signal finds it, whatever has been heard; so does whoever gives it up."""
+    reader, writer = os.pipe()
+    child = Child()
+    wanted = request(b"/bin/sleep", b"1000")._replace(stdio=(-1, writer, -1), attended=True)
+    control.start(wanted, child, mode)
+    os.close(writer)
+    if sent is None:
+        assert child.discard()
+    else:
+        child.signal(sent)
+        assert finish(child) == -sent
+    assert ends(reader, DEADLINE)
+    os.close(reader)
+    assert child.pidfd == -1
+    assert works(control) == (mode is Mode.NORMAL)
+
+
+def test_end_of_its_init_is_that_of_an_attended_one(control: Control) -> None:
+    """It has been killed if it had begun, and has never been there otherwise."""
+    child = begin(control, b"/bin/sleep", b"1000")
+    control.kill()
+    with suppress(SpawnError):
+        assert finish(child) == -signal.SIGKILL
 
 
 def test_replace_passes_descriptors(control: Control) -> None:
@@ -266,7 +343,7 @@ WRONG: dict[str, Callable[[], bytes]] = {
     "no body": lambda: start()[: HEAD.size],
     "half a body": lambda: start()[:-1],
     "more than the body": lambda: start() + b"\0",
-    "another version": lambda: start(version=2),
+    "another version": lambda: start(version=VERSION + 1),
     "another kind": lambda: start(kind=77),
     "another mode": lambda: start(mode=3),
     "no end of the strings": lambda: start()[:-1] + b"x",
@@ -441,7 +518,8 @@ def reply(
     return REPLY.pack(version, kind, step, error, index, 0, 0, 0, 0, 0, 0, 0)
 
 
-def test_lies_about_a_start(liar: Liar) -> None:
+@pytest.mark.parametrize("attended", [False, True])
+def test_lies_about_a_start(liar: Liar, attended: bool) -> None:
     """An answer that makes no sense is an error, and none of its descriptors is kept."""
     null = os.open(os.devnull, os.O_RDONLY)
     own = os.pidfd_open(os.getpid())
@@ -457,13 +535,11 @@ def test_lies_about_a_start(liar: Liar) -> None:
         ((reply(STARTED), ()),),
         ((reply(STARTED), [null]),),
         ((reply(STARTED), [own]),),
-        ((reply(HERE), ()), (reply(STARTED), ())),
-        ((reply(HERE), ()), (reply(STARTED), [null])),
-        ((reply(HERE), ()), (reply(STARTED), [null, null])),
-        ((reply(HERE), ()), (reply(STARTED), [null] * 200)),
-        ((reply(HERE), ()), (reply(ENDED), ())),
-        ((reply(HERE), ()), (reply(77), [null])),
-        ((reply(STARTED, version=2), ()),),
+        ((reply(HERE), [null] * 2), (reply(STARTED), [null])),
+        ((reply(HERE), [null] * 200), (reply(STARTED), ())),
+        ((reply(ENDED), ()),),
+        ((reply(77), [null]),),
+        ((reply(STARTED, version=VERSION + 1), ()),),
         ((reply(STARTED, step=1, error=0), ()),),
         ((reply(STARTED, step=1, error=-1), ()),),
         ((reply(STARTED, step=1, error=1 << 30), ()),),
@@ -473,7 +549,11 @@ def test_lies_about_a_start(liar: Liar) -> None:
     for answers in lies:
         before = set(os.listdir("/proc/self/fd"))
         child = Child()
-        call = partial(liar.control.start, request(b"/bin/true"), child)
+
+        def call(child: Child = child) -> None:
+            liar.control.start(request(b"/bin/true")._replace(attended=attended), child)
+            finish(child)
+
         error = liar.asked(call, *answers)
         assert isinstance(error, SpawnError)
         assert error.step is Step.INIT, answers
@@ -484,6 +564,64 @@ def test_lies_about_a_start(liar: Liar) -> None:
     os.close(own)
 
 
+WITNESS = """
+import array, os, socket, sys
+channel = socket.socket(fileno=int(sys.argv[1]))
+own = array.array("i", [os.pidfd_open(os.getpid())])
+channel.sendmsg([bytes.fromhex(sys.argv[2])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, own)])
+channel.close()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("attended", [False, True])
+@pytest.mark.parametrize(
+    "said", [(b"x", 0), (reply(HERE), 0), (reply(STARTED), 1), (reply(77), 1), (b"", 0)]
+)
+def test_lies_of_a_process_that_is_there(
+    liar: Liar, attended: bool, said: tuple[bytes, int]
+) -> None:
+    """After a true HERE, nonsense is an error or the end of the process; no descriptor is kept."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    before = set(os.listdir("/proc/self/fd"))
+    witnesses: list[subprocess.Popen[bytes]] = []
+
+    def answer() -> None:
+        _, control, _, _ = liar.line.recvmsg(65536, 4096)
+        channel, *others = (
+            fd for *_, rights in control for (fd,) in struct.iter_unpack("=i", rights)
+        )
+        command = [sys.executable, "-S", "-c", WITNESS, str(channel), reply(HERE).hex()]
+        witness = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[channel]
+        )
+        witnesses.append(witness)
+        assert witness.stdout is not None
+        witness.stdout.readline()
+        with socket.socket(fileno=channel) as line:
+            data, count = said
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * count))]
+            with suppress(BrokenPipeError, ConnectionResetError):
+                line.sendmsg([data], rights if count else [])
+        for fd in others:
+            os.close(fd)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    child = Child()
+    with suppress(SpawnError):
+        liar.control.start(request(b"/bin/true")._replace(attended=attended), child)
+        assert finish(child) == -signal.SIGKILL
+    thread.join()
+    for witness in witnesses:
+        with witness:
+            witness.kill()
+    child.discard()
+    assert set(os.listdir("/proc/self/fd")) == before
+    os.close(null)
+
+
 def test_our_own_pidfd_is_refused(liar: Liar) -> None:
     """Whatever an init claims, nobody is told to signal the caller itself."""
     own = os.pidfd_open(os.getpid())
@@ -491,8 +629,8 @@ def test_our_own_pidfd_is_refused(liar: Liar) -> None:
     # The kernel adds to HERE who has sent it, and that is us.
     error = liar.asked(
         lambda: liar.control.start(request(b"/bin/true"), child),
-        (reply(HERE), ()),
-        (reply(STARTED), [own]),
+        (reply(HERE), [own]),
+        (reply(STARTED), ()),
     )
     assert error.errno == errno.EPROTO
     os.close(own)
@@ -554,15 +692,15 @@ def test_lies_about_a_file(liar: Liar) -> None:
             st.integers(0, 3),
         ),
         max_size=4,
-    )
+    ),
+    attended=st.booleans(),
 )
-def test_any_answer(liar: Liar, answers: list[tuple[bytes, int]]) -> None:
+def test_any_answer(liar: Liar, answers: list[tuple[bytes, int]], attended: bool) -> None:
     """Whatever comes, the caller gets an error, and keeps no descriptor."""
     null = os.open(os.devnull, os.O_RDONLY)
     before = set(os.listdir("/proc/self/fd"))
-    child = Child()
     liar.asked(
-        lambda: liar.control.start(request(b"/bin/true"), child),
+        lambda: finish(begin(liar.control, b"/bin/true", attended=attended)),
         *((data, [null] * count) for data, count in answers),
     )
     assert set(os.listdir("/proc/self/fd")) == before
@@ -613,13 +751,15 @@ def fill(line: socket.socket) -> None:
             line.send(bytes(256), socket.MSG_DONTWAIT)
 
 
+@pytest.mark.parametrize("attended", [False, True])
 @pytest.mark.parametrize("mode", list(Mode))
-def test_nobody_answers(liar: Liar, mode: Mode) -> None:
-    """An init that is stopped keeps nobody waiting for its answer."""
+def test_nobody_answers(liar: Liar, mode: Mode, attended: bool) -> None:
+    """An init that is stopped keeps nobody waiting for its answer; one that was to go is killed."""
     liar.init.signal(signal.SIGSTOP)
     with pytest.raises(SpawnError) as caught:
-        liar.control.start(request(b"/bin/true"), Child(), mode)
-    assert (caught.value.step, caught.value.errno) == (Step.INIT, errno.ETIMEDOUT)
+        finish(begin(liar.control, b"/bin/true", mode=mode, attended=attended))
+    number = errno.ESRCH if attended and mode is Mode.REPLACE else errno.ETIMEDOUT
+    assert (caught.value.step, caught.value.errno) == (Step.INIT, number)
 
 
 def test_pool_starts_nothing_twice(liar: Liar) -> None:
