@@ -18,10 +18,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-#ifndef CLOSE_RANGE_UNSHARE
-#define CLOSE_RANGE_UNSHARE (1U << 1)
-#endif
-
 /* ---- descriptors for the caller ------------------------------------- */
 
 static const struct {

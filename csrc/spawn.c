@@ -18,10 +18,10 @@
  *
  *   caller -> launcher: setns...; clone3(CLONE_PARENT | ...) -> child
  *
- * The launcher shares the caller's descriptors, so that the child's pidfd is
- * the caller's, and the child is the caller's child. Where the joined
- * namespaces let others see or trace the newcomer, the launcher has a copy of
- * the memory instead of sharing it (NSBOX_PLAN_PRIVATE_MEMORY), and is not
+ * The launcher shares the caller's descriptors until the child's pidfd, which is
+ * the caller's, is among them; and the child is the caller's child. Where the
+ * joined namespaces let others see or trace the newcomer, the launcher has a copy
+ * of the memory instead of sharing it (NSBOX_PLAN_PRIVATE_MEMORY), and is not
  * dumpable: only someone privileged over the caller itself could look inside.
  *
  * A child whose cgroup may run out of memory is cloned by a launcher too, with
@@ -295,14 +295,25 @@ void await_exec(struct spawn *spawn, uint32_t *alive)
 			kill_if_stopped(&spawn->result.pidfd, &spawn->stops);
 }
 
+/*
+ * A launcher leaves the caller's descriptor table first, in which the child's pidfd is by
+ * now: whatever it is killed at, no file of a map stays open there.
+ */
+static enum nsbox_step map_ids(const struct spawn *spawn, bool by_launcher, int *err)
+{
+	*err = by_launcher ? nsbox_close_range(0, ~0U, CLOSE_RANGE_UNSHARE) : 0;
+	return *err < 0 ? NSBOX_STEP_CLOSE_RANGE
+			: write_id_maps(spawn->plan, spawn->result.pid, err);
+}
+
 /* Map the child's ids, and wait until it has become the payload or recorded why not. */
-static void accompany_child(struct spawn *spawn)
+static void accompany_child(struct spawn *spawn, bool by_launcher)
 {
 	enum nsbox_step step = NSBOX_STEP_NONE;
 	int err = 0;
 
 	if (spawn->stage != STAGE_REST) {
-		step = write_id_maps(spawn->plan, spawn->result.pid, &err);
+		step = map_ids(spawn, by_launcher, &err);
 		let_go(spawn, step ? GO_ABORT : GO_RUN);
 	}
 	await_exec(spawn, &spawn->alive);
@@ -315,10 +326,10 @@ static void accompany_child(struct spawn *spawn)
 		fail(spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
 }
 
-static void start_child(struct spawn *spawn)
+static void start_child(struct spawn *spawn, bool by_launcher)
 {
 	if (clone_child(spawn) == 0)
-		accompany_child(spawn);
+		accompany_child(spawn, by_launcher);
 }
 
 /* ---- the launcher --------------------------------------------------- */
@@ -367,7 +378,7 @@ __attribute__((noreturn)) static void launcher_main(void *argument)
 		if (spawn->shielded || spawn->stage == STAGE_REST)
 			clone_child(spawn);
 		else
-			start_child(spawn);
+			start_child(spawn, true);
 	}
 	exit_process(0);
 }
@@ -425,7 +436,7 @@ static void accompany_from_outside(struct spawn *spawn, int launcher)
 		if (futex_wait_for(&spawn->launcher, LAUNCHER_RUNS, STOP_TICK) == -ETIMEDOUT)
 			kill_if_stopped(&launcher, &stops);
 	if (!spawn->result.step && find_child(spawn))
-		accompany_child(spawn);
+		accompany_child(spawn, false);
 }
 
 static void start_launcher(struct spawn *spawn)
@@ -605,7 +616,7 @@ void start(struct spawn *spawn, struct nsbox_dumpable *dumpable)
 	if (spawn->n_joins || spawn->shielded)
 		start_launcher(spawn);
 	else
-		start_child(spawn);
+		start_child(spawn, false);
 	/* A child whose launcher was killed waits for its maps for ever, in our memory. */
 	if (spawn->result.step && spawn->result.pidfd >= 0)
 		nsbox_pidfd_send_signal(spawn->result.pidfd, SIGKILL, 0);

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import held, tasks
+from conftest import held, open_fds, tasks
 from nsbox import (
     DEVNULL,
     PIPE,
@@ -343,12 +343,14 @@ class Belongings:
         self._warm_up()
         self._usual = self._look()
         self._let_go()
-        self._bare = self._look()
+        self._bare, self._open = self._look(), open_fds()
         self._warm_up()
 
     def left(self) -> list[str]:
         """
         Return the kinds of things of which there are more, or less, than there should be.
+
+        Of descriptors also which there were not before.
 
         Once: what has been told belongs to the process from there on.
         """
@@ -363,6 +365,9 @@ class Belongings:
         self._let_go()
         now = self._look()
         found = [key for key in now if now[key] != self._bare[key]]
+        if "fds" in found:
+            fds = open_fds().items()
+            found += [f"fd {number}: {what}" for number, what in fds if number not in self._open]
         if found:
             self._measure()
         else:
@@ -407,6 +412,7 @@ WORKLOADS = [
     Workload("group", _group, lines=False),
     Workload("none", lambda: WITHOUT.run(TRUE), lines=False),
     Workload("join", _join, lines=False),
+    Workload("fill", _fill, before=drain, background=True, lines=False),
     Workload("ahead", lambda: AHEAD.run(TRUE), before=_fill, background=True, lines=False),
     Workload(
         "limits-ahead",
