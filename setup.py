@@ -27,6 +27,7 @@ OPTIONS = (
     *("-fno-asynchronous-unwind-tables", "-fno-pie", "-fno-pic"),
     *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections,--build-id=none"),
     *("-nostdlib", "-static", "-no-pie", "-s", "-Wl,-z,noexecstack"),
+    "-Wl,-z,noseparate-code",  # fewer mappings, of which each init has its own
 )
 
 

@@ -12,7 +12,8 @@
  * this memory until its exec, so the rules of child.c hold; it could be stopped on its
  * way, so nobody waits for it for ever (spawn.c).
  *
- * No libc: memory is what is below and does not grow.
+ * No libc: memory is what is below and does not grow. Nothing else is even mapped: neither
+ * the stack that the kernel has made, with arguments and environment, nor the vdso.
  */
 #include "internal.h"
 #include "protocol.h"
@@ -38,14 +39,25 @@ enum { REAP_AT_ONCE = 64 };
 /* What is watched beside the channels. */
 enum { POLL_CONTROL, POLL_CALLER, POLL_SIGNALS, POLL_CHANNELS };
 
+/*
+ * What is written while nothing is asked for, on one page: the upper end of the stack, and
+ * the first of what is watched.
+ */
+enum { PAGE = 4096 };
+static struct {
+	char stack[STACK_SIZE + PAGE / 2];
+	struct pollfd polls[POLL_CHANNELS + MOST_PROCESSES];
+} own __attribute__((aligned(PAGE)));
+
 /* The processes that the caller has asked for: polls[POLL_CHANNELS + i] is pids[i]'s channel. */
-static struct pollfd polls[POLL_CHANNELS + MOST_PROCESSES];
+static struct pollfd *const polls = own.polls;
 static int32_t pids[MOST_PROCESSES];
 static uint32_t n_processes;
 static int32_t last; /* the process that everything ends with, or 0 */
 /* The last one that was started, if it has not been settled what became of that; or 0. */
 static int32_t newcomer;
 
+/* Of a process until its exec. */
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
 
 /* One message and its descriptors. */
@@ -641,6 +653,23 @@ static long must(long ret)
 	return ret;
 }
 
+/*
+ * Unmap all that is above this program. The kernel's stack is what costs: two pages, and a
+ * branch of the page tables to itself, three more, for as long as the vdso is in it. How far
+ * addresses go is found by trying. Where anything is sealed it all remains, and is no harm.
+ */
+static void unmap_the_rest(void)
+{
+	enum { LARGEST_PAGE = 64 * 1024, MOST_BITS = 48, LEAST_BITS = 36 };
+	extern char _end[];
+	uint64_t start = ((uintptr_t)_end + LARGEST_PAGE - 1) & ~(uint64_t)(LARGEST_PAGE - 1);
+	long err = -EINVAL;
+
+	/* Less a page: on x86_64 the last is nobody's. */
+	for (int bits = MOST_BITS; err == -EINVAL && bits >= LEAST_BITS; bits--)
+		err = sys(__NR_munmap, start, (1ULL << bits) - PAGE - start);
+}
+
 static void set_up(void)
 {
 	signal_mask mask = forwarded();
@@ -665,6 +694,7 @@ __attribute__((noreturn, used)) void init_main(void)
 	bool more = false;
 
 	set_up();
+	unmap_the_rest();
 	for (;;) {
 		long ready = sys(__NR_ppoll, polls, POLL_CHANNELS + n_processes,
 				 more ? no_time : NULL, 0, sizeof(signal_mask));
@@ -682,9 +712,16 @@ __attribute__((noreturn, used)) void init_main(void)
 	}
 }
 
-/* The entry: the kernel's stack, and nothing to return to. */
+__attribute__((used)) void *top_of_stack(void)
+{
+	return own.stack + sizeof own.stack;
+}
+
+/* The entry: to a stack of our own, and nothing to return to. */
 #if defined(__x86_64__)
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall init_main\n\thlt\n");
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tcall top_of_stack\n"
+	"\tmov %rax, %rsp\n\tcall init_main\n\thlt\n");
 #elif defined(__aarch64__)
-__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tbl init_main\n\tbrk #0\n");
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tbl top_of_stack\n"
+	"\tmov sp, x0\n\tbl init_main\n\tbrk #0\n");
 #endif

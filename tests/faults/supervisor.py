@@ -395,7 +395,7 @@ class _Supervisor:
                 taken = time.monotonic() - self._killed
                 _reap_all()
                 return taken
-        left = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in _children()}
+        left = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in _children()}
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         raise Hung(f"after the end of their caller there are still {left}")

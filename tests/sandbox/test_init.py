@@ -185,6 +185,14 @@ def test_filter(late: bool) -> None:
     assert result.stdout.split() == [b"Seccomp:", b"2"]
 
 
+def test_no_stack_of_the_kernels(guarded: Sandbox) -> None:
+    """An init runs on a stack of its own, and keeps neither the kernel's nor its page tables."""
+    with guarded.spawn(["/bin/cat"], stdin=PIPE) as process:
+        lines = Path(f"/proc/{parent_of(process)}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines)
+    assert status["VmStk"].split() == ["0", "kB"]
+
+
 # ---- the same as without -------------------------------------------------------
 
 
