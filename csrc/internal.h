@@ -255,6 +255,7 @@ struct rusage;
 struct nsbox_exit exit_of(const siginfo_t *info, const struct rusage *usage);
 int pid_of(int pidfd);
 bool is_reaped(int pidfd);
+bool is_readable(int fd);
 int borrow_pidfd(struct nsbox_result *child);
 void give_back_pidfd(struct nsbox_result *child);
 int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);

@@ -230,6 +230,7 @@ enum nsbox_request_flag {
 };
 
 struct nsbox_watcher;
+struct nsbox_view;
 
 /* What is made ahead of the spawns of one sandbox, by a thread of C (spare.c). */
 struct nsbox_store;
@@ -276,12 +277,13 @@ struct nsbox_request {
 	const int32_t *pass_fds; /* sorted, all > 2 */
 	int32_t cgroup;          /* directory fd of the v2 cgroup to be born in, or -1 */
 	uint32_t n_tasks;
-	const int32_t *tasks;      /* fds of the "tasks" files of v1 cgroups to join */
-	struct nsbox_watch *watch; /* NULL: nothing to watch */
-	int32_t exec_fd;           /* an nsbox-init; with NSBOX_REQUEST_INIT one of pass_fds */
-	struct nsbox_store *store; /* NULL: nothing is made ahead for it */
-	struct nsbox_maker *maker; /* NULL: nothing at all is made ahead in this process */
-	int32_t layers;            /* socket that the layers of overlays are sent to, or -1 */
+	const int32_t *tasks;          /* fds of the "tasks" files of v1 cgroups to join */
+	struct nsbox_watch *watch;     /* NULL: nothing to watch */
+	int32_t exec_fd;               /* an nsbox-init; with NSBOX_REQUEST_INIT one of pass_fds */
+	struct nsbox_store *store;     /* NULL: nothing is made ahead for it */
+	struct nsbox_maker *maker;     /* NULL: nothing at all is made ahead in this process */
+	int32_t layers;                /* socket that the layers of overlays are sent to, or -1 */
+	const struct nsbox_view *view; /* by an init: what must still hold, or NULL */
 	/* By an init: limits of this process, besides the plan's; the stricter ones hold. */
 	int32_t nice;
 	uint32_t n_rlimits;
@@ -479,6 +481,7 @@ struct nsbox_view {
 	uint32_t gid;
 	int32_t root;  /* directory fd that the paths begin at, and stay below; -1: the caller's */
 	int32_t table; /* /proc/thread-self/mountinfo, of the owner's too; -1 at first */
+	const struct nsbox_view *next; /* one that has to hold with it; or NULL */
 };
 int nsbox_view_take(struct nsbox_view *view);
 int nsbox_view_holds(const struct nsbox_view *view);

@@ -240,7 +240,7 @@ static void assume_killed(struct nsbox_result *child)
 	}
 }
 
-static bool is_readable(int fd)
+bool is_readable(int fd)
 {
 	const uint64_t no_time[2] = { 0, 0 };
 	struct pollfd readable = { .fd = fd, .events = POLLIN };

@@ -599,8 +599,13 @@ int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
 	if (socket < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, -ESRCH);
 	int init = borrow_pidfd(control->init);
-	int err = init < 0 ? failed(result, NSBOX_STEP_INIT, -1, -ESRCH) : 0;
-	if (err == 0)
+	int err = init < 0 || is_readable(init) ? -ESRCH : 0;
+	/* A world that was made before, and would be another now. */
+	if (err == 0 && !nsbox_view_holds(request->view))
+		err = -ESTALE;
+	if (err < 0)
+		failed(result, NSBOX_STEP_INIT, -1, err);
+	else
 		err = make_terminal(control, gate, &own, &slave, result);
 	if (err == 0) {
 		err = fill(&start, plan, &own, mode, result);

@@ -55,21 +55,29 @@ int nsbox_view_take(struct nsbox_view *view)
 	return 0;
 }
 
-/* Whether the calling thread sees the same. */
-int nsbox_view_holds(const struct nsbox_view *view)
+static bool holds(const struct nsbox_view *view)
 {
 	struct pollfd table = { .fd = view->table, .events = POLLPRI };
 	const uint64_t no_time[2] = { 0, 0 };
 
 	if (sys(__NR_ppoll, &table, 1, no_time, 0, sizeof(signal_mask)) != 0 ||
 	    view->uid != (uint32_t)sys(__NR_geteuid) || view->gid != (uint32_t)sys(__NR_getegid))
-		return 0;
+		return false;
 	for (uint32_t i = 0; i < view->n_paths; i++) {
 		const struct nsbox_identity *seen = &view->seen[i];
 		struct nsbox_identity now = identify(view, view->paths[i]);
 		if (now.inode != seen->inode || now.mount != seen->mount ||
 		    now.major != seen->major || now.minor != seen->minor)
-			return 0;
+			return false;
 	}
+	return true;
+}
+
+/* Whether the calling thread sees the same, as of the views behind it. */
+int nsbox_view_holds(const struct nsbox_view *view)
+{
+	for (; view; view = view->next)
+		if (!holds(view))
+			return 0;
 	return 1;
 }

@@ -2,221 +2,37 @@
 Between the plan and the C core: lower a plan to C structs, call, raise.
 
 A plan is lowered once and used by any number of threads; a spawn adds only
-what differs. cffi frees memory with its last Python reference, so every
-buffer that a struct points to is kept beside the struct.
+what differs (_request.py).
 """
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from functools import cached_property, partial
+from typing import Any, Final
 
 from . import _bpf, _calls, _diagnose, _filter, _init, _unshared
 from ._ahead import can_be_made_ahead
+from ._child import Child
 from ._constants import ANYWHERE, NAMESPACE_FLAGS
 from ._enforced import layers_of
 from ._layers import Enforced
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
+from ._request import Ids, Request, lower
 from ._spares import Store, maker
-from ._watch import Watch
-from .errors import STEPS, NamespaceError, SpawnError, Step, UnsupportedError, spawn_error
+from .errors import (
+    STEPS,
+    NamespaceError,
+    SpawnError,
+    Step,
+    UnsupportedError,
+    bad_descriptor,
+    spawn_error,
+)
 from .namespace import Namespace, create_id_map_namespace
-from .terminal import Terminal
 
 _PR_SET_DUMPABLE: Final = 4
-
-DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Placement(NamedTuple):
-    """
-    Where a payload goes, and who watches it.
-
-    Args:
-        cgroup: Descriptor of the v2 cgroup that it is born in, or -1.
-        tasks: Descriptors of the "tasks" of the v1 cgroups that it joins.
-        shield: The memory of that cgroup may run out (see csrc/spawn.c).
-        watch: Its deadlines, or None.
-    """
-
-    cgroup: int
-    tasks: tuple[int, ...]
-    shield: bool
-    watch: Watch | None
-
-
-NOWHERE: Final = Placement(-1, (), False, None)
-
-
-class Environment(dict[str, str]):
-    """Variables that many spawns have, and nobody changes."""
-
-    __slots__ = ("lowered",)
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        super().__init__(variables)
-        self.lowered: tuple[object, list[object]] | None = None
-
-
-class Request(NamedTuple):
-    """
-    What differs from spawn to spawn.
-
-    Args:
-        argv: Arguments, not empty.
-        executable: Program to execute, instead of argv[0].
-        env: The whole environment.
-        cwd: Working directory inside.
-        stdio: Descriptors for 0, 1, 2; -1 leaves the caller's.
-        pass_fds: Further descriptors, kept under their numbers.
-        inherit: Of pass_fds, hand on only what is open and inheritable.
-        umask: -1 leaves the caller's.
-        setsid: Start a session.
-        process_group: Process group to join, 0 for a new one; -1 leaves the caller's.
-        user: User id inside; None: the sandbox's.
-        group: Group id inside; None: the sandbox's.
-        extra_groups: Supplementary group ids inside; None: none that are mapped.
-        controlling_terminal: Make stdin its controlling terminal.
-        restore_signals: SIGPIPE and SIGXFSZ back to their defaults.
-        attended: The calling thread waits for its end, and the payload is killed when this
-            thread ends, not the main one.
-        placement: Its cgroup and its deadlines.
-        layers: Descriptor of a socket that the layers of overlays are sent to, or -1.
-        nice: Niceness, besides the plan's; by an init only.
-        rlimits: Resource limits, likewise: of both the stricter ones hold.
-        terminal: The caller's end of a terminal of its own, to be made; its slave end
-            replaces each -1 of stdio.
-    """
-
-    argv: Sequence[bytes]
-    executable: bytes
-    env: Mapping[str, str]
-    cwd: str
-    stdio: tuple[int, int, int]
-    pass_fds: Sequence[int] = ()
-    inherit: bool = False
-    umask: int = -1
-    setsid: bool = True
-    process_group: int = -1
-    user: int | None = None
-    group: int | None = None
-    extra_groups: Sequence[int] | None = None
-    controlling_terminal: bool = False
-    restore_signals: bool = True
-    attended: bool = False
-    placement: Placement = NOWHERE
-    layers: int = -1
-    nice: int = 0
-    rlimits: tuple[tuple[int, int], ...] = ()
-    terminal: Terminal | None = None
-
-
-_EXITED: Final = int(os.CLD_EXITED)
-
-
-class End:
-    """
-    How a process ended, as waitid(2) and getrusage(2) tell it.
-
-    Args:
-        struct: A ``struct nsbox_exit``, of which this keeps a copy.
-    """
-
-    __slots__ = ("_struct", "returncode")
-
-    def __init__(self, struct: Any) -> None:
-        status = int(struct.status)
-        self.returncode = status if struct.code == _EXITED else -status
-        self._struct = ffi.new("struct nsbox_exit *", struct)
-
-    @property
-    def user_time(self) -> float:
-        """Seconds."""
-        return float(self._struct.user_usec / 1e6)
-
-    @property
-    def system_time(self) -> float:
-        """Seconds."""
-        return float(self._struct.system_usec / 1e6)
-
-    @property
-    def switches(self) -> tuple[int, int]:
-        """Context switches: voluntary ones, others."""
-        return int(self._struct.voluntary_switches), int(self._struct.involuntary_switches)
-
-
-class Child:
-    """
-    What the C core says of a child, and its pidfd.
-
-    Made before the spawn and filled in by C: a signal handler that raises as
-    soon as the spawn is over finds the child here and nowhere else. All that
-    changes it is one call into C, so it is whole whatever raises in between.
-    After a fork it is nobody's child here: it seems to have ended.
-
-    Args:
-        outlives: Leave the child alone when nobody holds this any more.
-    """
-
-    __slots__ = ("_memory", "failure", "record")
-
-    def __init__(self, *, outlives: bool = False) -> None:
-        self.failure: Callable[[], Exception] | None = None
-        # Held here too: of a cycle that is collected, the record may be finalised before those
-        # who use it in a __del__ of theirs, and lets go of the memory then.
-        self._memory = ffi.new("struct nsbox_result *", _calls.NO_RESULT)
-        # Its destructor is C, too: whoever is forgotten is killed, even if __del__ is interrupted.
-        self.record = ffi.gc(self._memory, lib.nsbox_release if outlives else lib.nsbox_discard)
-
-    @property
-    def pid(self) -> int:
-        return int(self.record.pid)
-
-    @property
-    def pidfd(self) -> int:
-        """The pidfd, or -1 before the start and once the end is known."""
-        return int(self.record.pidfd)
-
-    def signs_of_end(self) -> list[int]:
-        """Return descriptors that become readable when the end may be known; none once it is."""
-        record = self.record
-        own = (record.init,) if record.init >= 0 else (record.pidfd, record.report)
-        return [int(fd) for fd in own if fd >= 0]
-
-    def wait(self, timeout: int) -> End | None:
-        """
-        Return how the child ended; None if it has not, or a signal came.
-
-        If another part of the program has reaped it, and the kernel (before
-        Linux 6.15) has not kept its status, that is taken for 0, as by Popen.
-
-        Args:
-            timeout: Milliseconds; negative: for ever.
-        """
-        ret = lib.nsbox_wait(self.record, timeout)
-        if ret in (0, -errno.EINTR):
-            return None
-        if ret < 0:
-            raise OSError(-ret, os.strerror(-ret))
-        return End(self.record.end)
-
-    def check_start(self) -> None:
-        """Raise what an attended start has failed with, once the end is known."""
-        if self.record.step:
-            assert self.failure is not None
-            raise self.failure()
-
-    def signal(self, sig: int) -> None:
-        """Send a signal; nothing happens if the child has ended."""
-        ret = lib.nsbox_signal(self.record, sig)
-        if ret < 0:
-            raise OSError(-ret, os.strerror(-ret))
-
-    def discard(self) -> bool:
-        """Kill the child if there is one, and reap it; return whether there was."""
-        return bool(lib.nsbox_discard(self.record))
 
 
 class _Dumpable:
@@ -325,17 +141,16 @@ class Lowered:
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
-        struct, keep, note = self._prepared(request)
-        if store is not None:
-            struct.store = store.pointer
+        struct, keep, note = self._prepared(request, child, store)
         if self.plan.init:
-            struct.flags |= self._late_filter()
+            struct.flags |= self._late_filter
             struct.exec_fd = _program_of_init()
             lib.nsbox_spawn_with_init(self._struct, struct, note, gate.note, child.record)
         else:
             lib.nsbox_spawn(self._struct, struct, note, child.record)
         del keep
-        self._raise_failure(child, request)
+        if child.record.step:
+            raise self.failure(child)
 
     def prepare(
         self, control: Any, request: Request, child: Child, store: Store | None = None
@@ -352,15 +167,14 @@ class Lowered:
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
-        struct, keep, note = self._prepared(request)
-        if store is not None:
-            struct.store = store.pointer
-        struct.flags |= self._late_filter()
+        struct, keep, note = self._prepared(request, child, store)
+        struct.flags |= self._late_filter
         struct.exec_fd = _program_of_init()
         control.init = child.record
         lib.nsbox_control_prepare(self._struct, struct, False, note, control)
         del keep
-        self._raise_failure(child, request)
+        if child.record.step:
+            raise self.failure(child)
 
     def start(self, control: Any, request: Request, child: Child, mode: int) -> None:
         """
@@ -376,15 +190,12 @@ class Lowered:
             SpawnError: If a step failed; nothing is left then. An attended start may do so later,
                 in ``Child.check_start``.
         """
-        if asks_for_ids(request):
-            self._check_ids(request)
-        struct, keep = self._lower_request(request)
-        struct.flags |= self._late_filter()
-        if request.attended:
-            child.failure = partial(self._failure, child, request)
+        struct, keep = self._lowered(request, child)
+        struct.flags |= self._late_filter
         lib.nsbox_control_start(control, self._struct, struct, mode, gate.note, child.record)
         del keep
-        self._raise_failure(child, request)
+        if child.record.step:
+            raise self.failure(child)
 
     def check_joins(self) -> None:
         """
@@ -396,35 +207,37 @@ class Lowered:
         for position, namespace in enumerate(self._joins):
             self._fds[position] = namespace.fileno()
 
-    def _prepared(self, request: Request) -> tuple[Any, object, Any]:
-        """Return a request lowered, what it needs, and the note of the dumpable mark."""
+    def _lowered(self, request: Request, child: Child) -> tuple[Any, object]:
+        """Return a request lowered, and what that needs; the child knows what it comes from."""
+        child.source, child.request = self, request
+        if request.ids is not None:
+            self._check_ids(request.ids)
+        return lower(request)
+
+    def _prepared(
+        self, request: Request, child: Child, store: Store | None
+    ) -> tuple[Any, object, Any]:
+        """The same for a spawn, and the note of the dumpable mark."""
         self.check_joins()
-        if asks_for_ids(request):
-            self._check_ids(request)
-        struct, keep = self._lower_request(request)
+        struct, keep = self._lowered(request, child)
         struct.maker = maker.existing
-        note = _dumpable.note if self._changes_ids or asks_for_ids(request) else ffi.NULL
+        if store is not None:
+            struct.store = store.pointer
+        note = _dumpable.note if self._changes_ids or request.ids is not None else ffi.NULL
         return struct, keep, note
 
+    @cached_property
     def _late_filter(self) -> int:
         return 0 if _init.works_under(self._program) else _LATE_FILTER
 
-    def _raise_failure(self, child: Child, request: Request) -> None:
-        if child.record.step:
-            raise self._failure(child, request)
-
-    def _failure(self, child: Child, request: Request) -> Exception:
-        record = child.record
-        return self._error(int(record.step), int(record.error), int(record.index), request)
-
-    def _check_ids(self, request: Request) -> None:
+    def _check_ids(self, ids: Ids) -> None:
         """Refuse ids that the sandbox's own user namespace does not have: it maps one of each."""
         if not self.plan.ids.mapped:
             return
         for step, wanted, mapped in (
-            (Step.EXTRA_GROUPS, request.extra_groups or (), self.plan.ids.gid),
-            (Step.GROUP, _given(request.group), self.plan.ids.gid),
-            (Step.USER, _given(request.user), self.plan.ids.uid),
+            (Step.EXTRA_GROUPS, ids.extra_groups or (), self.plan.ids.gid),
+            (Step.GROUP, _given(ids.group), self.plan.ids.gid),
+            (Step.USER, _given(ids.user), self.plan.ids.uid),
         ):
             for number in wanted:
                 if number != mapped:
@@ -439,8 +252,10 @@ class Lowered:
 
     # ---- errors ----
 
-    def _error(self, number: int, error: int, index: int, request: Request) -> Exception:
-        step = STEPS[number - 1]
+    def failure(self, child: Child) -> Exception:
+        """Return the error for the step of a start that has failed."""
+        record, request = child.record, child.request
+        step, error, index = STEPS[record.step - 1], int(record.error), int(record.index)
         op, path = None, None
         if step is Step.EXECVE:
             path = os.fsdecode(request.executable)
@@ -588,57 +403,7 @@ class Lowered:
                 ) from error
         return self._id_maps[owner].fileno()
 
-    # ---- a request ----
 
-    def _lower_request(self, request: Request) -> tuple[Any, object]:
-        search = request.env.get("PATH", DEFAULT_PATH)
-        executables = _candidates(request.executable, search)
-        argv = _calls.string_array(request.argv)
-        envp = _lower_environment(request.env)
-        cwd = _text(request.cwd)
-        struct = ffi.new("struct nsbox_request *", _DEFAULTS[0])
-        struct.executables, struct.argv, struct.envp = executables[0], argv[0], envp[0]
-        struct.cwd = cwd
-        struct.stdio = request.stdio
-        struct.umask, struct.process_group = request.umask, request.process_group
-        struct.flags = (
-            _SETSID * request.setsid
-            | _CONTROLLING_TERMINAL * request.controlling_terminal
-            | _RESTORE_SIGNALS * request.restore_signals
-            | _ATTENDED * request.attended
-            | _INHERIT_FDS * request.inherit
-            | _SHIELD * request.placement.shield
-        )
-        keep = [executables, argv, envp, cwd]
-        # Most requests have nothing of the rest, and each field takes its time.
-        if request.pass_fds:
-            pass_fds = ffi.new("int32_t[]", sorted(set(request.pass_fds)))
-            struct.pass_fds, struct.n_pass_fds = pass_fds, len(pass_fds)
-            keep.append(pass_fds)
-        if request.placement is not NOWHERE:
-            keep.append(_lower_placement(struct, request.placement))
-        if asks_for_ids(request):
-            keep.append(_lower_ids(struct, request))
-        if request.rlimits:
-            rlimits = ffi.new("struct nsbox_rlimit[]", request.rlimits)
-            struct.rlimits, struct.n_rlimits = rlimits, len(rlimits)
-            keep.append(rlimits)
-        if request.nice:
-            struct.nice = request.nice
-        if request.layers >= 0:
-            struct.layers = request.layers
-        if request.terminal is not None:
-            struct.terminal = request.terminal.slot
-            struct.rows, struct.columns = request.terminal.initial_size
-        return struct, keep
-
-
-_SETSID: Final = int(lib.NSBOX_REQUEST_SETSID)
-_CONTROLLING_TERMINAL: Final = int(lib.NSBOX_REQUEST_CONTROLLING_TERMINAL)
-_RESTORE_SIGNALS: Final = int(lib.NSBOX_REQUEST_RESTORE_SIGNALS)
-_ATTENDED: Final = int(lib.NSBOX_REQUEST_ATTENDED)
-_INHERIT_FDS: Final = int(lib.NSBOX_REQUEST_INHERIT_FDS)
-_SHIELD: Final = int(lib.NSBOX_REQUEST_SHIELD)
 _INIT: Final = int(lib.NSBOX_REQUEST_INIT)
 _LATE_FILTER: Final = int(lib.NSBOX_REQUEST_LATE_FILTER)
 
@@ -661,66 +426,5 @@ _ABOUT_SOURCE: Final = {
 _NO_OPERATION: Final = {Step.CAPBSET_DROP, Step.CAP_AMBIENT, Step.LOWER_LIMITS, Step.LIMIT}
 
 
-_DEFAULTS: Final = ffi.new(
-    "struct nsbox_request *", {"uid": -1, "gid": -1, "n_groups": -1, "cgroup": -1, "layers": -1}
-)
-
-
-def _lower_environment(env: Mapping[str, str]) -> tuple[object, list[object]]:
-    """Return ``envp``; it is kept with an environment that lasts, and nowhere else."""
-    if isinstance(env, Environment) and env.lowered is not None:
-        return env.lowered
-    lowered = _calls.string_array([os.fsencode(f"{key}={value}") for key, value in env.items()])
-    if isinstance(env, Environment):
-        env.lowered = lowered
-    return lowered
-
-
-def _lower_placement(struct: Any, placement: Placement) -> object:
-    tasks = ffi.new("int32_t[]", placement.tasks)
-    struct.tasks, struct.n_tasks, struct.cgroup = tasks, len(tasks), placement.cgroup
-    if placement.watch is not None:
-        struct.watch = placement.watch.struct
-    return tasks
-
-
-def _lower_ids(struct: Any, request: Request) -> object:
-    if request.user is not None:
-        struct.uid = request.user
-    if request.group is not None:
-        struct.gid = request.group
-    if request.extra_groups is None:
-        return None
-    groups = ffi.new("uint32_t[]", list(request.extra_groups))
-    struct.groups, struct.n_groups = groups, len(groups)
-    return groups
-
-
-@lru_cache(maxsize=64)
-def _text(text: str) -> object:
-    """Return a path as ``char[]``."""
-    return ffi.new("char[]", os.fsencode(text))
-
-
-@lru_cache(maxsize=64)
-def _candidates(executable: bytes, search: str) -> tuple[object, list[object]]:
-    """Return the paths that execvpe(3) would try, as ``char *[]``."""
-    paths = [executable]
-    if b"/" not in executable:
-        directories = os.fsencode(search).split(b":")
-        paths = [(directory or b".") + b"/" + executable for directory in directories]
-    return _calls.string_array(paths)
-
-
-def asks_for_ids(request: Request) -> bool:
-    """Tell whether a payload is to have other ids than its sandbox's."""
-    return (request.user, request.group, request.extra_groups) != (None, None, None)
-
-
 def _given(value: int | None) -> tuple[int, ...]:
     return () if value is None else (value,)
-
-
-def bad_descriptor(error: int, step: Step, fd: int) -> SpawnError:
-    """Return the error for a descriptor that cannot be handed to the payload."""
-    return spawn_error(error, step, hint=f"descriptor {fd} is not open in the caller")

@@ -464,7 +464,7 @@ def clone(
         },
     )
     plan = ffi.new("struct nsbox_plan *", {"clone_flags": flags})
-    result = ffi.new("struct nsbox_result *", NO_RESULT)
+    result = ffi.new("struct nsbox_result *", NO_RESULT[0])
     try:
         ret = lib.nsbox_spawn(plan, request, ffi.NULL, result)
         if ret < 0:
@@ -477,7 +477,10 @@ def clone(
 
 
 # What nobody's child is: no descriptor in it is one.
-NO_RESULT: Final = dict.fromkeys(("pidfd", "report", "init", "control", "starter", "starting"), -1)
+NO_RESULT: Final = ffi.new(
+    "struct nsbox_result *",
+    dict.fromkeys(("pidfd", "report", "init", "control", "starter", "starting"), -1),
+)
 
 
 def find_directory(fds: Sequence[int]) -> int | None:

@@ -76,7 +76,7 @@ class Ahead:
             OSError: If that cannot be; EAGAIN if there are several already.
         """
         self.form, self.name = form, _cgroup_names.new_name()
-        # Held here too, for a __del__ that runs after the destructor: see _bridge.Child.
+        # Held here too, for a __del__ that runs after the destructor: see _child.Child.
         self._memory = ffi.new("struct nsbox_cgroup_holder *")
         self._holder = ffi.gc(self._memory, lib.nsbox_cgroup_release)
         self._entrances = ffi.new("struct nsbox_files *")

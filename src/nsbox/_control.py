@@ -14,9 +14,11 @@ from enum import IntEnum
 from functools import partial
 from typing import Any, Final
 
-from ._bridge import NOWHERE, Child, Lowered, Placement, Request, gate
+from ._bridge import Lowered, gate
 from ._calls import Descriptor, Layers
+from ._child import Child
 from ._native import ffi, lib
+from ._request import NOWHERE, Placement, Request
 from ._spares import Store
 from ._values import PathArg
 from .errors import SpawnError, Step, spawn_error
@@ -46,11 +48,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-# The session of an init is its own; what it executes, and with which streams, is not said here.
-_INIT: Final = Request(
-    argv=(b"nsbox-init",), executable=b"nsbox-init", env={}, cwd="/", stdio=(-1, -1, -1)
-)
 
 
 class Control:
@@ -89,7 +86,9 @@ class Control:
         self._memory = ffi.new("struct nsbox_control *", {"socket": -1})
         self._struct = ffi.gc(self._memory, lib.nsbox_control_close)
         _controls.add(self)
-        request = _INIT._replace(placement=placement)
+        # Its session is its own; what it executes, and with which streams, is not said here.
+        request = Request([b"nsbox-init"], b"nsbox-init", {}, "/")
+        request.placement = placement
         if layers:
             self._prepare_with_layers(request)
         else:
@@ -102,7 +101,7 @@ class Control:
             raise spawn_error(error.errno or errno.EIO, Step.SOCKETPAIR) from None
         try:
             with ours, theirs:
-                request = request._replace(layers=theirs.fileno())
+                request.layers = theirs.fileno()
                 self._lowered.prepare(self._struct, request, self.init)
                 while (received := Layers.receive(ours.fileno())) is not None:
                     self.layers.append(received)

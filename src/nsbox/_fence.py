@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from ._bridge import End, Placement
 from ._calls import Descriptors
 from ._cgroup_ahead import Ahead, Form, tidy
 from ._cgroup_choice import Choice, Purpose, wanted_fields
 from ._cgroup_files import FIGURES, Reader
 from ._cgroup_tree import reported
+from ._child import End
+from ._request import Placement
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
 from .cgroup import Cgroup, adopt, choose, make, remove_abandoned
 from .errors import CgroupError, PlanError, SpawnError

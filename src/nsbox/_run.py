@@ -7,12 +7,11 @@ is there already. All of them take the same options and return the same results.
 
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import IO, Any, Final, NamedTuple, TypedDict, Unpack
+from typing import IO, Any, Final, TypedDict, Unpack
 
-from ._fence import Fence
 from ._values import PathArg, check_timeout
 from .errors import PlanError, PlanTypeError
-from .process import Args, Process, Starter
+from .process import Args, Process
 from .result import Result
 from .terminal import Terminal, check_size, size_of_caller
 
@@ -69,19 +68,6 @@ class RunOptions(SpawnOptions, total=False):
     check: bool
 
 
-class Place(NamedTuple):
-    """
-    Where a process is started.
-
-    Args:
-        start: Starts it.
-        fence: What limits it, or None.
-    """
-
-    start: Starter
-    fence: Fence | None
-
-
 def run(
     spawn: Callable[..., Process],
     args: Args,
@@ -100,7 +86,8 @@ def run(
         spawn: Takes args and options.
         drain: With the payload die all who could hold its pipes open.
     """
-    prepare(options, input, timeout, capture_output=capture_output)
+    if timeout is not None or input is not None or capture_output:
+        prepare(options, input, timeout, capture_output=capture_output)
     process = spawn(args, **options)
     stdout, stderr = _communicate(process, input, timeout, drain=drain)
     result = process.result(stdout, stderr)
@@ -138,7 +125,7 @@ def _check_input(input: Any, options: SpawnOptions) -> None:
         raise PlanTypeError("input: must be bytes, not a str; encode() it, or give text=True")
 
 
-def make_terminal(pty: Pty, options: PopenOptions) -> Terminal | None:
+def make_terminal(pty: Pty, options: dict[str, Any]) -> Terminal | None:
     """
     Return the caller's end of the terminal that a spawn asks for, which is yet to be made.
 
@@ -156,12 +143,12 @@ def make_terminal(pty: Pty, options: PopenOptions) -> Terminal | None:
     return Terminal(size)
 
 
-def check_options(options: PopenOptions) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     if not options.keys() <= _KNOWN:
         raise PlanTypeError(f"unexpected option {sorted(options.keys() - _KNOWN)[0]!r}")
 
 
-_KNOWN: Final = PopenOptions.__annotations__.keys()
+_KNOWN: Final = PopenOptions.__annotations__.keys() | {"controlling_terminal"}
 
 
 def _communicate(
@@ -179,7 +166,7 @@ def _communicate(
     """
     try:
         process.prepare_next()
-        return process.communicate(input, timeout=timeout)
+        return process.finish(input, timeout)
     except BaseException as error:
         process.kill()
         with process:

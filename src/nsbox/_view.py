@@ -1,8 +1,8 @@
 """
 What a sandbox that is made ahead must not have missed when it is used.
 
-See csrc/view.c. A cold spawn resolves every path anew; so does, in effect, whoever
-looks here first whether all of them still lead where they led.
+See csrc/view.c. A cold spawn resolves every path anew; so does, in effect, a start that
+looks first whether all of them still lead where they led.
 """
 
 import errno
@@ -27,37 +27,43 @@ class View:
         paths: Absolute.
         root: A directory that they begin at, and never leave; all of them must exist
             there. Default: the calling thread's, where what is missing is noted, too.
+        beside: A view that has to hold with this one.
 
     Raises:
         OSError: If /proc cannot be read, or a path below root leads nowhere.
     """
 
-    def __init__(self, paths: Iterable[str], root: Descriptor | None = None) -> None:
+    def __init__(
+        self,
+        paths: Iterable[str],
+        root: Descriptor | None = None,
+        beside: "View | None" = None,
+    ) -> None:
         array, self._texts = string_array([os.fsencode(path) for path in paths])
         self._array = array
         self._seen = ffi.new("struct nsbox_identity[]", len(self._texts))
-        self._struct = ffi.new(
+        self.struct = ffi.new(
             "struct nsbox_view *",
             {"paths": array, "seen": self._seen, "n_paths": len(self._texts), "table": -1},
         )
-        self._root = root
-        self._struct.root = -1 if root is None else root.fileno()
-        self._table = ffi.gc(ffi.addressof(self._struct, "table"), lib.nsbox_close)
-        ret = lib.nsbox_view_take(self._struct)
+        self._root, self._beside = root, beside
+        self.struct.root = -1 if root is None else root.fileno()
+        if beside is not None:
+            self.struct.next = beside.struct
+        self._table = ffi.gc(ffi.addressof(self.struct, "table"), lib.nsbox_close)
+        ret = lib.nsbox_view_take(self.struct)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret), "/proc/thread-self/mountinfo")
         if root is not None and any(seen.inode == 0 for seen in self._seen):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a mount point")
 
-    def holds(self) -> bool:
-        """Tell whether the calling thread sees the same."""
-        return bool(lib.nsbox_view_holds(self._struct))
-
     def close(self) -> None:
-        """Let go of its descriptors; it does not hold any more then."""
+        """Let go of the descriptors; it does not hold any more then."""
         lib.nsbox_close(self._table)
         if self._root is not None:
             self._root.close()
+        if self._beside is not None:
+            self._beside.close()
 
 
 def sources(plan: Plan) -> list[str]:

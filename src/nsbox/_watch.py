@@ -55,7 +55,7 @@ class Watch:
     def __init__(
         self, *, wall_time: int, cpu_time: int, cpus: int, cgroup: int, usage: int, outlived: bool
     ) -> None:
-        # Held here too, for a __del__ that runs after the destructor: see _bridge.Child.
+        # Held here too, for a __del__ that runs after the destructor: see _child.Child.
         self._memory = ffi.new(
             "struct nsbox_watch *",
             {

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from ._bridge import NOWHERE, End, Placement
 from ._cgroup_choice import Purpose
 from ._cgroup_layout import read_words
 from ._cgroup_tree import reported
+from ._child import End
 from ._constants import SHORTAGE
 from ._fence import Account, Fence, Site, Terms
+from ._request import NOWHERE, Placement
 from .cgroup import Cgroup, choose, make
 from .errors import CgroupError, UnsupportedError
 from .limits import NO_LIMITS, Limits

@@ -323,6 +323,11 @@ def spawn_error(
     return cls(errno, step, path, index, hint)
 
 
+def bad_descriptor(error: int, step: Step, fd: int) -> SpawnError:
+    """Return the error for a descriptor that cannot be handed to the payload."""
+    return spawn_error(error, step, hint=f"descriptor {fd} is not open in the caller")
+
+
 def _message(step: str, strerror: str | None, path: str | None, hint: str | None) -> str:
     text = f"{step}: {strerror}"
     if path is not None:

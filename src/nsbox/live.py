@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, Unpack
 
 from . import _files
-from ._bridge import Child, Lowered, Request
+from ._bridge import Lowered
 from ._calls import Descriptor
 from ._changes import MOST, Change, ChangeKind, Stack, changes_of
+from ._child import Child
 from ._compile import rlimits_of
 from ._control import Control
 from ._plan import Code, OpFlag
-from ._run import STREAM_LIMIT, Place, SpawnOptions, run
+from ._request import Request
+from ._run import STREAM_LIMIT, SpawnOptions, run
 from ._spares import Store
 from ._values import PathArg, check_mode, check_path, check_target, parse_size
 from ._whole import Whole
@@ -97,7 +99,7 @@ class Live:
                 ended, killed by somebody or for a limit.
             PlanError: Also if the sandbox is closed, or frozen.
         """
-        return self._spawn_inside(args, limits, attended=False, **options)
+        return self._spawn_inside(limits, False, args, **options)
 
     def run(
         self,
@@ -119,7 +121,7 @@ class Live:
             limits: As for :meth:`spawn`.
         """
         return run(
-            partial(self._spawn_inside, limits=limits, attended=True),
+            partial(self._spawn_inside, limits, True),
             args,
             input=input,
             capture_output=capture_output,
@@ -173,21 +175,17 @@ class Live:
         )
 
     def _spawn_inside(
-        self,
-        args: Args,
-        limits: Limits | None,
-        *,
-        attended: bool,
-        **options: Unpack[SpawnOptions],
+        self, limits: Limits | None, attended: bool, args: Args, /, **options: Unpack[SpawnOptions]
     ) -> Process:
-        check_limits("limits", limits)
-        self._check_active()
-        place = Place(partial(self._start, limits), self._whole.inside(limits))
-        return self._spawn(args, attended=attended, place=place, **options)
-
-    def _start(self, limits: Limits | None, request: Request, child: Child) -> None:
         if limits is not None:
-            request = request._replace(rlimits=rlimits_of(limits), nice=limits.nice or 0)
+            check_limits("limits", limits)
+        self._check_active()
+        start = self._control.start if limits is None else partial(self._start, limits)
+        fence = self._whole.inside(limits)
+        return self._spawn(attended, (start, fence), args, **options)
+
+    def _start(self, limits: Limits, request: Request, child: Child) -> None:
+        request.rlimits, request.nice = rlimits_of(limits), limits.nice or 0
         self._control.start(request, child)
 
     # ---- files ----

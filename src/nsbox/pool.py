@@ -24,11 +24,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Unpack
 
 from ._bell import Bell
-from ._bridge import NOWHERE, Child, End, Lowered, Placement, Request, asks_for_ids
+from ._bridge import Lowered
 from ._calls import Descriptor
+from ._child import Child, End
 from ._control import Control, Mode
 from ._fence import Fence, Site, Terms, Verdict
-from ._run import STREAM_LIMIT, Place, RunOptions, SpawnOptions, run
+from ._request import NOWHERE, Placement, Request
+from ._run import STREAM_LIMIT, RunOptions, SpawnOptions, run
 from ._values import short
 from ._view import View, mount_points, sources
 from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
@@ -86,7 +88,7 @@ class World(NamedTuple):
     What a pool needs to know of its Sandbox.
 
     Args:
-        spawn: Spawns as it does, in a given Place.
+        spawn: Spawns as it does, by a given start and within a given fence.
         start: Starts a process in a fresh world.
         lowered: Returns its plan for the present caller.
         terms: What its fences are made of.
@@ -129,9 +131,9 @@ class _Member:
 
     def __init__(self, world: World) -> None:
         self._mode = world.mode
-        self._lowered = world.lowered()
+        self.lowered = world.lowered()
         self._held: list[Descriptor] = []
-        self._views = [View(sources(self._lowered.plan))]
+        self._view = View(sources(self.lowered.plan))
         self._control: Control | None = None
         self.fence = Fence(*world.terms)
         _members.add(self)
@@ -146,7 +148,7 @@ class _Member:
     def _make(self) -> None:
         placement = self.fence.open()
         self._watch = placement.watch  # from the start of the process on
-        control = self._control = Control(self._lowered, placement._replace(watch=None))
+        control = self._control = Control(self.lowered, placement._replace(watch=None))
         if self._watch is not None:
             self._watch.add()
         self.fence.started()
@@ -157,24 +159,16 @@ class _Member:
         # ids the init may be somebody else's to inspect.)
         with suppress(PermissionError):
             self._held.append(Descriptor(f"{proc}/ns/mnt", os.O_RDONLY))
-        inside = mount_points(self._lowered.plan)
+        inside = mount_points(self.lowered.plan)
         if inside:
-            self._views.append(View(inside, Descriptor(f"{proc}/root", os.O_PATH)))
-
-    def is_fit(self, lowered: Lowered) -> bool:
-        """Tell whether a world that is made now would be the same."""
-        assert self._control is not None
-        return (
-            self._lowered is lowered
-            and self._control.init.wait(0) is None
-            and all(view.holds() for view in self._views)
-        )
+            self._view = View(inside, Descriptor(f"{proc}/root", os.O_PATH), self._view)
 
     def start(self, request: Request, child: Child) -> None:
-        """Start its process, which is the only one."""
+        """Start its process, which is the only one, unless a world made now would differ."""
         assert self._control is not None
+        request.view = self._view
         if self._watch is not None:
-            request = request._replace(placement=Placement(-1, (), shield=False, watch=self._watch))
+            request.placement = Placement(-1, (), shield=False, watch=self._watch)
         self._control.start(request, child, self._mode)
 
     def end(self) -> None:
@@ -187,8 +181,7 @@ class _Member:
         if self._control is not None:
             self._control.close()
         self.fence.discard()
-        for view in self._views:
-            view.close()
+        self._view.close()
         while self._held:
             self._held.pop().close()
 
@@ -246,13 +239,14 @@ class _Stock:
     def take(self) -> _Member | None:
         """Return a member that is nobody else's, or None; do not wait for one."""
         lowered = self.world.lowered()
-        lowered.check_joins()
+        if lowered.plan.joins:
+            lowered.check_joins()
         while not self.closing:
             try:
                 member = self._ready.popleft()
             except IndexError:
                 return None
-            if member.is_fit(lowered):
+            if member.lowered is lowered:
                 return member
             self.stale.add()
             self.clear_away(member)
@@ -377,11 +371,12 @@ atexit.register(_close_all)
 class _Lease(Fence):
     """The fence of one process: that of the member it gets, or one of its own without any."""
 
+    _member: _Member | None = None
+    _given_back = False
+
     def __init__(self, stock: _Stock) -> None:
         super().__init__(*stock.world.terms)
         self._stock = stock
-        self._member: _Member | None = None
-        self._given_back = False
 
     def open(self) -> Placement:
         """Not yet: see start()."""
@@ -390,10 +385,9 @@ class _Lease(Fence):
     def start(self, request: Request, child: Child) -> None:
         """Start a process in a member, or cold; a member that fails gives way to the next."""
         possible = _is_possible(request)
-        while possible and self._take():
-            assert self._member is not None
+        while possible and (member := self._take()) is not None:
             try:
-                self._member.start(request, child)
+                member.start(request, child)
             except SpawnError as error:
                 # A process that has said who it is may have run: it is not started twice.
                 if error.step not in _LOST or child.pid:
@@ -407,9 +401,9 @@ class _Lease(Fence):
             self._stock.replace()
             return
         self._stock.cold.add()
-        self._member = None
-        placement = super().open()
-        self._stock.world.start(request._replace(placement=placement), child)
+        self._member = request.view = None
+        request.placement = super().open()
+        self._stock.world.start(request, child)
         if possible:
             self._stock.replace()  # an exception may have lost one, and nobody said so
 
@@ -427,13 +421,12 @@ class _Lease(Fence):
         elif not self._given_back:
             self._give_back()
 
-    def _take(self) -> bool:
-        self._member = self._stock.take()
-        if self._member is None:
-            return False
-        self._given_back = False
-        self.share(self._member.fence)
-        return True
+    def _take(self) -> _Member | None:
+        member = self._member = self._stock.take()
+        if member is not None:
+            self._given_back = False
+            self.share(member.fence)
+        return member
 
     def _give_back(self) -> None:
         assert self._member is not None
@@ -454,7 +447,7 @@ def _is_possible(request: Request) -> bool:
         and request.process_group < 0
         and request.restore_signals
         and len(request.pass_fds) <= _MOST_FDS
-        and not asks_for_ids(request)
+        and request.ids is None
     )
 
 
@@ -489,7 +482,7 @@ class Pool:
                 fork of; and as ``Sandbox.spawn()``, like the others.
             SpawnError, UnsupportedError, CgroupError, LookupError: As ``Sandbox.spawn()``.
         """
-        return self._spawn(args, attended=False, **options)
+        return self._spawn(False, args, **options)
 
     def run(self, args: Args, **options: Unpack[RunOptions]) -> Result:
         """
@@ -575,21 +568,20 @@ class Pool:
         """
         self._stock.close()
 
-    def _spawn(self, args: Args, *, attended: bool, **options: Unpack[SpawnOptions]) -> Process:
+    def _spawn(self, attended: bool, args: Args, /, **options: Unpack[SpawnOptions]) -> Process:
         self._stock.check()
         lease = _Lease(self._stock)
-        place = Place(lease.start, lease)
-        return self._world.spawn(args, attended=attended, place=place, **options)
+        return self._world.spawn(attended, (lease.start, lease), args, **options)
 
     def _run(self, spawn: Callable[..., Process], args: Args, options: RunOptions) -> Result:
         drain = self._world.drain
         try:
-            return run(partial(spawn, attended=True), args, drain=drain, **options)
+            return run(partial(spawn, True), args, drain=drain, **options)
         except SpawnError as error:
             if (error.step, error.errno) != (Step.INIT, errno.ESRCH):
                 raise
         # Nothing has been started: whoever killed the member was faster than the request.
-        return run(partial(spawn, attended=False), args, drain=drain, **options)
+        return run(partial(spawn, False), args, drain=drain, **options)
 
     def __enter__(self) -> "Pool":
         return self
@@ -652,8 +644,8 @@ class _Run(threading.Thread):
             self._outcome = error
         self._process = None
 
-    def _spawn(self, args: Args, *, attended: bool, **options: Unpack[SpawnOptions]) -> Process:
-        process = self._process = self._pool._spawn(args, attended=attended, **options)
+    def _spawn(self, attended: bool, args: Args, /, **options: Unpack[SpawnOptions]) -> Process:
+        process = self._process = self._pool._spawn(attended, args, **options)
         if self._cancelled:  # whoever cancels may have looked before it was there
             process.kill()
         return process

@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, NoReturn
 
-from . import _bridge
-from ._bridge import NOWHERE, Child, Request
 from ._calls import Descriptor, find_directory
+from ._child import Child
 from ._constants import NAMESPACE_FLAGS
 from ._fence import Account, Fence, plain_verdict
 from ._filter import killed_call
 from ._interact import connect
 from ._layers import Enforced
 from ._output import Capture, Codec
+from ._request import NOWHERE, Ids, Request
 from ._values import (
     MAX_ID,
     PathArg,
@@ -49,6 +49,7 @@ from .errors import (
     PlanTypeError,
     SpawnError,
     Step,
+    bad_descriptor,
     spawn_error,
 )
 from .namespace import Namespace, check_kind
@@ -57,6 +58,8 @@ from .terminal import Terminal
 
 Args = PathArg | Sequence[PathArg]
 Starter = Callable[[Request, Child], None]
+Place = tuple[Starter, Fence | None]
+"""What starts a process, and what limits it."""
 
 
 class ProcessNamespaces(Mapping[str, Namespace]):
@@ -117,14 +120,15 @@ class Process(subprocess.Popen[Any]):
         stdout: A readable file, if PIPE was asked for.
         stderr: A readable file, if PIPE was asked for.
         pty: The other end of its terminal, a :class:`Terminal`, if pty was asked for.
-        enforced: The layers that are in force: an :class:`Enforced`.
         usage: A Usage once it has ended and been waited for; else None.
         reason: A Reason, likewise.
     """
 
-    reason: Reason | None
-    enforced: Enforced = Enforced()
+    reason: Reason | None = None
+    pty: Terminal | None = None
     _outlives: ClassVar[bool] = False  # whoever gives up the object
+    _capture: Capture | None = None
+    _account: Account | None = None
 
     def __init__(
         self,
@@ -142,15 +146,13 @@ class Process(subprocess.Popen[Any]):
         state = _STATE if type(self) is Process and options.keys() <= _PLAIN else None
         if state is not None:
             self.__dict__.update(state)
-        self.pty = terminal
+        if terminal is not None:
+            self.pty = terminal
         self._start = start
         self._fence = fence
-        self._capture: Capture | None = None
         self._controlling_terminal = controlling_terminal
         self._attended = attended
         self._child = Child(outlives=self._outlives)
-        self._account: Account | None = None
-        self.reason = None
         self._started_at = time.monotonic()
         if state is not None:
             self._init_plain(args, **options)
@@ -171,18 +173,12 @@ class Process(subprocess.Popen[Any]):
         """Do what Popen's constructor comes to if the streams are the caller's, and no more."""
         self._waitpid_lock = threading.Lock()
         self.args = args
-        argv, program = _arguments(args, None, shell=False)
-        request = Request(
-            argv,
-            program,
-            env,
-            cwd,
-            _CALLERS,
-            setsid=start_new_session,
-            controlling_terminal=self._controlling_terminal,
-            attended=self._attended,
-            terminal=self.pty,
-        )
+        argv = _strings(args)
+        if argv is None:
+            argv, _ = _arguments(args, None, shell=False)
+        request = Request(argv, argv[0], env, cwd)
+        if not start_new_session:
+            request.setsid = False
         self._begin(request, args)
 
     def _execute_child(
@@ -214,44 +210,44 @@ class Process(subprocess.Popen[Any]):
         if preexec_fn is not None:
             raise PlanError(_NO_PREEXEC_FN)
         argv, program = _arguments(args, executable, shell=shell)
-        request = Request(
-            argv=argv,
-            executable=program,
-            env=env,
-            cwd=cwd,
-            stdio=(p2cread, c2pwrite, errwrite),
-            pass_fds=[fd for fd in (pass_fds if close_fds else _inheritable()) if fd > 2],
-            inherit=not close_fds,
-            umask=_umask(umask),
-            setsid=bool(start_new_session),
-            process_group=_process_group(process_group, leads=bool(start_new_session)),
-            user=_id("user", uid),
-            group=_id("group", gid),
-            extra_groups=None if gids is None else [check_id("extra_groups", g) for g in gids],
-            controlling_terminal=self._controlling_terminal,
-            restore_signals=bool(restore_signals),
-            attended=self._attended,
-            terminal=self.pty,
-        )
+        request = Request(argv, program, env, cwd)
+        request.stdio = p2cread, c2pwrite, errwrite
+        request.pass_fds = [fd for fd in (pass_fds if close_fds else _inheritable()) if fd > 2]
+        request.inherit = not close_fds
+        request.umask = _umask(umask)
+        request.setsid = bool(start_new_session)
+        request.process_group = _process_group(process_group, leads=request.setsid)
+        request.restore_signals = bool(restore_signals)
+        if (uid, gid, gids) != (None, None, None):
+            groups = None if gids is None else [check_id("extra_groups", group) for group in gids]
+            request.ids = Ids(_id("user", uid), _id("group", gid), groups)
         self._begin(request, args)
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
     def _begin(self, request: Request, args: Any) -> None:
-        """Start what is asked for."""
+        """Start what is asked for, and what this object is to have beside that."""
+        if self._attended:
+            request.attended = True
+        if self._controlling_terminal:
+            request.controlling_terminal = True
+        if self.pty is not None:
+            request.terminal = self.pty
         _check_streams(request)
         sys.audit("nsbox.spawn", request.executable, args, request.cwd)
+        fence = self._fence
         try:
-            placement = NOWHERE if self._fence is None else self._fence.open()
-            if placement is not NOWHERE:
-                request = request._replace(placement=placement)
+            if fence is not None:
+                placement = fence.open()
+                if placement is not NOWHERE:
+                    request.placement = placement
             self._start(request, self._child)
-            self.pid = self._child.pid
+            self.pid = int(self._child.record.pid)
             self._child_created = True
-            if self._fence is not None:
-                self._fence.started()
+            if fence is not None:
+                fence.started()
         except BaseException as error:
-            if self._fence is not None and isinstance(error, SpawnError):
-                self._fence.advise(error)
+            if fence is not None and isinstance(error, SpawnError):
+                fence.advise(error)
             # A signal handler raised when the child was there already.
             self._abandon()
             raise
@@ -262,6 +258,11 @@ class Process(subprocess.Popen[Any]):
         if self._fence is not None:
             self._fence.discard()
         return running
+
+    @property
+    def enforced(self) -> Enforced:
+        """The layers that are in force."""
+        return self._child.source.enforced(new_session=self._child.request.setsid)
 
     @property
     def cgroup(self) -> Cgroup | None:
@@ -327,6 +328,14 @@ class Process(subprocess.Popen[Any]):
             if self.returncode is None and time.monotonic() >= deadline:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         return self.returncode
+
+    def finish(self, input: Any, timeout: float | None) -> tuple[Any, Any]:
+        """Communicate; which is but to wait for a process with the caller's streams."""
+        streams = self.stdin, self.stdout, self.stderr, self.pty
+        if input is None and streams == _NONE:
+            self._wait(timeout)
+            return None, None
+        return self.communicate(input, timeout=timeout)
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
         """
@@ -588,6 +597,8 @@ def _check_streams(request: Request) -> None:
 
 _CALLERS: Final = (-1, -1, -1)
 
+_NONE: Final = (None,) * 4
+
 _SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
 
 
@@ -595,7 +606,7 @@ def _check_open(step: Step, fd: int) -> None:
     try:
         os.get_inheritable(fd)
     except OSError as error:
-        raise _bridge.bad_descriptor(error.errno or 0, step, fd) from None
+        raise bad_descriptor(error.errno or 0, step, fd) from None
     except OverflowError:
         raise PlanError(f"{short(fd)} is not a file descriptor") from None
 
@@ -611,6 +622,21 @@ def _inheritable() -> list[int]:
             pass  # closed since, as is the one that listed them
     check_no_directories(found, ())
     return found
+
+
+def _strings(args: Any) -> list[bytes] | None:
+    """Return argv for a list of str, which is the usual; None for what needs a closer look."""
+    if type(args) not in (list, tuple):
+        return None
+    try:
+        argv = "\0".join(args).encode(_ENCODING, _ENCODING_ERRORS).split(b"\0")
+    except (TypeError, UnicodeEncodeError):
+        return None
+    return argv if len(argv) == len(args) else None
+
+
+_ENCODING: Final = sys.getfilesystemencoding()
+_ENCODING_ERRORS: Final = sys.getfilesystemencodeerrors()
 
 
 def _arguments(args: Any, executable: Any, *, shell: bool) -> tuple[list[bytes], bytes]:

@@ -10,7 +10,8 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 from . import _calls, _host
-from ._bridge import DEFAULT_PATH, Child, Environment, Lowered, Request
+from ._bridge import Lowered
+from ._child import Child
 from ._compile import check_init, compile_plan
 from ._constants import CAPABILITIES
 from ._control import Mode
@@ -20,9 +21,9 @@ from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
 from ._plan import Description, Modes, Plan
+from ._request import DEFAULT_PATH, Environment, Request
 from ._run import (
     STREAM_LIMIT,
-    Place,
     PopenOptions,
     Pty,
     SpawnOptions,
@@ -51,7 +52,7 @@ from .live import Live
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .pool import Pool, World
-from .process import Args, Process
+from .process import Args, Place, Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
 from .terminal import Terminal
@@ -293,6 +294,8 @@ class Sandbox:
             LookupError: If encoding is none that Python knows.
         """
         return self._spawn(
+            False,
+            None,
             args,
             cwd=cwd,
             env=env,
@@ -300,7 +303,6 @@ class Sandbox:
             controlling_terminal=controlling_terminal,
             pass_directories=pass_directories,
             pty=pty,
-            attended=False,
             **options,
         )
 
@@ -339,7 +341,7 @@ class Sandbox:
         """
         # This thread stays until the payload has ended, so its end may be the payload's.
         return run(
-            partial(self._spawn, attended=True),
+            partial(self._spawn, True, None),
             args,
             input=input,
             capture_output=capture_output,
@@ -437,7 +439,7 @@ class Sandbox:
         """
         from . import _async  # not before: to import asyncio takes longer than all of nsbox
 
-        spawn = partial(self._spawn, attended=False)
+        spawn = partial(self._spawn, False, None)
         return _async.spawn(spawn, args, limit=limit, **options)
 
     async def run_async(
@@ -461,7 +463,7 @@ class Sandbox:
         from . import _async
 
         return await _async.run(
-            partial(self._spawn, attended=False),
+            partial(self._spawn, False, None),
             args,
             input=input,
             capture_output=capture_output,
@@ -473,46 +475,65 @@ class Sandbox:
 
     def _spawn(
         self,
+        attended: bool,
+        place: Place | None,
         args: Args,
+        /,
         *,
         cwd: PathArg | None = None,
         env: Mapping[str, str] | None = None,
-        start_new_session: bool = True,
-        controlling_terminal: bool = False,
-        pass_directories: Collection[int] = (),
-        pty: Pty = False,
-        attended: bool,
-        place: Place | None = None,
-        **options: Unpack[PopenOptions],
+        **options: Any,
     ) -> Process:
-        """Check the options of a spawn, and start it; in a fresh world, or in another place."""
-        check_options(options)
-        if "pass_fds" in options or pass_directories != ():
-            options["pass_fds"] = check_passed(options.get("pass_fds", ()), pass_directories)
-        check_bool("start_new_session", start_new_session)
-        check_bool("controlling_terminal", controlling_terminal)
-        if controlling_terminal and not start_new_session:
-            raise PlanError("controlling_terminal: only a new session can be given a terminal")
-        terminal = self._terminal(pty, options, new_session=start_new_session)
+        """
+        Check the options of a spawn, and start it.
+
+        Args:
+            attended: See _request.Request.
+            place: Where; None: in a fresh world.
+            args, cwd, env, options: As for :meth:`spawn`.
+        """
+        terminal, new_session = None, True
+        if options:  # most have none, and each check takes its time
+            terminal, new_session = self._check(options)
         variables = self._environment()
         if env is not None:
             variables = {**variables, **check_environment("env", env)}
-        process = Process.__new__(Process)
-        self._construct(
-            process,
+        start, fence = place or (self._start, self._cache.fence(self))
+        return Process(
+            start,
             args,
             cwd=self._directory() if cwd is None else check_target("cwd", cwd),
             env=variables,
-            start_new_session=start_new_session,
-            controlling_terminal=controlling_terminal or terminal is not None,
+            start_new_session=new_session,
             terminal=terminal,
             attended=attended,
-            place=place,
+            fence=fence,
             **options,
         )
-        return process
 
-    def _terminal(self, pty: Pty, options: PopenOptions, *, new_session: bool) -> Terminal | None:
+    def _check(self, options: dict[str, Any]) -> tuple[Terminal | None, bool]:
+        """
+        Check the options of a spawn, but for its directory and its environment.
+
+        Returns:
+            Its terminal, if it is to have one, and whether it gets a session of its own. The
+            options are those of Process then.
+        """
+        new_session = check_bool("start_new_session", options.pop("start_new_session", True))
+        controlling = check_bool(
+            "controlling_terminal", options.setdefault("controlling_terminal", False)
+        )
+        directories, pty = options.pop("pass_directories", ()), options.pop("pty", False)
+        check_options(options)
+        if "pass_fds" in options or directories != ():
+            options["pass_fds"] = check_passed(options.get("pass_fds", ()), directories)
+        if controlling and not new_session:
+            raise PlanError("controlling_terminal: only a new session can be given a terminal")
+        terminal = self._terminal(pty, options, new_session=new_session)
+        options["controlling_terminal"] = controlling or terminal is not None
+        return terminal, new_session
+
+    def _terminal(self, pty: Pty, options: dict[str, Any], *, new_session: bool) -> Terminal | None:
         terminal = make_terminal(pty, options)
         if terminal is None:
             return None
@@ -549,24 +570,16 @@ class Sandbox:
         env, cwd = options.pop("env", None), options.pop("cwd", None)
         options.setdefault("start_new_session", True)
         options["pass_fds"] = check_passed(options.get("pass_fds", ()), ())
-        self._construct(
+        Process.__init__(
             popen,
+            self._start,
             args,
             cwd=self._directory() if cwd is None else self._resolve(cwd),
             env=self._environment() if env is None else check_environment("env", env),
             attended=False,
+            fence=self._cache.fence(self),
             **options,
         )
-
-    def _construct(
-        self, process: Process, args: Args, place: Place | None = None, **options: Any
-    ) -> None:
-        """Initialise a process, whichever class it is of: all begin here."""
-        if place is None:
-            place = Place(self._start, self._cache.fence(self))
-        Process.__init__(process, place.start, args, fence=place.fence, **options)
-        new_session = options["start_new_session"]
-        process.enforced = self._cache.lowered(self).enforced(new_session=new_session)
 
     def _start(self, request: Request, child: Child) -> None:
         lowered = self._cache.lowered(self)

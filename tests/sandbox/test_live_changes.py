@@ -12,7 +12,8 @@ import pytest
 
 from conftest import unavailable
 from nsbox import Bind, CgroupError, FileError, Live, Overlay, Sandbox, SpawnError, Step, Tmpfs
-from nsbox._bridge import Child, Request
+from nsbox._child import Child
+from nsbox._request import Request
 from nsbox.mount import Mount
 from support import PYTHON, expose, in_child, python_box, running
 
@@ -411,7 +412,8 @@ def test_layers_that_cannot_be_handed_over(lower: Path) -> None:
     """A set-up whose layers nobody takes fails with a step of its own, and leaves nothing."""
     box, child = Sandbox(mounts=[Overlay(lower, "/work")]), Child()
     with open("/dev/null", "rb") as null:
-        request = Request([b"true"], b"/bin/true", {}, "/", (-1, -1, -1), layers=null.fileno())
+        request = Request([b"true"], b"/bin/true", {}, "/")
+        request.layers = null.fileno()
         with pytest.raises(SpawnError) as caught:
             box._cache.lowered(box).spawn(request, child)
     assert (caught.value.step, caught.value.errno) == (Step.LAYERS, errno.ENOTSOCK)

@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nsbox import Limits, Sandbox, SpawnError, Step
-from nsbox._bridge import Child, Lowered, Request
+from nsbox._bridge import Lowered
+from nsbox._child import Child
 from nsbox._control import Control, Mode
 from nsbox._native import ffi, lib
+from nsbox._request import Request
 from nsbox.errors import STEPS
 from support import ends
 
@@ -34,9 +36,11 @@ HEAD = struct.Struct("=4I 3Q 2q 4i 8I")  # struct start_request
 REPLY = struct.Struct("=2I 4i 2i 4q")  # struct reply
 
 
-def request(*command: bytes) -> Request:
+def request(*command: bytes, **changes: object) -> Request:
     env = {"PATH": "/usr/bin"}
-    return Request(argv=command, executable=command[0], env=env, cwd="/", stdio=(-1, -1, -1))
+    made = Request(command, command[0], env, "/")
+    made.__dict__.update(changes)
+    return made
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_replace(control: Control) -> None:
     command = (b"/bin/sh", b"-c", b"echo $$; ls /proc/self/fd | wc -w; exit 7")
     child = Child()
     pid = control.init.pid
-    control.start(request(*command)._replace(stdio=(-1, writer, -1)), child, Mode.REPLACE)
+    control.start(request(*command, stdio=(-1, writer, -1)), child, Mode.REPLACE)
     os.close(writer)
     assert child.pid == pid
     end = child.wait(-1)
@@ -98,7 +102,7 @@ def begin(
     control: Control, *command: bytes, mode: Mode = Mode.NORMAL, attended: bool = True
 ) -> Child:
     child = Child()
-    control.start(request(*command)._replace(attended=attended), child, mode)
+    control.start(request(*command, attended=attended), child, mode)
     return child
 
 
@@ -147,7 +151,7 @@ def test_attended_is_killed(control: Control, mode: Mode, sent: signal.Signals |
     """A signal finds it, whatever has been heard; so does whoever gives it up."""
     reader, writer = os.pipe()
     child = Child()
-    wanted = request(b"/bin/sleep", b"1000")._replace(stdio=(-1, writer, -1), attended=True)
+    wanted = request(b"/bin/sleep", b"1000", stdio=(-1, writer, -1), attended=True)
     control.start(wanted, child, mode)
     os.close(writer)
     if sent is None:
@@ -174,7 +178,7 @@ def test_replace_passes_descriptors(control: Control) -> None:
     reader, writer = os.pipe()
     fds = [os.dup2(writer, number) for number in (64, 99)]
     child = Child()
-    wanted = request(b"/bin/ls", b"/proc/self/fd")._replace(stdio=(-1, writer, -1), pass_fds=fds)
+    wanted = request(b"/bin/ls", b"/proc/self/fd", stdio=(-1, writer, -1), pass_fds=fds)
     control.start(wanted, child, Mode.REPLACE)
     for fd in (writer, *fds):
         os.close(fd)
@@ -192,7 +196,7 @@ def test_shield(cgroups: None, lowered: Lowered) -> None:
         assert fence is not None
         child = Child()
         with suppress(SpawnError):
-            control.start(request(b"/bin/true")._replace(placement=fence.open()), child)
+            control.start(request(b"/bin/true", placement=fence.open()), child)
         child.discard()
         fence.discard()
     assert works(control)
@@ -207,7 +211,7 @@ def test_own_cgroup_and_deadline(cgroups: None, lowered: Lowered) -> None:
         fence = box._cache.fence(box)
         assert fence is not None
         child = Child()
-        control.start(request(b"/bin/sleep", b"1000")._replace(placement=fence.open()), child)
+        control.start(request(b"/bin/sleep", b"1000", placement=fence.open()), child)
         fence.started()
         if limits.wall_time is None:
             assert fence.cgroup is not None
@@ -551,7 +555,7 @@ def test_lies_about_a_start(liar: Liar, attended: bool) -> None:
         child = Child()
 
         def call(child: Child = child) -> None:
-            liar.control.start(request(b"/bin/true")._replace(attended=attended), child)
+            liar.control.start(request(b"/bin/true", attended=attended), child)
             finish(child)
 
         error = liar.asked(call, *answers)
@@ -611,7 +615,7 @@ def test_lies_of_a_process_that_is_there(
     thread.start()
     child = Child()
     with suppress(SpawnError):
-        liar.control.start(request(b"/bin/true")._replace(attended=attended), child)
+        liar.control.start(request(b"/bin/true", attended=attended), child)
         assert finish(child) == -signal.SIGKILL
     thread.join()
     for witness in witnesses:
