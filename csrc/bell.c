@@ -2,48 +2,51 @@
  * bell.c - wakes a thread of Python that works for others, but not at once.
  *
  * Whoever rings goes on with something that somebody waits for. The thread would want
- * the interpreter's lock and a processor just then, so it lets a moment pass first; here,
- * where it needs neither.
+ * the interpreter's lock and a processor just then. So to ring is to set a timer: the
+ * thread does not even wake up before it is time.
  */
 #include "internal.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
+#include <sys/timerfd.h>
 
 int nsbox_bell_open(struct nsbox_bell *bell)
 {
-	bell->fd = lift((int)sys(__NR_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK));
+	long fd = sys(__NR_timerfd_create, CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	bell->fd = lift((int)fd);
 	return bell->fd < 0 ? bell->fd : 0;
 }
 
-/* It rings until somebody has heard it. Under the lock its number is no other file's. */
+/* The first who rings says when it is heard. Under the lock its number is no other file's. */
 int nsbox_bell_ring(struct nsbox_bell *bell)
 {
-	const uint64_t one = 1;
+	const struct itimerspec delay = {
+		.it_value = { bell->delay / 1000, (long)(bell->delay % 1000) * 1000000 },
+	};
 
 	lock(&bell->lock);
-	if (bell->fd >= 0)
-		sys(__NR_write, bell->fd, &one, sizeof one);
+	if (bell->fd >= 0 && !bell->rings) {
+		bell->rings = 1;
+		sys(__NR_timerfd_settime, bell->fd, 0, &delay, 0);
+	}
 	unlock(&bell->lock);
 	return 0;
 }
 
-/*
- * Wait until it rings, for at most timeout milliseconds (negative: for ever), and then
- * for pause more. Only for who closes it.
- */
-int nsbox_bell_await(struct nsbox_bell *bell, int timeout, int pause)
+/* Wait until it is heard, for at most timeout milliseconds (negative: for ever): 1 then. */
+int nsbox_bell_await(struct nsbox_bell *bell, int timeout)
 {
-	struct pollfd ringing = { .fd = bell->fd, .events = POLLIN };
+	struct pollfd heard = { .fd = bell->fd, .events = POLLIN };
 	const uint64_t limit[2] = { (uint64_t)timeout / 1000, (uint64_t)timeout % 1000 * 1000000 };
-	const uint64_t moment[2] = { (uint64_t)pause / 1000, (uint64_t)pause % 1000 * 1000000 };
 	uint64_t count;
 
-	long ret = sys(__NR_ppoll, &ringing, 1, timeout < 0 ? 0 : limit, 0, sizeof(signal_mask));
+	long ret = sys(__NR_ppoll, &heard, 1, timeout < 0 ? 0 : limit, 0, sizeof(signal_mask));
 	if (ret <= 0)
 		return (int)ret;
-	sys(__NR_ppoll, 0, 0, moment, 0, sizeof(signal_mask));
+	lock(&bell->lock);
+	bell->rings = 0;
 	sys(__NR_read, bell->fd, &count, sizeof count);
+	unlock(&bell->lock);
 	return 1;
 }
 

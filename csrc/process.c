@@ -284,7 +284,9 @@ static int look_at_report(struct nsbox_result *child)
 static int look_at_own(struct nsbox_result *child)
 {
 	int ret = reap(child->pidfd, &child->end);
-	if (ret == 1 && child->heard)
+	/* An init that cannot execute exits with 1; nobody has to ask about a usual end. */
+	bool usual = child->end.code == CLD_EXITED && child->end.status != 1;
+	if (ret == 1 && child->heard && !usual)
 		hear_replacement(child, true);
 	return ret;
 }

@@ -10,12 +10,17 @@ class Bell:
     """
     Something to wait for, by one thread, that any number of others may ring.
 
+    Args:
+        delay: Seconds from the first ring until it is heard.
+
     Raises:
         OSError: If there are no descriptors left.
     """
 
-    def __init__(self) -> None:
-        self._memory = ffi.new("struct nsbox_bell *", {"fd": -1})
+    def __init__(self, delay: float) -> None:
+        self._memory = ffi.new(
+            "struct nsbox_bell *", {"fd": -1, "delay": max(1, math.ceil(delay * 1000))}
+        )
         self._struct = ffi.gc(self._memory, lib.nsbox_bell_close)
         ret = lib.nsbox_bell_open(self._struct)
         if ret < 0:
@@ -25,16 +30,14 @@ class Bell:
         """Wake who waits, or who will; without effect once it is closed."""
         lib.nsbox_bell_ring(self._struct)
 
-    def wait(self, timeout: float | None, pause: float) -> None:
+    def wait(self, timeout: float | None) -> None:
         """
-        Wait until it rings, and then for a moment more.
+        Wait until it is heard.
 
         Args:
             timeout: Seconds to wait at most; None: for ever.
-            pause: Seconds of that moment.
         """
-        limit = -1 if timeout is None else math.ceil(timeout * 1000)
-        lib.nsbox_bell_await(self._struct, limit, math.ceil(pause * 1000))
+        lib.nsbox_bell_await(self._struct, -1 if timeout is None else math.ceil(timeout * 1000))
 
     def close(self) -> None:
         """Let go of it, when nobody waits any more; without effect the second time."""

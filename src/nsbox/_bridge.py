@@ -21,6 +21,7 @@ from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
 from ._request import Ids, Request, lower
 from ._spares import Store, maker
+from ._view import Paths, mount_points, sources
 from .errors import (
     STEPS,
     NamespaceError,
@@ -225,6 +226,16 @@ class Lowered:
             struct.store = store.pointer
         note = _dumpable.note if self._changes_ids or request.ids is not None else ffi.NULL
         return struct, keep, note
+
+    @cached_property
+    def sources(self) -> Paths:
+        """What the plan takes from its caller's host: see _view.sources()."""
+        return sources(self.plan)
+
+    @cached_property
+    def mount_points(self) -> Paths:
+        """What leads to its mounts by directories of the host: see _view.mount_points()."""
+        return mount_points(self.plan)
 
     @cached_property
     def _late_filter(self) -> int:

@@ -260,6 +260,7 @@ def read(path: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=256)
 def _number(text: str, key: str | None) -> int | None:
     """Return the number that a file holds, or the one that its line with a key ends with."""
     if key is None:

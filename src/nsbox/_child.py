@@ -114,11 +114,6 @@ class Child:
             return None
         raise OSError(-ret, os.strerror(-ret))
 
-    def check_start(self) -> None:
-        """Raise what an attended start has failed with, once the end is known."""
-        if self.record.step:
-            raise self.source.failure(self)
-
     def signal(self, sig: int) -> None:
         """Send a signal; nothing happens if the child has ended."""
         ret = lib.nsbox_signal(self.record, sig)

@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from ._calls import Descriptors
@@ -27,6 +28,8 @@ from .cgroup import Cgroup, adopt, choose, make, remove_abandoned
 from .errors import CgroupError, PlanError, SpawnError
 from .limits import Limits, nanoseconds
 from .result import Reason, Usage
+
+_RLock: Final = type(threading.RLock())  # of C, without the function around it
 
 _PATIENCE: Final = 2.0
 """Seconds that the end of a run waits for its cgroup to become empty."""
@@ -114,6 +117,12 @@ class Verdict(NamedTuple):
 class Fence:
     """The limits of one run."""
 
+    cgroup: Cgroup | None = None
+    degraded: frozenset[str] = frozenset()
+    output_reached = False
+    _verdict: Verdict | None = None
+    _watch: Watch | None = None
+
     def __init__(self, terms: Terms, site: "Site") -> None:
         """
         Args:
@@ -123,13 +132,13 @@ class Fence:
         self._terms = terms
         self._site = site
         self._owner = os.getpid()
-        self._lock = threading.RLock()
-        self._verdict: Verdict | None = None
-        self._watch: Watch | None = None
+        self._lock = _RLock()
         self._to_start: list[Descriptors | Ahead] = []
-        self.cgroup: Cgroup | None = None
-        self.degraded: frozenset[str] = frozenset()
-        self.output_reached = False
+
+    @property
+    def is_needed(self) -> bool:
+        """It has something to keep, or to tell; once it is open."""
+        return self._watch is not None or self.cgroup is not None
 
     @property
     def output(self) -> int | None:
@@ -154,7 +163,7 @@ class Fence:
 
     def _open(self) -> Placement:
         born, shield, tasks = -1, False, []
-        if self._terms.want_cgroup:
+        if self._site.want_cgroup:
             choice, self.cgroup = self._site.make()
             self.degraded = choice.degraded
         if self.cgroup is not None:
@@ -258,11 +267,13 @@ class Fence:
         if self._owner != os.getpid():
             return plain_verdict(end, wall_time)  # after a fork: the parent's
         with self._lock:
-            if self._verdict is None:
+            verdict = self._verdict
+            if verdict is None:
                 verdict = self._conclude(end, wall_time)
-                self._verdict = self._verdict or verdict
+                # A signal handler may have asked meanwhile: what it was told holds.
+                verdict = self._verdict = self._verdict or verdict
             self.discard()
-            return self._verdict
+            return verdict
 
     def _conclude(self, end: End, wall_time: float) -> Verdict:
         """Figures are final when the cgroup is empty: what may still be in it is killed first."""
@@ -298,7 +309,8 @@ class Fence:
         """Watch it no longer, and let go of what starting it needed."""
         if self._watch is not None:
             self._watch.remove()
-        self.started()
+        if self._to_start:
+            self.started()
 
     def discard(self) -> None:
         """Release everything; without effect the second time."""
@@ -406,6 +418,11 @@ class Site:
         self._form: Form | None = None
         self._spares: list[Ahead] = []
         weakref.finalize(self, _remove_spares, self._spares)
+
+    @cached_property
+    def want_cgroup(self) -> bool:
+        """As the terms have it."""
+        return self._terms.want_cgroup
 
     def make(self) -> tuple[Choice, Cgroup | None]:
         """Make a cgroup, or none if all that needed one is left out."""

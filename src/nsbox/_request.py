@@ -118,6 +118,10 @@ class Request:
         self.env = env
         self.cwd = cwd
 
+    def is_usual(self) -> bool:
+        """It asks for nothing but a program, and where it runs."""
+        return self.__dict__.keys() <= _USUAL
+
 
 # ---- lowering ---------------------------------------------------------------
 
@@ -162,7 +166,7 @@ def lower(request: Request) -> tuple[Any, object]:
     if request.placement is not NOWHERE:
         _lower_placement(request.placement, struct, keep)
     # Most requests have nothing of the rest, and each field takes its time.
-    if not request.__dict__.keys() <= _USUAL:
+    if not request.is_usual():
         _lower_unusual(request, struct, keep)
     return struct, keep
 

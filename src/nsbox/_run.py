@@ -165,7 +165,6 @@ def _communicate(
     it. A Process that nobody holds any more is killed in any case.
     """
     try:
-        process.prepare_next()
         return process.finish(input, timeout)
     except BaseException as error:
         process.kill()

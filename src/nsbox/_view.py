@@ -19,12 +19,27 @@ _MOUNTS: Final = (Code.BIND, Code.MOUNT, Code.OVERLAY, Code.MASK)
 _CHILDREN: Final = {"pid": "pid_for_children", "time": "time_for_children"}
 
 
+class Paths:
+    """
+    Paths to look at, for any number of views.
+
+    Args:
+        paths: Absolute.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.array, self._texts = string_array([os.fsencode(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
 class View:
     """
     What the calling thread sees at some paths, its ids and its mount table.
 
     Args:
-        paths: Absolute.
+        paths: Which.
         root: A directory that they begin at, and never leave; all of them must exist
             there. Default: the calling thread's, where what is missing is noted, too.
         beside: A view that has to hold with this one.
@@ -35,16 +50,15 @@ class View:
 
     def __init__(
         self,
-        paths: Iterable[str],
+        paths: Paths,
         root: Descriptor | None = None,
         beside: "View | None" = None,
     ) -> None:
-        array, self._texts = string_array([os.fsencode(path) for path in paths])
-        self._array = array
-        self._seen = ffi.new("struct nsbox_identity[]", len(self._texts))
+        self._paths = paths
+        self._seen = ffi.new("struct nsbox_identity[]", len(paths))
         self.struct = ffi.new(
             "struct nsbox_view *",
-            {"paths": array, "seen": self._seen, "n_paths": len(self._texts), "table": -1},
+            {"paths": paths.array, "seen": self._seen, "n_paths": len(paths), "table": -1},
         )
         self._root, self._beside = root, beside
         self.struct.root = -1 if root is None else root.fileno()
@@ -66,7 +80,7 @@ class View:
             self._beside.close()
 
 
-def sources(plan: Plan) -> list[str]:
+def sources(plan: Plan) -> Paths:
     """
     Return what a plan takes from its caller's host: the root, sources, namespaces.
 
@@ -80,17 +94,18 @@ def sources(plan: Plan) -> list[str]:
         if kind not in ("user", "mnt", *plan.joins) and not plan.clone_flags & flag
     ]
     paths = [op.source for op in plan.ops if op.source and op.code is Code.BIND]
-    return ["/", *(f"/proc/thread-self/ns/{kind}" for kind in kinds), *dict.fromkeys(paths)]
+    own = [f"/proc/thread-self/ns/{kind}" for kind in kinds]
+    return Paths(["/", *own, *dict.fromkeys(paths)])
 
 
-def mount_points(plan: Plan) -> list[str]:
+def mount_points(plan: Plan) -> Paths:
     """
     Return the paths inside that lead to a mount by directories of the host.
 
     Whoever may change those can move the mount away, or remove it together with its
     mount point.
     """
-    return [op.path(plan.ops) for op in plan.ops if _is_on_host(op, plan.ops)]
+    return Paths(op.path(plan.ops) for op in plan.ops if _is_on_host(op, plan.ops))
 
 
 def _is_on_host(op: Op, ops: Sequence[Op]) -> bool:

@@ -210,6 +210,8 @@ class Cgroup:
 
     def open_figures(self, names: tuple[str, ...]) -> None:
         """Open the files of some figures, for a :meth:`reader` of the same that has no time."""
+        if self.ahead is not None and names == self.ahead.form.figures:
+            return  # they are
         paths, found = self._find(names)
         with suppress(OSError):
             self._opened = Opened(names, found, Descriptors.of_figures(paths))

@@ -28,11 +28,11 @@ from ._bridge import Lowered
 from ._calls import Descriptor
 from ._child import Child, End
 from ._control import Control, Mode
-from ._fence import Fence, Site, Terms, Verdict
+from ._fence import Fence, Site, Terms, Verdict, plain_verdict
 from ._request import NOWHERE, Placement, Request
 from ._run import STREAM_LIMIT, RunOptions, SpawnOptions, run
 from ._values import short
-from ._view import View, mount_points, sources
+from ._view import View
 from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
 from .process import Args, Process, Starter
 from .result import Result
@@ -130,10 +130,10 @@ class _Member:
     """
 
     def __init__(self, world: World) -> None:
-        self._mode = world.mode
+        self.mode = world.mode
         self.lowered = world.lowered()
         self._held: list[Descriptor] = []
-        self._view = View(sources(self.lowered.plan))
+        self._view = View(self.lowered.sources)
         self._control: Control | None = None
         self.fence = Fence(*world.terms)
         _members.add(self)
@@ -146,6 +146,7 @@ class _Member:
             raise
 
     def _make(self) -> None:
+        self.fence.prepare_next()  # in one call of C, and that is this one's
         placement = self.fence.open()
         self._watch = placement.watch  # from the start of the process on
         control = self._control = Control(self.lowered, placement._replace(watch=None))
@@ -154,13 +155,14 @@ class _Member:
         self.fence.started()
         self.fence.open_figures()
         proc = f"/proc/{control.init.pid}"
-        # To unmount everything takes longer than all else at the end of a process. So
-        # whoever waits for that is not the one to let go of the mounts. (After a change of
-        # ids the init may be somebody else's to inspect.)
+        # To take apart a mount or an IPC namespace takes longer than all else at the end of a
+        # process. So whoever waits for that is not the one to let go of them. (After a change
+        # of ids the init may be somebody else's to inspect.)
         with suppress(PermissionError):
-            self._held.append(Descriptor(f"{proc}/ns/mnt", os.O_RDONLY))
-        inside = mount_points(self.lowered.plan)
-        if inside:
+            for kind in ("mnt", "ipc"):
+                self._held.append(Descriptor(f"{proc}/ns/{kind}", os.O_RDONLY))
+        inside = self.lowered.mount_points
+        if len(inside):
             self._view = View(inside, Descriptor(f"{proc}/root", os.O_PATH), self._view)
 
     def start(self, request: Request, child: Child) -> None:
@@ -169,11 +171,11 @@ class _Member:
         request.view = self._view
         if self._watch is not None:
             request.placement = Placement(-1, (), shield=False, watch=self._watch)
-        self._control.start(request, child, self._mode)
+        self._control.start(request, child, self.mode)
 
     def end(self) -> None:
-        """The process has ended: wait for the end of its init, if it has one, and of all else."""
-        if self._control is not None and self._mode is Mode.LAST:
+        """The process has ended: wait for the end of its init, and of all else."""
+        if self._control is not None:
             self._control.close()
 
     def discard(self) -> None:
@@ -201,12 +203,13 @@ class _Stock:
     def __init__(self, world: World, size: int) -> None:
         self.world = world
         self.warm, self.cold, self.stale = _Counter(), _Counter(), _Counter()
+        self.lost = _Counter()  # counted as warm, but stale
         self.closing = False
         self.size = size
         self._owner = os.getpid()
         self._ready: deque[_Member] = deque()
         self._used: deque[_Member] = deque()  # and to be cleared away
-        self._bell = Bell()
+        self._bell = Bell(_MOMENT)
         self._prepared = self._failed = 0
         self._error: Exception | None = None
         self._ended = False
@@ -268,13 +271,14 @@ class _Stock:
             self._bell.ring()
 
     def stats(self) -> PoolStats:
+        lost = self.lost.value
         return PoolStats(
             size=self.size,
             ready=len(self._ready),
             prepared=self._prepared,
-            warm=self.warm.value,
+            warm=self.warm.value - lost,
             cold=self.cold.value,
-            stale=self.stale.value,
+            stale=self.stale.value + lost,
             failed=self._failed,
             error=self._error,
         )
@@ -312,9 +316,9 @@ class _Stock:
             self._clear_up()
             now = time.monotonic()
             if len(self._ready) >= self.size:
-                self._bell.wait(None, _MOMENT)
+                self._bell.wait(None)
             elif now < next_attempt:
-                self._bell.wait(next_attempt - now, _MOMENT)
+                self._bell.wait(next_attempt - now)
             else:
                 try:
                     self._make()
@@ -385,7 +389,10 @@ class _Lease(Fence):
     def start(self, request: Request, child: Child) -> None:
         """Start a process in a member, or cold; a member that fails gives way to the next."""
         possible = _is_possible(request)
-        while possible and (member := self._take()) is not None:
+        while possible and (member := self._stock.take()) is not None:
+            self._member, self._given_back = member, False
+            if member.fence.is_needed:
+                self.share(member.fence)
             try:
                 member.start(request, child)
             except SpawnError as error:
@@ -408,8 +415,10 @@ class _Lease(Fence):
             self._stock.replace()  # an exception may have lost one, and nobody said so
 
     def _conclude(self, end: End, wall_time: float) -> Verdict:
-        if self._member is not None:
+        if self._member is not None and self._member.mode is Mode.LAST:
             self._member.end()
+        if not self.is_needed and not self.output_reached:
+            return plain_verdict(end, wall_time)
         return super()._conclude(end, wall_time)
 
     def prepare_next(self) -> None:
@@ -420,13 +429,6 @@ class _Lease(Fence):
             super().discard()
         elif not self._given_back:
             self._give_back()
-
-    def _take(self) -> _Member | None:
-        member = self._member = self._stock.take()
-        if member is not None:
-            self._given_back = False
-            self.share(member.fence)
-        return member
 
     def _give_back(self) -> None:
         assert self._member is not None
@@ -442,7 +444,7 @@ def _is_possible(request: Request) -> bool:
     Its init has a session of its own already, signals at their defaults, and no right to
     other ids any more. It takes only so many descriptors at once.
     """
-    return (
+    return request.is_usual() or (
         request.setsid
         and request.process_group < 0
         and request.restore_signals
@@ -581,6 +583,7 @@ class Pool:
             if (error.step, error.errno) != (Step.INIT, errno.ESRCH):
                 raise
         # Nothing has been started: whoever killed the member was faster than the request.
+        self._stock.lost.add()
         return run(partial(spawn, False), args, drain=drain, **options)
 
     def __enter__(self) -> "Pool":

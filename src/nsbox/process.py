@@ -20,9 +20,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn, Self
 
-from ._calls import Descriptor, find_directory
+from ._calls import STREAMS, Descriptor, find_directory
 from ._child import Child
 from ._constants import NAMESPACE_FLAGS
 from ._fence import Account, Fence, plain_verdict
@@ -142,21 +142,10 @@ class Process(subprocess.Popen[Any]):
         **options: Any,
     ) -> None:
         self.returncode = None  # __del__ looks at it, as soon as there is a child
-        # A subclass may have replaced any method, which Popen's constructor then calls.
-        state = _STATE if type(self) is Process and options.keys() <= _PLAIN else None
-        if state is not None:
-            self.__dict__.update(state)
-        if terminal is not None:
-            self.pty = terminal
-        self._start = start
-        self._fence = fence
-        self._controlling_terminal = controlling_terminal
+        self._prepare(start, fence)
+        self.pty = terminal
         self._attended = attended
-        self._child = Child(outlives=self._outlives)
-        self._started_at = time.monotonic()
-        if state is not None:
-            self._init_plain(args, **options)
-            return
+        self._controlling_terminal = controlling_terminal
         _check_text_layer(options.get("encoding"), options.get("errors"))
         _check_descriptors(options)
         try:
@@ -165,21 +154,37 @@ class Process(subprocess.Popen[Any]):
             _close_lost_pipes(error)
             raise
 
-    # ---- starting ----
+    @classmethod
+    def plain(
+        cls, place: Place, args: Args, env: Mapping[str, str], cwd: str, *, attended: bool
+    ) -> Self:
+        """
+        Start a process with the caller's streams, for which Popen's constructor has little to do.
 
-    def _init_plain(
-        self, args: Any, *, env: Mapping[str, str], cwd: str, start_new_session: bool
-    ) -> None:
-        """Do what Popen's constructor comes to if the streams are the caller's, and no more."""
-        self._waitpid_lock = threading.Lock()
-        self.args = args
+        The same as the constructor with these arguments, and not through Popen's: that takes
+        longer than all else here.
+        """
+        if _STATE is None:
+            start, fence = place
+            return cls(start, args, fence=fence, env=env, cwd=cwd, attended=attended)
+        self = cls.__new__(cls)
+        self.__dict__.update(_STATE, args=args, _waitpid_lock=threading.Lock())
+        self._prepare(*place)
         argv = _strings(args)
         if argv is None:
             argv, _ = _arguments(args, None, shell=False)
         request = Request(argv, argv[0], env, cwd)
-        if not start_new_session:
-            request.setsid = False
+        if attended:
+            request.attended = True
         self._begin(request, args)
+        return self
+
+    def _prepare(self, start: Starter, fence: Fence | None) -> None:
+        self._start, self._fence = start, fence
+        self._child = Child(outlives=self._outlives)
+        self._started_at = time.monotonic()
+
+    # ---- starting ----
 
     def _execute_child(
         self,
@@ -218,6 +223,9 @@ class Process(subprocess.Popen[Any]):
         request.setsid = bool(start_new_session)
         request.process_group = _process_group(process_group, leads=request.setsid)
         request.restore_signals = bool(restore_signals)
+        request.controlling_terminal = self._controlling_terminal
+        request.attended = self._attended
+        request.terminal = self.pty
         if (uid, gid, gids) != (None, None, None):
             groups = None if gids is None else [check_id("extra_groups", group) for group in gids]
             request.ids = Ids(_id("user", uid), _id("group", gid), groups)
@@ -225,13 +233,7 @@ class Process(subprocess.Popen[Any]):
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
     def _begin(self, request: Request, args: Any) -> None:
-        """Start what is asked for, and what this object is to have beside that."""
-        if self._attended:
-            request.attended = True
-        if self._controlling_terminal:
-            request.controlling_terminal = True
-        if self.pty is not None:
-            request.terminal = self.pty
+        """Start what is asked for."""
         _check_streams(request)
         sys.audit("nsbox.spawn", request.executable, args, request.cwd)
         fence = self._fence
@@ -299,14 +301,16 @@ class Process(subprocess.Popen[Any]):
 
     def _look(self, timeout: int) -> None:
         """Take note of the end, if it comes within so many milliseconds (negative: for ever)."""
-        end = self._child.wait(timeout)
+        child = self._child
+        end = child.wait(timeout)
         if end is None:
             return
         wall_time = time.monotonic() - self._started_at
         conclude = plain_verdict if self._fence is None else self._fence.end
         self._account, self.reason = conclude(end, wall_time)
         self.returncode = end.returncode
-        self._child.check_start()
+        if child.record.step:  # an attended start, which has failed
+            raise child.source.failure(child)
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None:
@@ -330,12 +334,19 @@ class Process(subprocess.Popen[Any]):
         return self.returncode
 
     def finish(self, input: Any, timeout: float | None) -> tuple[Any, Any]:
-        """Communicate; which is but to wait for a process with the caller's streams."""
-        streams = self.stdin, self.stdout, self.stderr, self.pty
-        if input is None and streams == _NONE:
-            self._wait(timeout)
-            return None, None
-        return self.communicate(input, timeout=timeout)
+        """
+        Communicate; which is but to wait for a process with the caller's streams.
+
+        Meanwhile what the next one like it will need is made ready.
+        """
+        if self._fence is not None:
+            self._fence.prepare_next()
+        asked = self.stdin, self.stdout, self.stderr, self.pty, input, timeout
+        if asked != _NOTHING:
+            return self.communicate(input, timeout=timeout)
+        while self.returncode is None:
+            self._look(-1)
+        return None, None
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
         """
@@ -354,11 +365,6 @@ class Process(subprocess.Popen[Any]):
         elif input is not None:
             raise ValueError("Cannot send input after starting communication")
         return self._capture.run(timeout)
-
-    def prepare_next(self) -> None:
-        """Make ready what the next one like it will need; for who waits for its end anyway."""
-        if self._fence is not None:
-            self._fence.prepare_next()
 
     @property
     def output_limit(self) -> int | None:
@@ -390,15 +396,19 @@ class Process(subprocess.Popen[Any]):
             stderr: Likewise.
             size: Bytes of both, where that is known.
         """
-        if self._account is None or self.reason is None:
+        account, reason = self._account, self.reason
+        if account is None or reason is None:
             raise ValueError("the process has not been waited for")
-        if size is None:
-            size = _size(stdout, stderr) if self._capture is None else self._capture.size
-        usage = partial(self._account.usage, size)
-        args, status = self.args, self.returncode
-        result = Result(args, status, stdout, stderr, usage, self.reason, self.degraded)
+        if self._capture is not None and size is None:
+            size = self._capture.size
+        elif size is None and (stdout is not None or stderr is not None):
+            size = _size(stdout, stderr)
+        usage = account.usage if size is None else partial(account.usage, size)
+        result = Result(self.args, self.returncode, stdout, stderr, usage, reason)
+        if self._fence is not None and self._fence.degraded:
+            result.degraded = self._fence.degraded
         result.enforced = self.enforced
-        if self.reason is Reason.SECCOMP:
+        if reason is Reason.SECCOMP:
             result.refused_call = killed_call(self._child.pid, result.usage.wall_time)
         return result
 
@@ -476,9 +486,6 @@ def _state_of_popen() -> dict[str, Any] | None:
 
 _STATE: Final = _state_of_popen()
 
-_PLAIN: Final = {"cwd", "env", "start_new_session"}
-"""Options of a process that the constructor of Popen has nothing to do for."""
-
 _NO_PREEXEC_FN: Final = (
     "preexec_fn: between clone and exec the child shares the caller's memory, so no Python can run "
     "there; use start_new_session, process_group, umask, cwd, env, user, group, extra_groups, "
@@ -487,9 +494,7 @@ _NO_PREEXEC_FN: Final = (
 
 
 def _size(stdout: Any, stderr: Any) -> int | None:
-    """Return how many bytes were captured, None if nothing was, or text."""
-    if stdout is stderr is None:
-        return None
+    """Return how many bytes were captured, None for text."""
     found = [data for data in (stdout, stderr) if data is not None]
     if not all(isinstance(data, bytes) for data in found):
         return None
@@ -578,10 +583,10 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
 
 def _check_streams(request: Request) -> None:
     """Refuse a directory as a stream, the caller's own too: see check_no_directories()."""
-    streams: Sequence[int] = (0, 1, 2)
+    streams: Sequence[int] = STREAMS
     if request.terminal is not None:
         streams = request.stdio
-    elif request.stdio != _CALLERS:
+    elif request.stdio != Request.stdio:
         streams = [own if fd < 0 else fd for own, fd in enumerate(request.stdio)]
     try:
         found = find_directory(streams)
@@ -595,9 +600,7 @@ def _check_streams(request: Request) -> None:
         )
 
 
-_CALLERS: Final = (-1, -1, -1)
-
-_NONE: Final = (None,) * 4
+_NOTHING: Final = (None,) * 6
 
 _SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
 

@@ -100,7 +100,7 @@ class Result(subprocess.CompletedProcess[Any]):
     """
 
     reason: Reason
-    degraded: frozenset[str]
+    degraded: frozenset[str] = frozenset()
     enforced: Enforced = Enforced()
     refused_call: str | None = None
 
@@ -112,12 +112,10 @@ class Result(subprocess.CompletedProcess[Any]):
         stderr: Any,
         usage: Usage | Callable[[], Usage],
         reason: Reason,
-        degraded: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self._usage = usage
         self.reason = reason
-        self.degraded = degraded
 
     @property
     def usage(self) -> Usage:

@@ -493,16 +493,21 @@ class Sandbox:
             args, cwd, env, options: As for :meth:`spawn`.
         """
         terminal, new_session = None, True
-        if options:  # most have none, and each check takes its time
+        if options:
             terminal, new_session = self._check(options)
         variables = self._environment()
         if env is not None:
             variables = {**variables, **check_environment("env", env)}
-        start, fence = place or (self._start, self._cache.fence(self))
+        directory = self._directory() if cwd is None else check_target("cwd", cwd)
+        if place is None:
+            place = self._start, self._cache.fence(self)
+        if not options:
+            return Process.plain(place, args, variables, directory, attended=attended)
+        start, fence = place
         return Process(
             start,
             args,
-            cwd=self._directory() if cwd is None else check_target("cwd", cwd),
+            cwd=directory,
             env=variables,
             start_new_session=new_session,
             terminal=terminal,

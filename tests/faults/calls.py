@@ -82,6 +82,7 @@ ERRORS = {
     "unlinkat": "ENOMEM EBUSY",
     "unshare": "ENOSPC EPERM ENOMEM",
     "waitid": "EINTR",
+    "timerfd_create": "EMFILE ENOMEM",
     "write": "ENOSPC EPERM ENOMEM EINTR",
 }
 """What each call can fail with, the likeliest first: the short form is content with that."""
@@ -93,7 +94,7 @@ CANNOT_FAIL = {
     "clock_gettime", "close", "exit", "exit_group", "futex", "getegid", "geteuid", "getpid",
     "getpriority", "getppid", "getsockname", "gettid", "getuid", "kcmp", "lseek", "madvise",
     "mprotect", "munmap", "pidfd_send_signal", "rseq", "rt_sigaction", "rt_sigprocmask",
-    "sched_yield", "set_robust_list", "tgkill", "umask", "uname",
+    "sched_yield", "set_robust_list", "tgkill", "timerfd_settime", "umask", "uname",
 }  # fmt: skip
 """Or with nothing that the kernel would say to these calls, or not in a way that matters."""
 
@@ -134,10 +135,10 @@ STEPS: list[tuple[str, str]] = [
     ("caller recvmsg", "message init terminal_open terminal_pass layers namespace_open"),
     ("1 sendmsg", "terminal_pass layers"),
     ("caller mmap", "mmap"),
-    ("caller pidfd_open", "pidfd_open"),
+    ("* pidfd_open", "pidfd_open"),
     ("caller eventfd2", "watch"),
     ("init fcntl F_DUPFD_CLOEXEC", "pass_fd dup3"),
-    ("caller fcntl F_DUPFD_CLOEXEC", "watch pidfd_open open_tree message"),
+    ("caller fcntl F_DUPFD_CLOEXEC", "watch pidfd_open open_tree message init"),
     ("caller clone3", "clone3 watch"),
     ("caller openat */profiles/*", "seccomp"),
     ("caller memfd_create *", "seccomp"),

@@ -111,7 +111,8 @@ def finish(child: Child) -> int:
     end = None
     while end is None:
         end = child.wait(-1)
-    child.check_start()
+    if child.record.step:
+        raise child.source.failure(child)
     return end.returncode
 
 

@@ -33,6 +33,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_compile",),
     ("_explain",),
     ("_watch", "_init", "_view", "_bell"),
+    ("_request",),
+    ("_child",),
     ("_bridge",),
     ("_fence", "_output", "_control", "_interact", "_streams"),
     ("_whole",),
@@ -55,6 +57,8 @@ MAY_IMPORT_NATIVE = {
     "_spares",
     "_view",
     "_bell",
+    "_request",
+    "_child",
     "_bridge",
     "_control",
 }
