@@ -104,6 +104,7 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 		      struct nsbox_dumpable *dumpable, struct nsbox_result *result)
 {
 	static const char *const argv[] = { "nsbox-init", NULL };
+	static const char *const staying[] = { "nsbox-init", "stays", NULL };
 	static const uint32_t kept = NSBOX_REQUEST_SETSID | NSBOX_REQUEST_RESTORE_SIGNALS |
 				     NSBOX_REQUEST_SHIELD | NSBOX_REQUEST_LATE_FILTER;
 	struct nsbox_request own = *request;
@@ -111,7 +112,7 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	int caller = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));
 	if (caller < 0)
 		return failed(result, NSBOX_STEP_PIDFD_OPEN, -1, caller);
-	own.argv = argv;
+	own.argv = request->flags & NSBOX_REQUEST_STAYS ? staying : argv;
 	own.envp = argv + 1;
 	own.cwd = "/";
 	own.stdio[INIT_CONTROL] = control;

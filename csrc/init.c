@@ -670,6 +670,40 @@ static void unmap_the_rest(void)
 		err = sys(__NR_munmap, start, (1ULL << bits) - PAGE - start);
 }
 
+__attribute__((noreturn)) static void holder_main(void *unused)
+{
+	(void)unused;
+	for (;;)
+		sys(__NR_ppoll, NULL, 0, NULL, 0, sizeof(signal_mask));
+}
+
+/*
+ * The table of descriptors is a copy of the caller's: 8 bytes for each number up to the highest,
+ * and no table ever shrinks. But who leaves a shared one gets a copy as large as it has to be.
+ * So a child has it too, for a moment, and ends with the old one; if there can be no child, the
+ * table stays as it is.
+ */
+static void shrink_table(void)
+{
+	/* Here, since this page is in use anyway. */
+	char holder_stack[512] __attribute__((aligned(16)));
+	struct clone_call call = {
+		.flags = CLONE_VM | CLONE_FILES,
+		.cgroup = -1,
+		.stack = holder_stack,
+		.stack_size = sizeof holder_stack,
+		.function = holder_main,
+	};
+
+	long holder = clone_by_clone(&call);
+	if (holder < 0)
+		return;
+	/* This closes nothing. */
+	nsbox_close_range(~0U, ~0U, CLOSE_RANGE_UNSHARE);
+	sys(__NR_kill, holder, SIGKILL);
+	wait_for(P_PID, (int)holder, WEXITED);
+}
+
 static void set_up(void)
 {
 	signal_mask mask = forwarded();
@@ -688,12 +722,15 @@ static void set_up(void)
 	polls[POLL_SIGNALS] = (struct pollfd){ .fd = (int)signals, .events = POLLIN };
 }
 
-__attribute__((noreturn, used)) void init_main(void)
+/* With a second argument it is to stay: see NSBOX_REQUEST_STAYS. */
+__attribute__((noreturn, used)) void init_main(long argc)
 {
 	const uint64_t no_time[2] = { 0, 0 };
 	bool more = false;
 
 	set_up();
+	if (argc > 1)
+		shrink_table();
 	unmap_the_rest();
 	for (;;) {
 		long ready = sys(__NR_ppoll, polls, POLL_CHANNELS + n_processes,
@@ -717,11 +754,11 @@ __attribute__((used)) void *top_of_stack(void)
 	return own.stack + sizeof own.stack;
 }
 
-/* The entry: to a stack of our own, and nothing to return to. */
+/* The entry: the number of arguments, to a stack of our own, and nothing to return to. */
 #if defined(__x86_64__)
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tcall top_of_stack\n"
-	"\tmov %rax, %rsp\n\tcall init_main\n\thlt\n");
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov (%rsp), %rbx\n\tcall top_of_stack\n"
+	"\tmov %rax, %rsp\n\tmov %rbx, %rdi\n\tcall init_main\n\thlt\n");
 #elif defined(__aarch64__)
-__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tbl top_of_stack\n"
-	"\tmov sp, x0\n\tbl init_main\n\tbrk #0\n");
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tldr x19, [sp]\n"
+	"\tbl top_of_stack\n\tmov sp, x0\n\tmov x0, x19\n\tbl init_main\n\tbrk #0\n");
 #endif

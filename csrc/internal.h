@@ -35,6 +35,9 @@
 #ifndef __NR_close_range
 #define __NR_close_range 436
 #endif
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE (1U << 1)
+#endif
 #ifndef __NR_openat2
 #define __NR_openat2 437
 #endif

@@ -222,11 +222,16 @@ enum nsbox_request_flag {
 	 * an init says of the start is heard by nsbox_wait(), too.
 	 */
 	NSBOX_REQUEST_ATTENDED = 8,
-	NSBOX_REQUEST_BARE = 16,        /* clone and exec, nothing between */
-	NSBOX_REQUEST_INHERIT_FDS = 32, /* of pass_fds, keep those that are open and inheritable */
-	NSBOX_REQUEST_SHIELD = 64,      /* the cgroup may run out of memory: see spawn.c */
-	NSBOX_REQUEST_INIT = 128,       /* execute exec_fd: resource limits are not for it */
-	NSBOX_REQUEST_LATE_FILTER = 256 /* nor is the filter */
+	NSBOX_REQUEST_BARE = 16,         /* clone and exec, nothing between */
+	NSBOX_REQUEST_INHERIT_FDS = 32,  /* of pass_fds, keep those that are open and inheritable */
+	NSBOX_REQUEST_SHIELD = 64,       /* the cgroup may run out of memory: see spawn.c */
+	NSBOX_REQUEST_INIT = 128,        /* execute exec_fd: resource limits are not for it */
+	NSBOX_REQUEST_LATE_FILTER = 256, /* nor is the filter */
+	/*
+	 * It will be there for long, and not become the payload: so it gives back at first what
+	 * is more than it needs, for which it has a child, with a pid and in its cgroup.
+	 */
+	NSBOX_REQUEST_STAYS = 512
 };
 
 struct nsbox_watcher;

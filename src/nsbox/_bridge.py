@@ -154,7 +154,13 @@ class Lowered:
             raise self.failure(child)
 
     def prepare(
-        self, control: Any, request: Request, child: Child, store: Store | None = None
+        self,
+        control: Any,
+        request: Request,
+        child: Child,
+        store: Store | None = None,
+        *,
+        stays: bool = False,
     ) -> None:
         """
         Start an nsbox-init: a payload that starts others.
@@ -164,12 +170,13 @@ class Lowered:
             request: What it starts as. Its streams are replaced.
             child: Receives its pid and pidfd.
             store: What was made ahead, or None.
+            stays: It never becomes a payload, and may take its time to be small.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
         struct, keep, note = self._prepared(request, child, store)
-        struct.flags |= self._late_filter
+        struct.flags |= self._late_filter | (_STAYS if stays else 0)
         struct.exec_fd = _program_of_init()
         control.init = child.record
         lib.nsbox_control_prepare(self._struct, struct, False, note, control)
@@ -189,7 +196,7 @@ class Lowered:
 
         Raises:
             SpawnError: If a step failed; nothing is left then. An attended start may do so later,
-                in ``Child.check_start``.
+                with the end.
         """
         struct, keep = self._lowered(request, child)
         struct.flags |= self._late_filter
@@ -417,6 +424,7 @@ class Lowered:
 
 _INIT: Final = int(lib.NSBOX_REQUEST_INIT)
 _LATE_FILTER: Final = int(lib.NSBOX_REQUEST_LATE_FILTER)
+_STAYS: Final = int(lib.NSBOX_REQUEST_STAYS)
 
 _WITHOUT_TARGET: Final = {
     Code.LOOPBACK,

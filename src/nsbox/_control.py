@@ -66,6 +66,7 @@ class Control:
         *,
         layers: bool = False,
         store: Store | None = None,
+        stays: bool = False,
     ) -> None:
         """
         Make the world, and start the init in it.
@@ -76,6 +77,7 @@ class Control:
                 any, begins now.
             layers: Get descriptors of the layers of overlays.
             store: What was made ahead for a plan without any, or None.
+            stays: There will be no REPLACE.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
@@ -90,11 +92,11 @@ class Control:
         request = Request([b"nsbox-init"], b"nsbox-init", {}, "/")
         request.placement = placement
         if layers:
-            self._prepare_with_layers(request)
+            self._prepare_with_layers(request, stays)
         else:
-            lowered.prepare(self._struct, request, self.init, store)
+            lowered.prepare(self._struct, request, self.init, store, stays=stays)
 
-    def _prepare_with_layers(self, request: Request) -> None:
+    def _prepare_with_layers(self, request: Request, stays: bool) -> None:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -102,7 +104,7 @@ class Control:
         try:
             with ours, theirs:
                 request.layers = theirs.fileno()
-                self._lowered.prepare(self._struct, request, self.init)
+                self._lowered.prepare(self._struct, request, self.init, stays=stays)
                 while (received := Layers.receive(ours.fileno())) is not None:
                     self.layers.append(received)
         except BaseException as error:

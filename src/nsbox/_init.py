@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from . import _filter
-from ._constants import CLONE_CHILD_CLEARTID, CLONE_PIDFD, CLONE_VFORK, CLONE_VM
+from ._constants import CLONE_CHILD_CLEARTID, CLONE_FILES, CLONE_PIDFD, CLONE_VFORK, CLONE_VM
 from .errors import UnsupportedError
 
 PROGRAM: Final = Path(__file__).parent / "nsbox-init"
@@ -69,6 +69,7 @@ def _create() -> int:
 # What it calls, and its child until its own exec: csrc/init.c, follow_request() in csrc/child.c.
 _CALLS: Final[tuple[tuple[str, *tuple[int, ...]], ...]] = (
     ("clone", CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID | signal.SIGCHLD),
+    ("clone", CLONE_VM | CLONE_FILES),
     ("clone", CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CHILD_CLEARTID | signal.SIGCHLD),
     ("prctl", _PR_SET_PDEATHSIG),
     ("prctl", _PR_SET_DUMPABLE),

@@ -68,7 +68,7 @@ class Live:
         self._started_at = time.monotonic()
         try:
             layers = any(op.code is Code.OVERLAY for op in self._plan.ops)
-            self._control = Control(lowered, whole.open(), layers=layers, store=store)
+            self._control = Control(lowered, whole.open(), layers=layers, store=store, stays=True)
             whole.started()
             self._made = {change.path for change in self._changes(MOST, given=False)}
         except BaseException as error:

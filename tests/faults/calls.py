@@ -92,7 +92,7 @@ LASTING = "EMFILE"
 
 CANNOT_FAIL = {
     "clock_gettime", "close", "exit", "exit_group", "futex", "getegid", "geteuid", "getpid",
-    "getpriority", "getppid", "getsockname", "gettid", "getuid", "kcmp", "lseek", "madvise",
+    "getpriority", "getppid", "getsockname", "gettid", "getuid", "kcmp", "kill", "lseek", "madvise",
     "mprotect", "munmap", "pidfd_send_signal", "rseq", "rt_sigaction", "rt_sigprocmask",
     "sched_yield", "set_robust_list", "tgkill", "timerfd_settime", "umask", "uname",
 }  # fmt: skip
@@ -247,6 +247,8 @@ HARMLESS = [
     "init read",
     "init prctl 15",
     "init close_range",
+    # who takes the larger table of descriptors along
+    "init clone CLONE_FILES",
     # of a process's end: that of its channel says it as well
     "init sendmsg",
     # a cgroup that does not go at once is removed by a walk

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from nsbox import lowlevel
+from nsbox._constants import CLONE_FILES, CLONE_VM
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -141,6 +142,8 @@ def _text_of(thread: int, name: str, arguments: list[int]) -> str:
         words.append(_OPTIONS[name].get(option, str(option)))
     if name == "waitid" and arguments[3] & os.WNOHANG:
         words.append("WNOHANG")
+    if name == "clone" and arguments[0] == CLONE_VM | CLONE_FILES:
+        words.append("CLONE_FILES")
     address = arguments[_TEXT_AT[name]] if name in _TEXT_AT else 0
     if address:
         try:

@@ -1,6 +1,7 @@
 """A sandbox that stays: what is kept, what ends when, and what happens after the end."""
 
 import errno
+import fcntl
 import os
 import pickle
 import signal
@@ -115,6 +116,20 @@ def test_no_descriptor_of_others(live: Live) -> None:
         names = shell(live, "ls -l /proc/self/fd")
     assert len([line for line in names.splitlines() if "->" in line]) == 4  # with its directory
     assert "socket" not in names
+
+
+def test_no_room_for_descriptors_of_others(box: Sandbox) -> None:
+    """What the caller has open is no reason for an init to keep a table for as much."""
+    high = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 1000)
+    try:
+        live = box.open()
+    finally:
+        os.close(high)
+    with live:
+        assert shell(live, "echo") == ""  # by when it has done what it was told before
+        status = Path(f"/proc/{live.pid}/status").read_text()
+    (size,) = (line.split()[1] for line in status.splitlines() if line.startswith("FDSize:"))
+    assert int(size) < 1000
 
 
 def test_passed_descriptors(live: Live, tmp_path: Path) -> None:
