@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
+from weakref import WeakValueDictionary
 
 from . import _calls, _host
 from ._bridge import Lowered
@@ -372,7 +373,7 @@ class Sandbox:
         check_init(self._describe(), "open()")
         sys.audit("nsbox.open")
         lowered, cache = self._cache.lowered(self), self._cache
-        return Live(self._spawn, lowered, cache.whole(self), cache.store(lowered))
+        return Live(self._spawn, lowered, cache.whole(self), cache.store(lowered, stays=True))
 
     def pool(self, size: int) -> Pool:
         """
@@ -677,6 +678,7 @@ class _Cache:
     """
 
     __slots__ = (
+        "__weakref__",
         "_environment",
         "_made",
         "_modules",
@@ -728,24 +730,41 @@ class _Cache:
             made = self._made = (caller, _lower(box))
         return made[1]
 
-    def store(self, lowered: Lowered) -> Store | None:
+    def store(self, lowered: Lowered, *, stays: bool = False) -> Store | None:
         """
         Return what was made ahead for a spawn, or None.
 
-        From the second spawn on: a Sandbox that is used once has nothing made ahead.
+        From the second spawn on: a Sandbox that is used once has nothing made ahead. But what
+        stays uses what is made ahead for an equal one that has stayed, or has something made
+        for those that come after it: each would have a copy of what is in common otherwise.
+
+        Args:
+            lowered: The plan.
+            stays: It is for a live sandbox.
         """
         if self._used is not lowered:
             self._used, self._store = lowered, None
-            return None
+            other = _stores.get(lowered) if stays else None
+            if other is not None and not _is_inherited(other):
+                return other
+            if not stays or _living.setdefault(lowered, self) is self:
+                return None
         made = self._store
         if made is None or made[0] is not lowered or _is_inherited(made[1]):
             made = self._store = (lowered, lowered.store())
+            if made[1] is not None:
+                _stores[lowered] = made[1]
         return made[1]
 
     def subprocess(self, box: Sandbox) -> ModuleType:
         found = self._modules.get("subprocess")
         # Of two threads that both make one, both get the first, for the sake of isinstance.
         return found or self._modules.setdefault("subprocess", make_module(box._popen))
+
+
+# By plan, which equal Sandboxes have in common: one of those that stay, and what is made ahead.
+_living: Final[WeakValueDictionary[Lowered, _Cache]] = WeakValueDictionary()
+_stores: Final[WeakValueDictionary[Lowered, Store]] = WeakValueDictionary()
 
 
 def _is_inherited(store: Store | None) -> bool:

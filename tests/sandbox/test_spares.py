@@ -36,7 +36,7 @@ from nsbox import (
 )
 from nsbox._ahead import can_be_made_ahead
 from nsbox._native import lib
-from nsbox._spares import Store, _Maker, maker
+from nsbox._spares import Store, _Maker, maker, settle
 from nsbox._watch import _Watcher
 from support import PYTHON, SOURCE, in_child, python_box
 
@@ -390,6 +390,23 @@ def test_sandbox_that_was_used_once_holds_nothing() -> None:
     box = Sandbox()
     box.run(["/bin/true"])
     assert own_fds() == before
+
+
+def test_worlds_of_equal_sandboxes_have_much_in_common() -> None:
+    """The first is made as a whole, the second too; but others use what was made ahead then."""
+    before = own_fds()
+    roots, lives = [], []
+    for _ in range(4):
+        lives.append(Sandbox(hostname="alike").open())
+        roots.append(lives[-1].run(["/bin/stat", "-c", "%d", "/"], capture_output=True).stdout)
+        settle()
+    for live in lives:
+        live.close()
+    del live, lives
+    gc.collect()
+    assert own_fds() == before
+    assert roots[2] == roots[3]
+    assert len({*roots}) == 3
 
 
 def test_sandbox_that_dies_releases_all() -> None:
