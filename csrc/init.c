@@ -56,6 +56,7 @@ static uint32_t n_processes;
 static int32_t last; /* the process that everything ends with, or 0 */
 /* The last one that was started, if it has not been settled what became of that; or 0. */
 static int32_t newcomer;
+static int64_t next_look; /* at that one: when */
 
 /* Of a process until its exec. */
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
@@ -416,6 +417,7 @@ static void launch(void)
 	else
 		clone_process(0);
 	newcomer = spawn.result.pid;
+	next_look = monotonic_time() + STOP_TICK;
 }
 
 /* What became of the newcomer; it is gone if it has failed. Whether it has started. */
@@ -445,6 +447,25 @@ static void settle_newcomer(void)
 			break;
 		}
 	}
+}
+
+/*
+ * One that nobody waits for may be stopped on its way like any other: it is looked at now and
+ * then. Returns until when, in nanoseconds; 0: there is no need.
+ */
+static uint64_t look_at_newcomer(void)
+{
+	if (!newcomer)
+		return 0;
+	int64_t now = monotonic_time();
+	if (now >= next_look) {
+		if (__atomic_load_n(&spawn.alive, __ATOMIC_ACQUIRE))
+			kill_if_stopped(&spawn.result.pidfd, &spawn.stops);
+		else
+			settle_newcomer();
+		next_look = now + STOP_TICK;
+	}
+	return newcomer ? (uint64_t)(next_look - now) : 0;
 }
 
 /* Whoever attends it is told of its exec only if we have to wait for that ourselves. */
@@ -725,7 +746,6 @@ static void set_up(void)
 /* With a second argument it is to stay: see NSBOX_REQUEST_STAYS. */
 __attribute__((noreturn, used)) void init_main(long argc)
 {
-	const uint64_t no_time[2] = { 0, 0 };
 	bool more = false;
 
 	set_up();
@@ -733,8 +753,10 @@ __attribute__((noreturn, used)) void init_main(long argc)
 		shrink_table();
 	unmap_the_rest();
 	for (;;) {
+		uint64_t look = look_at_newcomer();
+		const uint64_t limit[2] = { 0, more ? 0 : look };
 		long ready = sys(__NR_ppoll, polls, POLL_CHANNELS + n_processes,
-				 more ? no_time : NULL, 0, sizeof(signal_mask));
+				 more || look ? limit : NULL, 0, sizeof(signal_mask));
 		if (ready < 0 && ready != -EINTR)
 			exit_process(1);
 		if (polls[POLL_CALLER].revents)

@@ -292,6 +292,7 @@ void store_return(struct nsbox_store *store, struct spare *spare);
 
 /* spawn.c */
 void await_exec(struct spawn *spawn, uint32_t *alive);
+void kill_if_stopped(const int32_t *who, uint32_t *stops);
 int pid_in_fdinfo(int pidfd);
 struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size);
 int open_caller_pidfd(struct spawn *spawn);

@@ -239,7 +239,7 @@ static void let_go(struct spawn *spawn, uint32_t state)
  * several times in a row was not stopped together with us: the set-up is over. (Only
  * the parent learns anything here; in a launcher this does nothing, and the caller looks.)
  */
-static void kill_if_stopped(const int32_t *who, uint32_t *stops)
+void kill_if_stopped(const int32_t *who, uint32_t *stops)
 {
 	int pidfd = __atomic_load_n(who, __ATOMIC_ACQUIRE);
 	siginfo_t info;

@@ -80,6 +80,7 @@ _CALLS: Final[tuple[tuple[str, *tuple[int, ...]], ...]] = (
             "capget",
             "capset",
             "chdir",
+            "clock_gettime",
             "close",
             "close_range",
             "dup3",
