@@ -198,8 +198,12 @@ class Lowered:
             SpawnError: If a step failed; nothing is left then. An attended start may do so later,
                 with the end.
         """
-        struct, keep = self._lowered(request, child)
-        struct.flags |= self._late_filter
+        child.source, child.request = self, request
+        if request.ids is not None:
+            self._check_ids(request.ids)
+        struct, keep = lower(request)
+        if self._late_filter:
+            struct.flags |= _LATE_FILTER
         lib.nsbox_control_start(control, self._struct, struct, mode, gate.note, child.record)
         del keep
         if child.record.step:
@@ -215,19 +219,15 @@ class Lowered:
         for position, namespace in enumerate(self._joins):
             self._fds[position] = namespace.fileno()
 
-    def _lowered(self, request: Request, child: Child) -> tuple[Any, object]:
-        """Return a request lowered, and what that needs; the child knows what it comes from."""
-        child.source, child.request = self, request
-        if request.ids is not None:
-            self._check_ids(request.ids)
-        return lower(request)
-
     def _prepared(
         self, request: Request, child: Child, store: Store | None
     ) -> tuple[Any, object, Any]:
-        """The same for a spawn, and the note of the dumpable mark."""
+        """Return a request lowered, what that needs, and the note of the dumpable mark."""
         self.check_joins()
-        struct, keep = self._lowered(request, child)
+        child.source, child.request = self, request
+        if request.ids is not None:
+            self._check_ids(request.ids)
+        struct, keep = lower(request)
         struct.maker = maker.existing
         if store is not None:
             struct.store = store.pointer

@@ -7,7 +7,7 @@ they are used from here, since making flag types takes time at import.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NoReturn, Self
 
 from ._constants import AT_FDCWD
@@ -507,5 +507,9 @@ def find_directory(fds: Sequence[int]) -> int | None:
 
 def string_array(items: Sequence[bytes]) -> tuple[object, list[object]]:
     """Return a NULL-terminated ``char *[]`` and the strings that it points to."""
-    strings = [ffi.new("char[]", item) for item in items]
-    return ffi.new("char *[]", [*strings, ffi.NULL]), strings
+    strings = list(map(_new_string, items))
+    return ffi.new("char *[]", [*strings, _NULL]), strings
+
+
+_NULL: Final = ffi.NULL
+_new_string: Final = partial(ffi.new, "char[]")

@@ -5,7 +5,7 @@ Two dialects, version 1 and version 2. Nothing here makes or removes a cgroup.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -205,6 +205,17 @@ class Reader:
     def __init__(self, found: "Found", texts: Sequence[str]) -> None:
         self._found, self._texts = found, texts
         self.sources: dict[str, str] = {}
+
+    def first_above_zero(self, names: Iterable[str]) -> str | None:
+        """Return the first of some figures that has counted something."""
+        for name in names:
+            for index, source, _ in self._found[name]:
+                number = _number(self._texts[index], source.key)
+                if number:
+                    return name
+                if number is not None:
+                    break
+        return None
 
     def figure(self, name: str) -> float | None:
         """Return a figure, and note its source; None if nothing here measures it."""

@@ -39,6 +39,8 @@ _PAGE: Final = 4096
 
 _HITS: Final = {HIT_WALL_TIME: Reason.WALL_TIME, HIT_CPU_TIME: Reason.CPU_TIME}
 
+_COUNTED: Final = {"oom_kills": Reason.MEMORY, "pids_refused": Reason.PIDS}
+
 _RUSAGE: Final = dict.fromkeys(
     ("user_time", "system_time", "voluntary_switches", "involuntary_switches", "cpu_time"),
     "rusage",
@@ -95,9 +97,8 @@ class Account:
         """The limit of the cgroup that the kernel has counted a hit of, if it has."""
         if self._reader is None:
             return None
-        if self._reader.count("oom_kills"):
-            return Reason.MEMORY
-        return Reason.PIDS if self._reader.count("pids_refused") else None
+        counted = self._reader.first_above_zero(_COUNTED)
+        return None if counted is None else _COUNTED[counted]
 
     def usage(self, output: int | None = None) -> Usage:
         """Return all figures, and that one."""
@@ -355,9 +356,9 @@ def plain_verdict(end: End, wall_time: float) -> Verdict:
 
 def plain_reason(end: End) -> Reason:
     """Return why a payload ended if nobody but itself had a part in it."""
-    if end.returncode == -signal.SIGSYS:
-        return Reason.SECCOMP
-    return Reason.SIGNAL if end.returncode < 0 else Reason.EXIT
+    if end.returncode >= 0:
+        return Reason.EXIT
+    return Reason.SECCOMP if end.returncode == -signal.SIGSYS else Reason.SIGNAL
 
 
 def _processors(limits: Limits) -> int:

@@ -39,14 +39,22 @@ class Placement(NamedTuple):
 NOWHERE: Final = Placement(-1, (), False, None)
 
 
+_MOST_DIRECTORIES: Final = 16
+
+
 class Environment(dict[str, str]):
-    """Variables that many spawns have, and nobody changes."""
+    """
+    Variables that many spawns have, and nobody changes.
+
+    Attributes:
+        lowered: With a few working directories: what lower() begins with.
+    """
 
     __slots__ = ("lowered",)
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         super().__init__(variables)
-        self.lowered: tuple[object, list[object]] | None = None
+        self.lowered: dict[str, tuple[Any, object]] = {}
 
 
 class Ids(NamedTuple):
@@ -151,14 +159,13 @@ _DEFAULTS: Final = ffi.new(
 
 def lower(request: Request) -> tuple[Any, object]:
     """Return a ``struct nsbox_request *``, and what has to be kept as long as it is used."""
-    executables = _candidates(request.executable, request.env.get("PATH", DEFAULT_PATH))
+    env = request.env
+    beginning = _beginning(env, request.cwd)
+    executables = _candidates(request.executable, env.get("PATH", DEFAULT_PATH))
     argv = _calls.string_array(request.argv)
-    envp = _lower_environment(request.env)
-    cwd = _text(request.cwd)
-    keep = [executables, argv, envp, cwd]
-    struct = ffi.new("struct nsbox_request *", _DEFAULTS[0])
-    struct.executables, struct.argv, struct.envp = executables[0], argv[0], envp[0]
-    struct.cwd = cwd
+    keep = [beginning, executables, argv]
+    struct = ffi.new("struct nsbox_request *", beginning[0][0])
+    struct.executables, struct.argv = executables[0], argv[0]
     if request.attended:
         struct.flags |= _ATTENDED
     if request.view is not None:
@@ -223,20 +230,23 @@ def _lower_ids(ids: Ids, struct: Any, keep: list[Any]) -> None:
         keep.append(groups)
 
 
-def _lower_environment(env: Mapping[str, str]) -> tuple[object, list[object]]:
-    """Return ``envp``; it is kept with an environment that lasts, and nowhere else."""
-    if isinstance(env, Environment) and env.lowered is not None:
-        return env.lowered
-    lowered = _calls.string_array([os.fsencode(f"{key}={value}") for key, value in env.items()])
-    if isinstance(env, Environment):
-        env.lowered = lowered
-    return lowered
+def _beginning(env: Mapping[str, str], cwd: str) -> tuple[Any, object]:
+    """
+    Return a request that has its environment and its directory, and what that needs.
 
-
-@lru_cache(maxsize=64)
-def _text(text: str) -> object:
-    """Return a path as ``char[]``."""
-    return ffi.new("char[]", os.fsencode(text))
+    It is kept with an environment that lasts, and nowhere else.
+    """
+    kept = env.lowered if isinstance(env, Environment) else None
+    if kept is not None and cwd in kept:
+        return kept[cwd]
+    envp = _calls.string_array([os.fsencode(f"{key}={value}") for key, value in env.items()])
+    text = ffi.new("char[]", os.fsencode(cwd))
+    struct = ffi.new("struct nsbox_request *", _DEFAULTS[0])
+    struct.envp, struct.cwd = envp[0], text
+    made = struct, (envp, text)
+    if kept is not None and len(kept) < _MOST_DIRECTORIES:
+        kept[cwd] = made
+    return made
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
 from ._cgroup_choice import Purpose
@@ -119,7 +120,7 @@ class Whole(Fence):
 
     def inside(self, limits: Limits | None) -> "Inside | None":
         """Return the fence of a command, or None if there is nothing to keep, nor to tell."""
-        if limits is None and not self.fenced and self._watch is None and self.output is None:
+        if limits is None and not self._is_told:
             return None
         known = self._sites.get(limits)
         if known is None:
@@ -128,6 +129,11 @@ class Whole(Fence):
                 self._sites.clear()
             known = self._sites[limits] = terms, Site(terms)
         return Inside(self, *known)
+
+    @cached_property
+    def _is_told(self) -> bool:
+        """Commands without limits of their own are fenced nevertheless; once it is open."""
+        return self.fenced or self._watch is not None or self.output is not None
 
     def _terms_inside(self, limits: Limits | None) -> Terms:
         alone = Terms(limits or NO_LIMITS, None, sole=False, purpose=Purpose.JOIN)

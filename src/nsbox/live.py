@@ -426,7 +426,8 @@ class Live:
 
     def _check_active(self) -> None:
         self._check_open()
-        if self.frozen:
+        cgroup = self._whole.cgroup
+        if cgroup is not None and cgroup.frozen:
             raise PlanError("the sandbox is frozen: thaw() it first")
 
     def __enter__(self) -> Self:

@@ -432,7 +432,8 @@ class _Lease(Fence):
 
     def _give_back(self) -> None:
         assert self._member is not None
-        self.release()
+        if self._verdict is None:
+            self.release()
         self._stock.clear_away(self._member)
         self._given_back = True
 

@@ -15,7 +15,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,6 +123,7 @@ class Process(subprocess.Popen[Any]):
         reason: A Reason, likewise.
     """
 
+    returncode: int | Any = None
     reason: Reason | None = None
     pty: Terminal | None = None
     _outlives: ClassVar[bool] = False  # whoever gives up the object
@@ -141,8 +141,9 @@ class Process(subprocess.Popen[Any]):
         terminal: Terminal | None = None,
         **options: Any,
     ) -> None:
-        self.returncode = None  # __del__ looks at it, as soon as there is a child
-        self._prepare(start, fence)
+        self._start, self._fence = start, fence
+        self._child = Child(outlives=self._outlives)
+        self._started_at = time.monotonic()
         self.pty = terminal
         self._attended = attended
         self._controlling_terminal = controlling_terminal
@@ -164,12 +165,13 @@ class Process(subprocess.Popen[Any]):
         The same as the constructor with these arguments, and not through Popen's: that takes
         longer than all else here.
         """
-        if _STATE is None:
-            start, fence = place
+        start, fence = place
+        if not _SHARED:
             return cls(start, args, fence=fence, env=env, cwd=cwd, attended=attended)
         self = cls.__new__(cls)
-        self.__dict__.update(_STATE, args=args, _waitpid_lock=threading.Lock())
-        self._prepare(*place)
+        self.args, self._start, self._fence = args, start, fence
+        self._child = Child()
+        self._started_at = time.monotonic()
         argv = _strings(args)
         if argv is None:
             argv, _ = _arguments(args, None, shell=False)
@@ -178,11 +180,6 @@ class Process(subprocess.Popen[Any]):
             request.attended = True
         self._begin(request, args)
         return self
-
-    def _prepare(self, start: Starter, fence: Fence | None) -> None:
-        self._start, self._fence = start, fence
-        self._child = Child(outlives=self._outlives)
-        self._started_at = time.monotonic()
 
     # ---- starting ----
 
@@ -456,8 +453,10 @@ class Process(subprocess.Popen[Any]):
         self._child.signal(sig)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        if self.returncode is not None:
+            return
         child = getattr(self, "_child", None)
-        if child is not None and self.returncode is None and self._abandon():
+        if child is not None and self._abandon():
             _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
@@ -471,20 +470,24 @@ class _Unstarted(subprocess.Popen[Any]):
         """Start nothing."""
 
 
-def _state_of_popen() -> dict[str, Any] | None:
+def _share_state_of_popen() -> bool:
     """
-    Return the attributes that Popen's constructor gives a process with the caller's streams.
+    Give Process the attributes that Popen's constructor gives one with the caller's streams.
 
-    It is asked, since another version may have others. None if one of them must not be shared
-    by two processes: then each has to be made by the constructor.
+    It is asked, since another version may have others. Tell whether all of them may be those of
+    the class: if not, each process has to be made by the constructor.
     """
     state = vars(_Unstarted([]))
-    del state["args"], state["_waitpid_lock"]
-    shared = all(value is None or isinstance(value, (bool, int, float)) for value in state.values())
-    return state if shared else None
+    del state["args"], state["returncode"]
+    lock = state.pop("_waitpid_lock", None)  # of who waits by pid, which nobody does
+    if not all(value is None or isinstance(value, (bool, int, float)) for value in state.values()):
+        return False
+    for name, value in {**state, "_waitpid_lock": lock}.items():
+        setattr(Process, name, value)
+    return True
 
 
-_STATE: Final = _state_of_popen()
+_SHARED: Final = _share_state_of_popen()
 
 _NO_PREEXEC_FN: Final = (
     "preexec_fn: between clone and exec the child shares the caller's memory, so no Python can run "

@@ -496,10 +496,11 @@ class Sandbox:
         terminal, new_session = None, True
         if options:
             terminal, new_session = self._check(options)
-        variables = self._environment()
+        variables, directory = self._cache.defaults or self._defaults()
         if env is not None:
             variables = {**variables, **check_environment("env", env)}
-        directory = self._directory() if cwd is None else check_target("cwd", cwd)
+        if cwd is not None:
+            directory = check_target("cwd", cwd)
         if place is None:
             place = self._start, self._cache.fence(self)
         if not options:
@@ -590,6 +591,13 @@ class Sandbox:
     def _start(self, request: Request, child: Child) -> None:
         lowered = self._cache.lowered(self)
         lowered.spawn(request, child, self._cache.store(lowered))
+
+    def _defaults(self) -> tuple[Mapping[str, str], str]:
+        """Return the variables and the directory of a process that asks for no others."""
+        found = self._environment(), self._directory()
+        if self.env != "host" and self.cwd != "host":
+            self._cache.defaults = found
+        return found
 
     def _directory(self) -> str:
         assert isinstance(self.cwd, str)
@@ -686,9 +694,11 @@ class _Cache:
         "_terms",
         "_used",
         "_whole_terms",
+        "defaults",
     )
 
     def __init__(self) -> None:
+        self.defaults: tuple[Mapping[str, str], str] | None = None  # if they never change
         self._made: tuple[tuple[int, int], Lowered] | None = None
         self._environment: Environment | None = None
         self._modules: dict[str, ModuleType] = {}
