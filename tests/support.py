@@ -187,7 +187,7 @@ def output_of(command: list[str]) -> str:
 class _Interruption:
     """A trace function that raises at the n-th event in some files."""
 
-    def __init__(self, number: int, files: str) -> None:
+    def __init__(self, number: int, files: str | tuple[str, ...]) -> None:
         self.left, self._files = number, files
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
@@ -197,7 +197,7 @@ class _Interruption:
         return self
 
 
-def interruptions(act: Callable[[], object], files: str) -> Iterator[int]:
+def interruptions(act: Callable[[], object], files: str | tuple[str, ...]) -> Iterator[int]:
     """
     Do something again and again, each time with an exception at a later place.
 

@@ -13,6 +13,7 @@ from ._changes import Change, ChangeKind
 from ._explain import Action, Explanation
 from ._interpreter import interpreter_mounts
 from ._layers import Enforced, Layer
+from ._stock import PoolStats
 from ._version import __version__
 from .cgroup import Cgroup, Events, Stats
 from .doctor import Diagnosis, Finding, doctor
@@ -30,7 +31,7 @@ from .limits import IoLimit, Limits
 from .live import Live
 from .mount import Bind, Dev, Overlay, Proc, Tmpfs
 from .namespace import Namespace
-from .pool import Pool, PoolStats
+from .pool import Pool
 from .process import Process
 from .result import Reason, Result, Usage
 from .sandbox import Sandbox

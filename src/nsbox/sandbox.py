@@ -5,24 +5,21 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache, partial
+from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
-from weakref import WeakValueDictionary
 
-from . import _calls, _host
-from ._bridge import Lowered
+from ._cache import Cache, look
 from ._child import Child
 from ._compile import check_init, compile_plan
 from ._constants import CAPABILITIES
 from ._control import Mode
 from ._explain import Explanation, explain_plan
-from ._fence import Fence, Site, Terms
 from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
 from ._plan import Description, Modes, Plan
-from ._request import DEFAULT_PATH, Environment, Request
+from ._request import DEFAULT_PATH, Request
 from ._run import (
     STREAM_LIMIT,
     PopenOptions,
@@ -32,8 +29,7 @@ from ._run import (
     make_terminal,
     run,
 )
-from ._spares import Store
-from ._subprocess import make_module
+from ._stock import World
 from ._values import (
     PathArg,
     check_bool,
@@ -45,14 +41,13 @@ from ._values import (
     check_target,
     check_text,
 )
-from ._whole import Whole, terms_of
 from .cgroup import CgroupArg, check_parent
 from .errors import PlanError, Step, spawn_error
-from .limits import NO_LIMITS, Limits, check_limits
+from .limits import Limits, check_limits
 from .live import Live
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
-from .pool import Pool, World
+from .pool import Pool
 from .process import Args, Place, Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
@@ -188,9 +183,7 @@ class Sandbox:
     landlock: bool | None = None
     limits: Limits | None = None
     cgroup: CgroupArg | None = None
-    _cache: "_Cache" = field(
-        init=False, repr=False, compare=False, default_factory=lambda: _Cache()
-    )
+    _cache: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
 
     def __post_init__(self) -> None:
         normalised: dict[str, object] = {
@@ -632,7 +625,7 @@ class Sandbox:
         return explain_plan(self._plan(), self._directory())
 
     def _plan(self) -> Plan:
-        return compile_plan(self._describe(), _look())
+        return compile_plan(self._describe(), look())
 
     def _is_init(self) -> bool:
         """Tell whether a payload is the first process of its pid namespace: all end with it."""
@@ -674,130 +667,6 @@ class Sandbox:
 def _restore(cls: type[Sandbox], values: dict[str, Any]) -> Sandbox:
     """Make a pickled or copied Sandbox anew; a copy spawns from a plan of its own."""
     return cls(**values)
-
-
-class _Cache:
-    """
-    The lowered plan of a Sandbox, made at the first spawn.
-
-    It depends on who the caller is; a change of ids makes it anew. Without a
-    lock, which another thread could hold at a fork: two threads may both make
-    one, and either will do.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_environment",
-        "_made",
-        "_modules",
-        "_store",
-        "_terms",
-        "_used",
-        "_whole_terms",
-        "defaults",
-    )
-
-    def __init__(self) -> None:
-        self.defaults: tuple[Mapping[str, str], str] | None = None  # if they never change
-        self._made: tuple[tuple[int, int], Lowered] | None = None
-        self._environment: Environment | None = None
-        self._modules: dict[str, ModuleType] = {}
-        self._terms: tuple[Terms, Site] | None = None
-        self._used: Lowered | None = None
-        self._store: tuple[Lowered, Store | None] | None = None
-        self._whole_terms: tuple[Terms, Site] | None = None
-
-    def environment(self, box: Sandbox) -> Mapping[str, str]:
-        """Return the variables of every spawn, which nobody changes."""
-        if self._environment is None:
-            self._environment = Environment(box._own_environment())
-        return self._environment
-
-    def fence(self, box: Sandbox) -> Fence | None:
-        """Return the fence for one run, or None if there is nothing to keep."""
-        if box.limits is None and box.cgroup is None:
-            return None
-        return Fence(*self.terms(box))
-
-    def terms(self, box: Sandbox) -> tuple[Terms, Site]:
-        """Return what all fences of a sandbox are made of."""
-        if self._terms is None:
-            parent = check_parent(box.cgroup)
-            terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init())
-            self._terms = terms, Site(terms)
-        return self._terms
-
-    def whole(self, box: Sandbox) -> Whole:
-        """Return the limits for one live sandbox."""
-        if self._whole_terms is None:
-            terms = terms_of(box.limits, check_parent(box.cgroup))
-            self._whole_terms = terms, Site(terms)
-        return Whole(*self._whole_terms)
-
-    def lowered(self, box: Sandbox) -> Lowered:
-        caller, made = (os.geteuid(), os.getegid()), self._made
-        if made is None or made[0] != caller:
-            made = self._made = (caller, _lower(box))
-        return made[1]
-
-    def store(self, lowered: Lowered, *, stays: bool = False) -> Store | None:
-        """
-        Return what was made ahead for a spawn, or None.
-
-        From the second spawn on: a Sandbox that is used once has nothing made ahead. But what
-        stays uses what is made ahead for an equal one that has stayed, or has something made
-        for those that come after it: each would have a copy of what is in common otherwise.
-
-        Args:
-            lowered: The plan.
-            stays: It is for a live sandbox.
-        """
-        if self._used is not lowered:
-            self._used, self._store = lowered, None
-            other = _stores.get(lowered) if stays else None
-            if other is not None and not _is_inherited(other):
-                return other
-            if not stays or _living.setdefault(lowered, self) is self:
-                return None
-        made = self._store
-        if made is None or made[0] is not lowered or _is_inherited(made[1]):
-            made = self._store = (lowered, lowered.store())
-            if made[1] is not None:
-                _stores[lowered] = made[1]
-        return made[1]
-
-    def subprocess(self, box: Sandbox) -> ModuleType:
-        found = self._modules.get("subprocess")
-        # Of two threads that both make one, both get the first, for the sake of isinstance.
-        return found or self._modules.setdefault("subprocess", make_module(box._popen))
-
-
-# By plan, which equal Sandboxes have in common: one of those that stay, and what is made ahead.
-_living: Final[WeakValueDictionary[Lowered, _Cache]] = WeakValueDictionary()
-_stores: Final[WeakValueDictionary[Lowered, Store]] = WeakValueDictionary()
-
-
-def _is_inherited(store: Store | None) -> bool:
-    return store is not None and store.owner != os.getpid()
-
-
-def _look() -> Host:
-    """Return all facts of the host that a plan depends on: those that only a call can tell, too."""
-    return _host.look()._replace(landlock=_calls.landlock_abi())
-
-
-def _lower(box: Sandbox) -> Lowered:
-    description, host = box._describe(), _look()
-    plan = compile_plan(description, host)
-    if plan.joins or any(op.idmap for op in plan.ops):
-        return Lowered(plan, box._joins())  # it holds descriptors, and so is the box's own
-    return _lower_shared(description, host)
-
-
-@lru_cache(maxsize=16)
-def _lower_shared(description: Description, host: Host) -> Lowered:
-    """For programs that make an equal Sandbox anew for each run."""
-    return Lowered(compile_plan(description, host), {})
 
 
 def _is_host(value: object) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import fingerprint
+import nsbox._stock
 import nsbox.pool
 from conftest import children, open_fds
 from nsbox import (
@@ -331,7 +332,9 @@ def test_exception_that_takes_one_away(box: Sandbox) -> None:
     number = 0
     with box.pool(1) as pool:
         full(pool)
-        for _ in interruptions(lambda: pool.run(TRUE), nsbox.pool.__file__):
+        for _ in interruptions(
+            lambda: pool.run(TRUE), (nsbox.pool.__file__, nsbox._stock.__file__)
+        ):
             number += 1
             pool.run(TRUE)
             full(pool)

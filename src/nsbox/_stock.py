@@ -1,0 +1,353 @@
+"""
+The sandboxes of a pool that are made ahead, and the thread that makes them.
+
+A member is a finished world with an init that waits in it. What those who take one
+share with the thread needs no lock, which a signal handler that raises could leave held.
+"""
+
+import atexit
+import operator
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from ._bell import Bell
+from ._bridge import Lowered
+from ._calls import Descriptor
+from ._child import Child
+from ._control import Control, Mode
+from ._fence import Fence, Site, Terms
+from ._request import Placement, Request
+from ._view import View
+from .errors import PlanError, SpawnError
+from .process import Process, Starter
+
+_FIRST_PAUSE: Final = 0.05
+
+_LONGEST_PAUSE: Final = 5.0
+"""Seconds without an attempt, after a failed one: twice as long after each."""
+
+_MOMENT: Final = 0.002
+"""Seconds until the thread begins to work: a short process has ended by then."""
+
+
+class PoolStats(NamedTuple):
+    """
+    What a pool has, and what has become of its sandboxes so far.
+
+    Args:
+        size: How many it keeps prepared.
+        ready: How many are prepared at this moment.
+        prepared: How many it has made.
+        warm: Processes that were started in one of them.
+        cold: Processes for which none was there, or none would do.
+        stale: Prepared ones that were thrown away: they had died, or would have shown
+            something else than the host has by now.
+        failed: How often making one failed.
+        error: Why it did last, or None.
+    """
+
+    size: int
+    ready: int
+    prepared: int
+    warm: int
+    cold: int
+    stale: int
+    failed: int
+    error: Exception | None
+
+
+class World(NamedTuple):
+    """
+    What a pool needs to know of its Sandbox.
+
+    Args:
+        spawn: Spawns as it does, by a given start and within a given fence.
+        start: Starts a process in a fresh world.
+        lowered: Returns its plan for the present caller.
+        terms: What its fences are made of.
+        mode: What a process is to its init.
+        drain: See ``_run.run``.
+    """
+
+    spawn: Callable[..., Process]
+    start: Starter
+    lowered: Callable[[], Lowered]
+    terms: tuple[Terms, Site]
+    mode: Mode
+    drain: bool
+
+
+class Counter:
+    """Counts for many threads, in one step of the interpreter's."""
+
+    def __init__(self) -> None:
+        self._steps = iter(range(sys.maxsize))
+
+    def add(self) -> None:
+        next(self._steps)
+
+    @property
+    def value(self) -> int:
+        return sys.maxsize - operator.length_hint(self._steps)
+
+
+class Member:
+    """
+    A world that waits for its process.
+
+    Args:
+        world: What it is made for.
+
+    Raises:
+        NsboxError, OSError: If it cannot be made; nothing is left.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.mode = world.mode
+        self.lowered = world.lowered()
+        self._held: list[Descriptor] = []
+        self._view = View(self.lowered.sources)
+        self._control: Control | None = None
+        self.fence = Fence(*world.terms)
+        _members.add(self)
+        try:
+            self._make()
+        except BaseException as error:
+            if isinstance(error, SpawnError):
+                self.fence.advise(error)
+            self.discard()
+            raise
+
+    def _make(self) -> None:
+        self.fence.prepare_next()  # in one call of C, and that is this one's
+        placement = self.fence.open()
+        self._watch = placement.watch  # from the start of the process on
+        control = self._control = Control(self.lowered, placement._replace(watch=None))
+        if self._watch is not None:
+            self._watch.add()
+        self.fence.started()
+        self.fence.open_figures()
+        proc = f"/proc/{control.init.pid}"
+        # To take apart a mount or an IPC namespace takes longer than all else at the end of a
+        # process. So whoever waits for that is not the one to let go of them. (After a change
+        # of ids the init may be somebody else's to inspect.)
+        with suppress(PermissionError):
+            for kind in ("mnt", "ipc"):
+                self._held.append(Descriptor(f"{proc}/ns/{kind}", os.O_RDONLY))
+        inside = self.lowered.mount_points
+        if len(inside):
+            self._view = View(inside, Descriptor(f"{proc}/root", os.O_PATH), self._view)
+
+    def start(self, request: Request, child: Child) -> None:
+        """Start its process, which is the only one, unless a world made now would differ."""
+        assert self._control is not None
+        request.view = self._view
+        if self._watch is not None:
+            request.placement = Placement(-1, (), shield=False, watch=self._watch)
+        self._control.start(request, child, self.mode)
+
+    def end(self) -> None:
+        """The process has ended: wait for the end of its init, and of all else."""
+        if self._control is not None:
+            self._control.close()
+
+    def discard(self) -> None:
+        """Kill what there is, and remove it; without effect the second time."""
+        if self._control is not None:
+            self._control.close()
+        self.fence.discard()
+        self._view.close()
+        while self._held:
+            self._held.pop().close()
+
+
+_members: Final[weakref.WeakSet[Member]] = weakref.WeakSet()
+
+
+class Stock:
+    """
+    The members of a pool, and the thread that makes them.
+
+    Args:
+        world: What they are made for.
+        size: How many there are to be.
+    """
+
+    def __init__(self, world: World, size: int) -> None:
+        self.world = world
+        self.warm, self.cold, self.stale = Counter(), Counter(), Counter()
+        self.lost = Counter()  # counted as warm, but stale
+        self.closing = False
+        self.size = size
+        self._owner = os.getpid()
+        self._ready: deque[Member] = deque()
+        self._used: deque[Member] = deque()  # and to be cleared away
+        self._bell = Bell(_MOMENT)
+        self._prepared = self._failed = 0
+        self._error: Exception | None = None
+        self._ended = False
+        self._thread = threading.Thread(target=self._work, name="nsbox-pool", daemon=True)
+
+    def open(self) -> None:
+        """
+        Make the first member, and let the thread make the others.
+
+        Raises:
+            NsboxError, OSError: If it cannot be made.
+        """
+        try:
+            self._make()
+            _open.add(self)
+            self._thread.start()
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- for callers ----
+
+    def check(self) -> None:
+        """Refuse to serve a fork, or after close()."""
+        if self._owner != os.getpid():
+            raise PlanError("the pool belongs to the process that made it; make one in this fork")
+        if self.closing:
+            raise PlanError("the pool is closed")
+
+    def take(self) -> Member | None:
+        """Return a member that is nobody else's, or None; do not wait for one."""
+        lowered = self.world.lowered()
+        if lowered.plan.joins:
+            lowered.check_joins()
+        while not self.closing:
+            try:
+                member = self._ready.popleft()
+            except IndexError:
+                return None
+            if member.lowered is lowered:
+                return member
+            self.stale.add()
+            self.clear_away(member)
+        return None
+
+    def replace(self) -> None:
+        """Let the thread make what is missing; not before the process that took one has begun."""
+        self._bell.ring()
+
+    def clear_away(self, member: Member) -> None:
+        """Let the thread discard a member."""
+        if self._owner != os.getpid():
+            member.discard()  # after a fork: this process's copies of descriptors
+            return
+        self._used.append(member)
+        if self._ended:
+            self._clear_up()
+        else:
+            self._bell.ring()
+
+    def stats(self) -> PoolStats:
+        lost = self.lost.value
+        return PoolStats(
+            size=self.size,
+            ready=len(self._ready),
+            prepared=self._prepared,
+            warm=self.warm.value - lost,
+            cold=self.cold.value,
+            stale=self.stale.value + lost,
+            failed=self._failed,
+            error=self._error,
+        )
+
+    def close(self) -> bool:
+        """Discard all members, and wait until it is done; tell if there was something to do."""
+        was_open = not self.closing
+        self.closing = True
+        if self._owner != os.getpid():
+            return False
+        self._bell.ring()
+        if self._thread.ident is None:
+            self._end()  # it has never begun
+        # A garbage collection can happen in the thread itself.
+        elif self._thread is not threading.current_thread():
+            self._thread.join()
+            self._bell.close()
+        _open.discard(self)
+        return was_open
+
+    def forget(self) -> None:
+        """In a fork: close the copies of descriptors. The thread and the members are not here."""
+        self._end()
+        self._bell.forget()
+
+    # ---- the thread ----
+
+    def _make(self) -> None:
+        self._ready.append(Member(self.world))
+        self._prepared += 1
+
+    def _work(self) -> None:
+        pause, next_attempt = _FIRST_PAUSE, 0.0
+        while not self.closing:
+            self._clear_up()
+            now = time.monotonic()
+            if len(self._ready) >= self.size:
+                self._bell.wait(None)
+            elif now < next_attempt:
+                self._bell.wait(next_attempt - now)
+            else:
+                try:
+                    self._make()
+                    pause = _FIRST_PAUSE
+                except Exception as error:
+                    self._error = error.with_traceback(None)
+                    self._failed += 1  # after what it is about: others look meanwhile
+                    next_attempt = now + pause
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        self._end()
+
+    def _end(self) -> None:
+        # Before the last look: who gives something back later clears it away himself.
+        self._ended = True
+        while self._ready:
+            self._used.append(self._ready.pop())
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._discard(self._used.popleft())
+
+    def _discard(self, member: Member) -> None:
+        try:
+            member.discard()
+        except Exception as error:  # a warning too, where those are made errors
+            self._error = error.with_traceback(None)
+
+
+_open: Final[weakref.WeakSet[Stock]] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for stock in list(_open):
+        stock.forget()
+    _open.clear()
+    # Those too that another thread was making, or has in use: it is not here to let go of them.
+    for member in list(_members):
+        member.discard()
+
+
+def _close_all() -> None:
+    """At the interpreter's exit: a thread that it stops somewhere could not clear up."""
+    open_ones = [stock.size for stock in list(_open) if stock.close()]
+    for size in open_ones:
+        warnings.warn(f"a pool of {size} was not closed", ResourceWarning, stacklevel=2)
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(_close_all)
