@@ -440,12 +440,15 @@ static void settle_newcomer(void)
 	if (!pid || await_start())
 		return;
 	for (uint32_t i = 0; i < n_processes; i++) {
-		if (pids[i] == pid) {
-			answer_start(polls[POLL_CHANNELS + i].fd);
-			sys(__NR_close, polls[POLL_CHANNELS + i].fd);
-			forget(i);
-			break;
+		int channel = polls[POLL_CHANNELS + i].fd;
+		if (pids[i] != pid)
+			continue;
+		if (channel >= 0) {
+			answer_start(channel);
+			sys(__NR_close, channel);
 		}
+		forget(i);
+		return;
 	}
 }
 
