@@ -244,10 +244,19 @@ class Pool:
 
     def _run(self, spawn: Callable[..., Process], args: Args, options: RunOptions) -> Result:
         drain = self._world.drain
+        asked = False
+
+        def attended(args: Args, **options: Unpack[SpawnOptions]) -> Process:
+            nonlocal asked
+            process = spawn(True, args, **options)
+            asked = True
+            return process
+
         try:
-            return run(partial(spawn, True), args, drain=drain, **options)
+            return run(attended, args, drain=drain, **options)
         except SpawnError as error:
-            if (error.step, error.errno) != (Step.INIT, errno.ESRCH):
+            # What the spawn itself has raised is for good: see _Lease.start().
+            if not asked or (error.step, error.errno) != (Step.INIT, errno.ESRCH):
                 raise
         # Nothing has been started: whoever killed the member was faster than the request.
         self._stock.lost.add()

@@ -41,8 +41,13 @@ from nsbox import (
     Result,
     Sandbox,
     SpawnError,
+    Step,
     Tmpfs,
 )
+from nsbox._child import Child
+from nsbox._control import Control, Mode
+from nsbox._request import Request
+from nsbox.errors import spawn_error
 from support import (
     CHILD_DEADLINE,
     SOURCE,
@@ -366,6 +371,24 @@ def test_member_that_has_died(pool: Pool) -> None:
 
 
 # ---- never stale ---------------------------------------------------------------
+
+
+def test_command_whose_init_dies_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has said who it is may have run, whatever its init says of it."""
+    started: list[int] = []
+
+    def start(control: Control, request: Request, child: Child, mode: Mode) -> None:
+        started.append(mode)
+        child.record.pid = 12345
+        raise spawn_error(errno.ESRCH, Step.INIT)
+
+    with Sandbox(init=True).pool(1) as pool:
+        monkeypatch.setattr(Control, "start", start)
+        with pytest.raises(SpawnError):
+            pool.run(["true"])
+        monkeypatch.undo()
+        assert started == [Mode.LAST]
+        assert pool.stats().warm == 1
 
 
 def test_source_that_was_replaced(tmp_path: Path) -> None:
