@@ -245,7 +245,8 @@ void kill_if_stopped(const int32_t *who, uint32_t *stops)
 	siginfo_t info;
 
 	info.si_pid = 0;
-	sys(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+	if (sys(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0) < 0)
+		return; /* nor does it spoil the count */
 	*stops = info.si_pid ? *stops + 1 : 0;
 	if (*stops >= STOPS)
 		nsbox_pidfd_send_signal(pidfd, SIGKILL, 0);
@@ -465,7 +466,7 @@ static void start_launcher(struct spawn *spawn)
 	if (outside)
 		accompany_from_outside(spawn, pidfd);
 	struct pollfd launcher = { .fd = pidfd, .events = POLLIN };
-	const uint64_t tick[2] = { 0, STOP_TICK };
+	static const uint64_t tick[2] = { 0, STOP_TICK }; /* not one that ppoll counts down */
 	uint32_t stops = 0;
 	while (RETRY(sys(__NR_ppoll, &launcher, 1, tick, 0, sizeof(signal_mask))) == 0) {
 		kill_if_stopped(&spawn->result.pidfd, &spawn->stops);
