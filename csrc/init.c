@@ -94,7 +94,7 @@ void *memcpy(void *restrict to, const void *restrict from, size_t size)
 /* ---- answers -------------------------------------------------------- */
 
 /* With fd >= 0 a copy of that goes too. */
-static void answer(int channel, const struct reply *reply, int fd)
+static long say(int channel, const struct reply *reply, int fd)
 {
 	struct iovec part = { (void *)(uintptr_t)reply, sizeof *reply };
 	union {
@@ -111,8 +111,13 @@ static void answer(int channel, const struct reply *reply, int fd)
 		packet.msg_control = &control;
 		packet.msg_controllen = sizeof control;
 	}
+	return sys(__NR_sendmsg, channel, &packet, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void answer(int channel, const struct reply *reply, int fd)
+{
 	/* Without memory for an answer the channel's end is one: nobody shall wait for more. */
-	if (sys(__NR_sendmsg, channel, &packet, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+	if (say(channel, reply, fd) < 0)
 		sys(__NR_shutdown, channel, SHUT_RDWR);
 }
 
@@ -330,20 +335,21 @@ static bool take_start(const struct start_request *head, char *body)
 /* ---- starting ------------------------------------------------------- */
 
 /* The first word of a child: by SCM_CREDENTIALS it tells the caller the child's pid. */
-static void announce(int channel, int pidfd)
+static long announce(int channel, int pidfd)
 {
 	static const struct reply reply = { .version = PROTOCOL_VERSION, .kind = REPLY_HERE };
-	answer(channel, &reply, pidfd);
+	return say(channel, &reply, pidfd);
 }
 
 __attribute__((noreturn)) static void process_main(void *unused)
 {
 	(void)unused;
 	int self = nsbox_pidfd_open((int)sys(__NR_getpid), 0);
-	if (self < 0) {
-		fail(&spawn, NSBOX_STEP_PIDFD_OPEN, -1, self);
+	long err = self < 0 ? self : announce(spawn.channel, self);
+	if (err < 0) {
+		/* So many files may be under way in sockets of the same user that no more are taken. */
+		fail(&spawn, self < 0 ? NSBOX_STEP_PIDFD_OPEN : NSBOX_STEP_MESSAGE, -1, err);
 	} else {
-		announce(spawn.channel, self);
 		spawn.channel = -1; /* nothing that it keeps */
 		follow_request(&spawn);
 	}
@@ -500,7 +506,9 @@ __attribute__((noreturn)) static void become_process(void)
 	int above = n ? request.pass_fds[n - 1] + 1 : 3;
 	long channel = sys(__NR_fcntl, fds[0], F_DUPFD_CLOEXEC, above);
 
-	announce(fds[0], -1);
+	/* Whoever has not said so is taken for one that has not begun, and is started again. */
+	if (announce(fds[0], -1) < 0)
+		exit_process(1);
 	/* Session and process group are its own already. */
 	request.flags &= ~(uint32_t)NSBOX_REQUEST_SETSID;
 	spawn.channel = (int)channel;
@@ -769,8 +777,9 @@ __attribute__((noreturn, used)) void init_main(long argc)
 			take_signals();
 			more = reap_some();
 		}
+		/* Not 0, which would be the end of a process that it has become: see process.c. */
 		if (polls[POLL_CONTROL].revents && !take_request())
-			exit_process(0);
+			exit_process(1);
 	}
 }
 
