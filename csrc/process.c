@@ -375,7 +375,8 @@ static void look_at_start(struct nsbox_result *child)
 {
 	int init = child->starter < 0 ? child->pidfd : child->starter;
 
-	if (child->starter < 0)
+	/* Another thread may have heard of it meanwhile: what comes next is not the beginning. */
+	if (child->heard == HEARD_NOTHING && child->starter < 0)
 		hear_replacement(child, false);
 	if (child->heard != HEARD_NOTHING || child->end.code)
 		return;
@@ -456,7 +457,7 @@ static void await_name(struct nsbox_result *child)
 		int ret = await_event(child->report, POLLIN, child->starter);
 		lock(&child->lock);
 		child->waiters--;
-		if (ret < 0)
+		if (ret < 0 && is_unnamed(child))
 			give_up_start(child, ret);
 	}
 }

@@ -462,9 +462,12 @@ void hear_start(struct nsbox_result *child, bool ended)
 {
 	struct answer answer;
 
-	int ret = receive(child->report, &answer);
-	if (ret == -EAGAIN && !ended)
+	if (!ended && !is_readable(child->report))
 		return;
+	/* With a pidfd that is no longer needed there is room for the one that comes. */
+	if (!child->waiters)
+		nsbox_close(&child->starter);
+	int ret = receive(child->report, &answer);
 	if (take_name(ret == -EAGAIN ? 0 : ret, &answer, child) < 0)
 		note_failure(child);
 	child->heard = HEARD_HERE;

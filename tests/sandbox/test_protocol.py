@@ -3,6 +3,7 @@
 import array
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -144,6 +145,37 @@ def test_attended_ones_together(control: Control) -> None:
         assert finish(present) == 0
         with pytest.raises(SpawnError):
             finish(missing)
+
+
+@pytest.mark.parametrize("mode", ATTENDED)
+def test_two_wait_for_an_attended_one(control: Control, mode: Mode) -> None:
+    """What one thread has heard the other does not take for the end of it."""
+    child = begin(control, b"/bin/sleep", b"0.4", mode=mode)
+    heard: list[int] = []
+    threads = [threading.Thread(target=lambda: heard.append(finish(child))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert heard == [0, 0]
+    assert child.record.step == 0
+
+
+def test_attended_one_without_room(control: Control) -> None:
+    """Who has no descriptor left when it is heard of has kept a place for it."""
+    child = begin(control, b"/bin/sleep", b"0.4")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limits[1]), limits[1]))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        assert finish(child) == 0
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize("mode", ATTENDED)
@@ -810,3 +842,15 @@ def test_answer_never_comes(liar: Liar) -> None:
     for *_, rights in died[0]:  # type: ignore[attr-defined]
         for (fd,) in struct.iter_unpack("=i", rights):
             os.close(fd)
+
+
+def test_init_that_ends_before_it_becomes_the_process(control: Control) -> None:
+    """Nothing has been started then, and nothing has succeeded."""
+    control.init.signal(signal.SIGSTOP)
+    pid = control.init.pid
+    say(control, b"nonsense").close()
+    child = begin(control, b"/bin/true", mode=Mode.REPLACE)
+    os.kill(pid, signal.SIGCONT)
+    with pytest.raises(SpawnError) as caught:
+        finish(child)
+    assert caught.value.step is Step.INIT
