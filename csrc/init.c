@@ -347,7 +347,8 @@ __attribute__((noreturn)) static void process_main(void *unused)
 	int self = nsbox_pidfd_open((int)sys(__NR_getpid), 0);
 	long err = self < 0 ? self : announce(spawn.channel, self);
 	if (err < 0) {
-		/* So many files may be under way in sockets of the same user that no more are taken. */
+		/* So many files may be under way in sockets of the same user that no more are
+		 * taken. */
 		fail(&spawn, self < 0 ? NSBOX_STEP_PIDFD_OPEN : NSBOX_STEP_MESSAGE, -1, err);
 	} else {
 		spawn.channel = -1; /* nothing that it keeps */

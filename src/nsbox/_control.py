@@ -161,6 +161,7 @@ class Control:
 
     def close(self) -> bool:
         """Kill everything in the world, and wait for that; tell if the init was running."""
+        self.kill()  # before the end of the control can be what ends it
         lib.nsbox_control_close(self._struct)
         self.layers = []  # whoever is reading them has a copy of the list
         return self.init.discard()

@@ -480,7 +480,10 @@ class _Supervisor:
         return None if role == _PAYLOAD else role
 
     def _find_role(self, thread: int) -> int:
-        process, inside = _look_up(thread)
+        try:
+            process, inside = _look_up(thread)
+        except (FileNotFoundError, ProcessLookupError):
+            return HELPER  # killed meanwhile: nobody hears the answer
         if process == self._pid:
             return THREAD
         return inside[-1] if len(inside) > 1 else HELPER
