@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any, Final
+from weakref import ref
 
 from . import _bpf, _calls, _diagnose, _filter, _init, _unshared
 from ._ahead import can_be_made_ahead
@@ -114,6 +115,10 @@ class Lowered:
                 "setgid or file capabilities); nsbox refuses to work for it"
             )
         self.plan = plan
+        # Of equal Sandboxes, which have this in common: one that stays, and what is made ahead. Here
+        # and not in a table, which would keep this, and its descriptors, as long as that one.
+        self.living: ref[Any] | None = None
+        self.shared: ref[Store] | None = None
         self._joins = [joins[kind] for kind in plan.joins]
         self._keep: list[object] = []
         self._enforced: dict[bool, Enforced] = {}

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Final, Protocol
-from weakref import WeakValueDictionary
+from typing import Any, Protocol, TypeVar
+from weakref import ref
 
 from . import _calls, _host
 from ._bridge import Lowered
@@ -21,6 +21,8 @@ from .cgroup import CgroupArg, check_parent
 from .limits import NO_LIMITS, Limits
 from .namespace import Namespace
 from .process import Args, Process
+
+_T = TypeVar("_T")
 
 
 class Box(Protocol):
@@ -115,16 +117,20 @@ class Cache:
         """
         if self._used is not lowered:
             self._used, self._store = lowered, None
-            other = _stores.get(lowered) if stays else None
+            if not stays:
+                return None
+            other, first = _of(lowered.shared), _of(lowered.living)
             if other is not None and not _is_inherited(other):
                 return other
-            if not stays or _living.setdefault(lowered, self) is self:
+            if first is None:
+                lowered.living = ref(self)
+            if first is None or first is self:
                 return None
         made = self._store
         if made is None or made[0] is not lowered or _is_inherited(made[1]):
             made = self._store = (lowered, lowered.store())
             if made[1] is not None:
-                _stores[lowered] = made[1]
+                lowered.shared = ref(made[1])
         return made[1]
 
     def subprocess(self, box: Box) -> ModuleType:
@@ -133,9 +139,8 @@ class Cache:
         return found or self._modules.setdefault("subprocess", make_module(box._popen))
 
 
-# By plan, which equal Sandboxes have in common: one of those that stay, and what is made ahead.
-_living: Final[WeakValueDictionary[Lowered, Cache]] = WeakValueDictionary()
-_stores: Final[WeakValueDictionary[Lowered, Store]] = WeakValueDictionary()
+def _of(held: "ref[_T] | None") -> _T | None:
+    return None if held is None else held()
 
 
 def _is_inherited(store: Store | None) -> bool:

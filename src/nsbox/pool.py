@@ -243,20 +243,20 @@ class Pool:
         return self._world.spawn(attended, (lease.start, lease), args, **options)
 
     def _run(self, spawn: Callable[..., Process], args: Args, options: RunOptions) -> Result:
-        drain = self._world.drain
-        asked = False
+        drain, begun = self._world.drain, False
 
-        def attended(args: Args, **options: Unpack[SpawnOptions]) -> Process:
-            nonlocal asked
+        def attended(args: Args, /, **options: Unpack[SpawnOptions]) -> Process:
+            nonlocal begun
             process = spawn(True, args, **options)
-            asked = True
+            begun = True
             return process
 
         try:
             return run(attended, args, drain=drain, **options)
         except SpawnError as error:
-            # What the spawn itself has raised is for good: see _Lease.start().
-            if not asked or (error.step, error.errno) != (Step.INIT, errno.ESRCH):
+            # What the spawn itself fails with is final: the lease has tried what there is, or
+            # the process may have run.
+            if not begun or (error.step, error.errno) != (Step.INIT, errno.ESRCH):
                 raise
         # Nothing has been started: whoever killed the member was faster than the request.
         self._stock.lost.add()

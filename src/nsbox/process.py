@@ -298,16 +298,13 @@ class Process(subprocess.Popen[Any]):
 
     def _look(self, timeout: int) -> None:
         """Take note of the end, if it comes within so many milliseconds (negative: for ever)."""
-        child = self._child
-        end = child.wait(timeout)
+        end = self._child.wait(timeout)
         if end is None:
             return
         wall_time = time.monotonic() - self._started_at
         conclude = plain_verdict if self._fence is None else self._fence.end
         self._account, self.reason = conclude(end, wall_time)
         self.returncode = end.returncode
-        if child.record.step:  # an attended start, which has failed
-            raise child.source.failure(child)
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None:
@@ -339,7 +336,8 @@ class Process(subprocess.Popen[Any]):
         if self._fence is not None:
             self._fence.prepare_next()
         asked = self.stdin, self.stdout, self.stderr, self.pty, input, timeout
-        if asked != _NOTHING:
+        # In the caller's session Ctrl-C is for it, too, and Popen gives it a moment then.
+        if asked != _NOTHING or not self._child.request.setsid:
             return self.communicate(input, timeout=timeout)
         while self.returncode is None:
             self._look(-1)
@@ -392,7 +390,13 @@ class Process(subprocess.Popen[Any]):
             stdout: What was captured, or None.
             stderr: Likewise.
             size: Bytes of both, where that is known.
+
+        Raises:
+            SpawnError: If it was an attended start, and has failed. Not before: whoever kills
+                it, or is interrupted, would be told in the place of who waits.
         """
+        if self._child.record.step:
+            raise self._child.source.failure(self._child)
         account, reason = self._account, self.reason
         if account is None or reason is None:
             raise ValueError("the process has not been waited for")

@@ -489,7 +489,7 @@ class Sandbox:
         terminal, new_session = None, True
         if options:
             terminal, new_session = self._check(options)
-        variables, directory = self._cache.defaults or self._defaults()
+        variables, directory = self._cache.defaults or self._defaults(cwd)
         if env is not None:
             variables = {**variables, **check_environment("env", env)}
         if cwd is not None:
@@ -585,8 +585,13 @@ class Sandbox:
         lowered = self._cache.lowered(self)
         lowered.spawn(request, child, self._cache.store(lowered))
 
-    def _defaults(self) -> tuple[Mapping[str, str], str]:
-        """Return the variables and the directory of a process that asks for no others."""
+    def _defaults(self, cwd: PathArg | None) -> tuple[Mapping[str, str], str]:
+        """Return the variables and the directory of a process that asks for no others, or for cwd.
+
+        The caller's is not looked at in vain: it may be gone.
+        """
+        if self.cwd == "host" and cwd is not None:
+            return self._environment(), "/"
         found = self._environment(), self._directory()
         if self.env != "host" and self.cwd != "host":
             self._cache.defaults = found

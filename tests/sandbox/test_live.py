@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import os
 import pickle
 import signal
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import nsbox
-from nsbox import PIPE, Live, PlanError, Sandbox, SpawnError, Step
+from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step
+from nsbox._child import Child, End
 from support import PYTHON, ends, in_child, interruptions, python_box
 
 DEADLINE = 30.0
@@ -459,3 +461,52 @@ def test_no_init_possible(options: dict[str, object], match: str) -> None:
     """Where no init can be, opening is refused."""
     with pytest.raises(PlanError, match=match):
         Sandbox(**options).open()  # type: ignore[arg-type]
+
+
+def test_interruption_of_a_failing_run_is_not_lost(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C that comes together with the news of a failed start is what comes out."""
+    wait = Child.wait
+
+    def interrupted(child: Child, timeout: int) -> End | None:
+        end = wait(child, timeout)
+        if timeout:
+            raise KeyboardInterrupt
+        return end
+
+    monkeypatch.setattr(Child, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        live.run(["/missing"])
+
+
+def test_nothing_keeps_a_plan_of_former_ids(root: None, tmp_path: Path) -> None:
+    """A caller that changes its ids has no more descriptors with each change."""
+    os.chown(tmp_path, 1234, 1234)
+    box = Sandbox(mounts=[Bind(tmp_path, "/data", idmap=True)])
+
+    def opened() -> int:
+        for group in (1000, 0):
+            os.setegid(group)
+            with box.open():
+                pass
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    try:
+        assert opened() == opened() == opened()
+    finally:
+        os.setegid(0)
+
+
+def test_cwd_of_the_caller_is_not_looked_at_in_vain(tmp_path: Path) -> None:
+    """With a directory of its own, a process needs none of its caller's."""
+    before = os.getcwd()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    try:
+        os.chdir(gone)
+        gone.rmdir()
+        assert Sandbox(cwd="host").run(["/bin/true"], cwd="/tmp").returncode == 0
+    finally:
+        os.chdir(before)
