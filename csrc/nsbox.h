@@ -492,6 +492,7 @@ struct nsbox_view {
 };
 int nsbox_view_take(struct nsbox_view *view);
 int nsbox_view_holds(const struct nsbox_view *view);
+int nsbox_view_close(struct nsbox_view *view);
 
 /* The watcher of this process, or NULL without memory; one is enough, and is never freed. */
 struct nsbox_watcher *nsbox_watcher_create(void);

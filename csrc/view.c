@@ -81,3 +81,9 @@ int nsbox_view_holds(const struct nsbox_view *view)
 			return 0;
 	return 1;
 }
+
+/* Let go of its table; what it was taken with is others'. */
+int nsbox_view_close(struct nsbox_view *view)
+{
+	return nsbox_close(&view->table);
+}

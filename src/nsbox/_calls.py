@@ -51,7 +51,7 @@ class Descriptor:
         Raises:
             OSError: If that fails.
         """
-        self._fd = _none()
+        self._memory, self._fd = _none()
         ret = opener(_path(path), flags, self._fd)
         if ret < 0:
             _fail(ret, path)
@@ -74,7 +74,7 @@ class Descriptor:
     def none(cls) -> Self:
         """Return one that is closed, until C code stores a descriptor in its slot."""
         descriptor = cls.__new__(cls)
-        descriptor._fd = _none()
+        descriptor._memory, descriptor._fd = _none()
         return descriptor
 
     @property
@@ -108,7 +108,8 @@ class Descriptors:
             OSError: For the first that cannot be opened, with its path.
         """
         self._count = len(paths)
-        self._files = ffi.gc(ffi.new("struct nsbox_files *"), lib.nsbox_close_files)
+        self._memory = ffi.new("struct nsbox_files *")  # held, too: see _none()
+        self._files = ffi.gc(self._memory, lib.nsbox_close_files)
         ret = lib.nsbox_open_files(_joined(paths), len(paths), flags, self._files)
         if ret < 0:
             _fail(ret, paths[self._files.count])
@@ -233,9 +234,15 @@ class Layers:
         return cls(memory) if ret else None
 
 
-def _none() -> Any:
-    """Return room for a descriptor, which will be closed with the last reference to it."""
-    return ffi.gc(ffi.new("int32_t *", -1), lib.nsbox_close)
+def _none() -> tuple[Any, Any]:
+    """
+    Return room for a descriptor, and what closes it with the last reference.
+
+    Whoever closes it himself holds both: of a cycle that is collected, the second may be finalised,
+    and let go of the first, before a __del__ that closes it, or hands it to another thread.
+    """
+    memory = ffi.new("int32_t *", -1)
+    return memory, ffi.gc(memory, lib.nsbox_close)
 
 
 def unshare(flags: int) -> None:

@@ -56,15 +56,16 @@ class View:
     ) -> None:
         self._paths = paths
         self._seen = ffi.new("struct nsbox_identity[]", len(paths))
-        self.struct = ffi.new(
+        self._memory = ffi.new(
             "struct nsbox_view *",
             {"paths": paths.array, "seen": self._seen, "n_paths": len(paths), "table": -1},
         )
+        # Of all of it: what points into a struct does not keep that. Held, too: see _calls._none().
+        self.struct = ffi.gc(self._memory, lib.nsbox_view_close)
         self._root, self._beside = root, beside
         self.struct.root = -1 if root is None else root.fileno()
         if beside is not None:
             self.struct.next = beside.struct
-        self._table = ffi.gc(ffi.addressof(self.struct, "table"), lib.nsbox_close)
         ret = lib.nsbox_view_take(self.struct)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret), "/proc/thread-self/mountinfo")
@@ -73,7 +74,7 @@ class View:
 
     def close(self) -> None:
         """Let go of the descriptors; it does not hold any more then."""
-        lib.nsbox_close(self._table)
+        lib.nsbox_view_close(self.struct)
         if self._root is not None:
             self._root.close()
         if self._beside is not None:

@@ -766,6 +766,19 @@ def test_error_in_map_comes_in_its_place(pool: Pool) -> None:
         next(results)
 
 
+def test_forgotten_process_of_a_cycle(pool: Pool) -> None:
+    """What it hands to the pool's thread has memory still: it closes nothing of anybody else's."""
+    streams = [os.fstat(fd) for fd in (0, 1, 2)]
+    for _ in range(50):
+        process = pool.spawn(["/bin/sleep", "1000"])
+        process.args = [process]  # type: ignore[list-item]
+        with pytest.warns(ResourceWarning):
+            del process
+            gc.collect()
+        full(pool)
+    assert [os.fstat(fd) for fd in (0, 1, 2)] == streams
+
+
 def test_many_errors_in_map_leave_nothing() -> None:
     """What fails while the first error is on its way does not keep the others from being killed."""
     commands = [*[["/missing"]] * 7, ["/bin/sleep", "3"]]
