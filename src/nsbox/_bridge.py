@@ -115,8 +115,8 @@ class Lowered:
                 "setgid or file capabilities); nsbox refuses to work for it"
             )
         self.plan = plan
-        # Of equal Sandboxes, which have this in common: one that stays, and what is made ahead. Here
-        # and not in a table, which would keep this, and its descriptors, as long as that one.
+        # Of equal Sandboxes, which have this in common: one that stays, and what is made ahead.
+        # Here and not in a table, which would keep this, and its descriptors, as long as that one.
         self.living: ref[Any] | None = None
         self.shared: ref[Store] | None = None
         self._joins = [joins[kind] for kind in plan.joins]

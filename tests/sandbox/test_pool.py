@@ -47,7 +47,7 @@ from nsbox import (
 from nsbox._child import Child
 from nsbox._control import Control, Mode
 from nsbox._request import Request
-from nsbox.errors import Step, spawn_error
+from nsbox.errors import spawn_error
 from support import (
     CHILD_DEADLINE,
     SOURCE,
@@ -789,22 +789,6 @@ def test_many_errors_in_map_leave_nothing() -> None:
                 list(pool.map(commands))
             assert caught.value.__context__ is None
             assert not [item for item in threading.enumerate() if item.name == "nsbox-pool-map"]
-
-
-def test_process_that_may_have_run_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An init that is killed when its process is there is an error of the run, and no loss."""
-    start = nsbox.pool._Member.start
-
-    def kill(member: Any, request: Any, child: Any) -> None:
-        start(member, request, child)
-        child.discard()
-        raise spawn_error(errno.ESRCH, Step.INIT)
-
-    with Sandbox(init=True).pool(1) as pool:
-        monkeypatch.setattr(nsbox.pool._Member, "start", kill)
-        with pytest.raises(SpawnError):
-            pool.run(TRUE)
-        assert (pool.stats().warm, pool.stats().cold) == (1, 0)
 
 
 def test_closed_map_kills_what_runs(pool: Pool, tmp_path: Path) -> None:
