@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import weakref
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from typing import Any, Final
@@ -161,7 +162,10 @@ class Control:
 
     def close(self) -> bool:
         """Kill everything in the world, and wait for that; tell if the init was running."""
-        self.kill()  # before the end of the control can be what ends it
+        # Before the end of the control can be what ends it; which is what is left to a caller
+        # who has changed its ids since.
+        with suppress(PermissionError):
+            self.kill()
         lib.nsbox_control_close(self._struct)
         self.layers = []  # whoever is reading them has a copy of the list
         return self.init.discard()

@@ -772,8 +772,8 @@ def test_forgotten_process_of_a_cycle(pool: Pool) -> None:
     for _ in range(50):
         process = pool.spawn(["/bin/sleep", "1000"])
         process.args = [process]  # type: ignore[list-item]
+        del process
         with pytest.warns(ResourceWarning):
-            del process
             gc.collect()
         full(pool)
     assert [os.fstat(fd) for fd in (0, 1, 2)] == streams
