@@ -171,6 +171,8 @@ def test_attended_one_without_room(control: Control) -> None:
         with suppress(OSError):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
+        if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 13):
+            os.close(taken.pop())  # to tell a pidfd's pid takes another
         assert finish(child) == 0
     finally:
         for fd in taken:
