@@ -703,38 +703,52 @@ static void unmap_the_rest(void)
 		err = sys(__NR_munmap, start, (1ULL << bits) - PAGE - start);
 }
 
-__attribute__((noreturn)) static void holder_main(void *unused)
+/* Who holds the larger table for a moment: whether it may go, and (the kernel's word) if it runs.
+ */
+struct holder {
+	uint32_t released;
+	uint32_t runs;
+};
+
+__attribute__((noreturn)) static void holder_main(void *argument)
 {
-	(void)unused;
+	struct holder *holder = argument;
+
+	while (!__atomic_load_n(&holder->released, __ATOMIC_ACQUIRE))
+		futex_wait(&holder->released, 0);
 	for (;;)
-		sys(__NR_ppoll, NULL, 0, NULL, 0, sizeof(signal_mask));
+		sys(__NR_exit, 0); /* of this thread */
 }
 
 /*
  * The table of descriptors is a copy of the caller's: 8 bytes for each number up to the highest,
  * and no table ever shrinks. But who leaves a shared one gets a copy as large as it has to be.
- * So a child has it too, for a moment, and ends with the old one; if there can be no child, the
- * table stays as it is.
+ * So a thread has it too, for a moment, and ends with the old one; if there can be none, the
+ * table stays as it is. (A process would be one of the world's, for whoever looks.)
  */
 static void shrink_table(void)
 {
 	/* Here, since this page is in use anyway. */
 	char holder_stack[512] __attribute__((aligned(16)));
+	struct holder holder = { .runs = 1 };
 	struct clone_call call = {
-		.flags = CLONE_VM | CLONE_FILES,
+		.flags = CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD,
 		.cgroup = -1,
+		.child_tid = &holder.runs,
 		.stack = holder_stack,
 		.stack_size = sizeof holder_stack,
 		.function = holder_main,
+		.argument = &holder,
 	};
 
-	long holder = clone_by_clone(&call);
-	if (holder < 0)
+	if (clone_by_clone(&call) < 0)
 		return;
 	/* This closes nothing. */
 	nsbox_close_range(~0U, ~0U, CLOSE_RANGE_UNSHARE);
-	sys(__NR_kill, holder, SIGKILL);
-	wait_for(P_PID, (int)holder, WEXITED);
+	__atomic_store_n(&holder.released, 1, __ATOMIC_RELEASE);
+	futex_wake(&holder.released);
+	while (__atomic_load_n(&holder.runs, __ATOMIC_ACQUIRE))
+		futex_wait(&holder.runs, 1);
 }
 
 static void set_up(void)

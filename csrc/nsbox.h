@@ -229,7 +229,7 @@ enum nsbox_request_flag {
 	NSBOX_REQUEST_LATE_FILTER = 256, /* nor is the filter */
 	/*
 	 * It will be there for long, and not become the payload: so it gives back at first what
-	 * is more than it needs, for which it has a child, with a pid and in its cgroup.
+	 * is more than it needs, for which it has a thread, with a pid and in its cgroup.
 	 */
 	NSBOX_REQUEST_STAYS = 512
 };

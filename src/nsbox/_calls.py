@@ -131,8 +131,7 @@ class Descriptors:
 
     def read(self) -> list[str]:
         """Return what is in them, each from its beginning: at most 32 KiB together."""
-        buffer = _new_buffer("char[]", _SIZE)
-        return _texts(buffer, lib.nsbox_read_opened(self._files, buffer, _SIZE), self._count)
+        return read_texts(partial(lib.nsbox_read_opened, self._files), self._count)
 
     def filenos(self) -> tuple[int, ...]:
         """Return their numbers in the order of the paths; none once they are closed."""
@@ -176,15 +175,9 @@ def read_files(paths: Sequence[str]) -> list[str]:
 def read_texts(read: Callable[[Any, int], int], count: int) -> list[str]:
     """Return the texts that a function of C stores in a buffer, "" for those that it does not."""
     buffer = _new_buffer("char[]", _SIZE)
-    return _texts(buffer, read(buffer, _SIZE), count)
-
-
-def _texts(buffer: Any, size: int, count: int) -> list[str]:
-    texts: list[str] = ffi.buffer(buffer, max(0, size))[:].decode("ascii").split("\0")
-    texts.pop()
-    if len(texts) < count:
-        texts += [""] * (count - len(texts))
-    return texts
+    size = max(0, read(buffer, _SIZE))
+    texts = bytes(ffi.buffer(buffer, size)).decode("ascii").split("\0")[:-1]
+    return texts + [""] * (count - len(texts))
 
 
 def _joined(items: Iterable[str]) -> bytes:

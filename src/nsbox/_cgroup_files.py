@@ -206,25 +206,25 @@ class Reader:
         self._found, self._texts = found, texts
         self.sources: dict[str, str] = {}
 
-    def first_above_zero(self, names: Iterable[str]) -> str | None:
-        """Return the first of some figures that has counted something."""
-        for name in names:
-            for index, source, _ in self._found[name]:
-                number = _number(self._texts[index], source.key)
-                if number:
-                    return name
-                if number is not None:
-                    break
-        return None
-
-    def figure(self, name: str) -> float | None:
-        """Return a figure, and note its source; None if nothing here measures it."""
+    def _look_up(self, name: str) -> tuple[int, Source, str] | None:
+        """Return the number, its source and the text of that, from the first that has one."""
         for index, source, text in self._found[name]:
             number = _number(self._texts[index], source.key)
             if number is not None:
-                self.sources[name] = text
-                return number * source.unit
+                return number, source, text
         return None
+
+    def first_above_zero(self, names: Iterable[str]) -> str | None:
+        """Return the first of some figures that has counted something."""
+        return next((name for name in names if (self._look_up(name) or (0,))[0]), None)
+
+    def figure(self, name: str) -> float | None:
+        """Return a figure, and note its source; None if nothing here measures it."""
+        found = self._look_up(name)
+        if found is None:
+            return None
+        number, source, self.sources[name] = found
+        return number * source.unit
 
     def count(self, name: str) -> int | None:
         """Return a figure that is a whole number."""

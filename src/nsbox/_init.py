@@ -66,14 +66,15 @@ def _create() -> int:
         return os.memfd_create("nsbox-init", flags)  # a kernel before 6.3
 
 
-# A thread of its own: CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND and CLONE_THREAD.
-_THREAD: Final = CLONE_VM | 0x200 | CLONE_FILES | 0x800 | 0x10000
+# A thread of its own: CLONE_VM, CLONE_FILES, CLONE_SIGHAND and CLONE_THREAD; and CLONE_FS.
+_HOLDER: Final = CLONE_VM | CLONE_FILES | 0x800 | 0x10000 | CLONE_CHILD_CLEARTID
+_LAUNCHER: Final = _HOLDER | 0x200
 
 # What it calls, and its child until its own exec: csrc/init.c, follow_request() in csrc/child.c.
 _CALLS: Final[tuple[tuple[str, *tuple[int, ...]], ...]] = (
     ("clone", CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID | signal.SIGCHLD),
-    ("clone", CLONE_VM | CLONE_FILES),
-    ("clone", _THREAD | CLONE_CHILD_CLEARTID),
+    ("clone", _HOLDER),
+    ("clone", _LAUNCHER),
     ("clone", CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CHILD_CLEARTID | signal.SIGCHLD),
     ("prctl", _PR_SET_PDEATHSIG),
     ("prctl", _PR_SET_DUMPABLE),

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from nsbox import lowlevel
-from nsbox._constants import CLONE_FILES, CLONE_VM
+from nsbox._constants import CLONE_FILES
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -118,6 +118,7 @@ _TEXT_AT: Final = {
 UNREADABLE: Final = "?"
 KILLED: Final = 9999
 """No errno that a kernel has."""
+CLONE_FS: Final = 0x200  # linux/sched.h
 _OPTION_AT: Final = {"prctl": 0, "fcntl": 1, "fsconfig": 1, "ioctl": 1}
 _OPTIONS: Final = {
     "prctl": {
@@ -142,7 +143,8 @@ def _text_of(thread: int, name: str, arguments: list[int]) -> str:
         words.append(_OPTIONS[name].get(option, str(option)))
     if name == "waitid" and arguments[3] & os.WNOHANG:
         words.append("WNOHANG")
-    if name == "clone" and arguments[0] == CLONE_VM | CLONE_FILES:
+    # Another thread shares the directories, too.
+    if name == "clone" and arguments[0] & (CLONE_FS | CLONE_FILES) == CLONE_FILES:
         words.append("CLONE_FILES")
     address = arguments[_TEXT_AT[name]] if name in _TEXT_AT else 0
     if address:

@@ -41,9 +41,9 @@ def changes(live: Live) -> Found:
 
 
 def after(lower: Path, script: str, **fields: object) -> Found:
-    """Return what a shell script changes in an overlay on /work."""
-    with Sandbox(mounts=[Overlay(lower, "/work", **fields)]).open() as live:  # type: ignore[arg-type]
-        live.run(["/bin/sh", "-ec", script], cwd="/work", check=True)
+    """Return what a shell script changes in an overlay on /tree."""
+    with Sandbox(mounts=[Overlay(lower, "/tree", **fields)]).open() as live:  # type: ignore[arg-type]
+        live.run(["/bin/sh", "-ec", script], cwd="/tree", check=True)
         return changes(live)
 
 
@@ -102,35 +102,35 @@ def test_kinds(lower: Path, script: str, expected: Found) -> None:
     """Each change is listed once, by what has become of the path."""
     if script.startswith(_REPLACING):
         needs_attributes()
-    assert after(lower, script) == [(f"/work/{path}", kind) for path, kind in expected]
+    assert after(lower, script) == [(f"/tree/{path}", kind) for path, kind in expected]
 
 
 def test_renamed_directory(lower: Path) -> None:
     """A directory that is moved is deleted in one place and added, with its content, in another."""
     needs_attributes()
     assert after(lower, "mv gone dir/moved") == [
-        ("/work/dir/moved", "added"),
-        ("/work/dir/moved/deep", "added"),
-        ("/work/dir/moved/deep/file", "added"),
-        ("/work/dir/moved/file", "added"),
-        ("/work/gone", "deleted"),
+        ("/tree/dir/moved", "added"),
+        ("/tree/dir/moved/deep", "added"),
+        ("/tree/dir/moved/deep/file", "added"),
+        ("/tree/dir/moved/file", "added"),
+        ("/tree/gone", "deleted"),
     ]
 
 
 def test_names_that_are_no_text(lower: Path) -> None:
     """Bytes that are no UTF-8 come as surrogates, for os.fsencode()."""
     found = after(lower, r"""echo x > "$(printf 'new\377')" """)
-    assert [os.fsencode(path) for path, _ in found] == [b"/work/new\xff"]
+    assert [os.fsencode(path) for path, _ in found] == [b"/tree/new\xff"]
 
 
 def test_state_between_commands(lower: Path) -> None:
     """Changes of one command are there for the next, and the list grows with them."""
-    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+    with Sandbox(mounts=[Overlay(lower, "/tree")]).open() as live:
         assert changes(live) == []
-        live.run(["/bin/sh", "-c", "echo x > /work/new"], check=True)
-        assert changes(live) == [("/work/new", "added")]
-        live.run(["/bin/rm", "/work/new", "/work/file"], check=True)
-        assert changes(live) == [("/work/file", "deleted")]
+        live.run(["/bin/sh", "-c", "echo x > /tree/new"], check=True)
+        assert changes(live) == [("/tree/new", "added")]
+        live.run(["/bin/rm", "/tree/new", "/tree/file"], check=True)
+        assert changes(live) == [("/tree/file", "deleted")]
     assert (lower / "file").read_text() == "file"
 
 
@@ -165,12 +165,12 @@ def test_given_upper(lower: Path, tmp_path: Path) -> None:
     for path in (upper, work):
         path.mkdir()
     try:
-        overlay = Overlay(lower, "/work", upper=upper, work=work)
+        overlay = Overlay(lower, "/tree", upper=upper, work=work)
         for name in ("one", "two"):
             with Sandbox(mounts=[overlay]).open() as live:
-                live.run(["/bin/sh", "-c", f"echo x > /work/{name}; rm -rf /work/gone"], check=True)
+                live.run(["/bin/sh", "-c", f"echo x > /tree/{name}; rm -rf /tree/gone"], check=True)
                 found = changes(live)
-        assert found == [("/work/gone", "deleted"), ("/work/one", "added"), ("/work/two", "added")]
+        assert found == [("/tree/gone", "deleted"), ("/tree/one", "added"), ("/tree/two", "added")]
     finally:
         for path in work.iterdir():
             path.chmod(0o700)
@@ -186,12 +186,12 @@ def test_many_lowers(tmp_path: Path) -> None:
         (layer / "dir").mkdir(parents=True)
         (layer / "dir" / str(number)).touch()
         layers.append(expose(layer))
-    with Sandbox(mounts=[Overlay(layers, "/work")]).open() as live:
-        live.run(["/bin/sh", "-c", "cd /work/dir; echo x >> 0; echo x >> 299; rm 150"], check=True)
+    with Sandbox(mounts=[Overlay(layers, "/tree")]).open() as live:
+        live.run(["/bin/sh", "-c", "cd /tree/dir; echo x >> 0; echo x >> 299; rm 150"], check=True)
         assert changes(live) == [
-            ("/work/dir/0", "changed"),
-            ("/work/dir/150", "deleted"),
-            ("/work/dir/299", "changed"),
+            ("/tree/dir/0", "changed"),
+            ("/tree/dir/150", "deleted"),
+            ("/tree/dir/299", "changed"),
         ]
 
 
@@ -204,12 +204,12 @@ def test_lowers_with_whiteouts(lower: Path, tmp_path: Path) -> None:
         script = "rm file; rm -r again; mkdir again; echo x > again/new"
         after(lower, script, upper=middle, work=work)
         assert after_stack([middle, lower], "echo x > file; echo x > again/old; rm other") == [
-            ("/work/again/old", "added"),
-            ("/work/file", "added"),
-            ("/work/other", "deleted"),
+            ("/tree/again/old", "added"),
+            ("/tree/file", "added"),
+            ("/tree/other", "deleted"),
         ]
         assert after_stack([middle, lower], "rm -r again; mkdir again; rm again/new || true") == [
-            ("/work/again/new", "deleted"),
+            ("/tree/again/new", "deleted"),
         ]
     finally:
         for path in work.iterdir():
@@ -217,18 +217,18 @@ def test_lowers_with_whiteouts(lower: Path, tmp_path: Path) -> None:
 
 
 def after_stack(layers: list[Path], script: str) -> Found:
-    with Sandbox(mounts=[Overlay(layers, "/work")]).open() as live:
-        live.run(["/bin/sh", "-c", script], cwd="/work", check=True)
+    with Sandbox(mounts=[Overlay(layers, "/tree")]).open() as live:
+        live.run(["/bin/sh", "-c", script], cwd="/tree", check=True)
         return changes(live)
 
 
 def test_lower_is_replaced(lower: Path) -> None:
     """The lower layer is the one that was mounted, whatever its path means by now."""
-    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+    with Sandbox(mounts=[Overlay(lower, "/tree")]).open() as live:
         lower.rename(lower.parent / "moved")
         lower.mkdir()
-        live.run(["/bin/sh", "-c", "echo x >> /work/file"], check=True)
-        assert changes(live) == [("/work/file", "changed")]
+        live.run(["/bin/sh", "-c", "echo x >> /tree/file"], check=True)
+        assert changes(live) == [("/tree/file", "changed")]
 
 
 def test_host_users(tmp_path: Path, root: None) -> None:
@@ -238,12 +238,12 @@ def test_host_users(tmp_path: Path, root: None) -> None:
     (lower / "again" / "old").touch()
     for path in (lower, lower / "again", lower / "again" / "old"):
         path.chmod(0o777)
-    box = Sandbox(mounts=[Overlay(lower, "/work")], user="host")
+    box = Sandbox(mounts=[Overlay(lower, "/tree")], user="host")
     with box.open() as live:
-        live.run(["/bin/sh", "-c", "cd /work; rm -r again; mkdir -m 777 again"], check=True)
-        assert changes(live) == [("/work/again/old", "deleted")] or changes(live) == [
-            ("/work/again", "changed"),  # it belongs to the payload now
-            ("/work/again/old", "deleted"),
+        live.run(["/bin/sh", "-c", "cd /tree; rm -r again; mkdir -m 777 again"], check=True)
+        assert changes(live) == [("/tree/again/old", "deleted")] or changes(live) == [
+            ("/tree/again", "changed"),  # it belongs to the payload now
+            ("/tree/again/old", "deleted"),
         ]
 
 
@@ -252,8 +252,8 @@ def test_host_users(tmp_path: Path, root: None) -> None:
 
 def test_too_many(lower: Path) -> None:
     """More entries than asked for are an error that says what to raise."""
-    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
-        live.run(["/bin/sh", "-c", "cd /work; for i in $(seq 50); do : > $i; done"], check=True)
+    with Sandbox(mounts=[Overlay(lower, "/tree")]).open() as live:
+        live.run(["/bin/sh", "-c", "cd /tree; for i in $(seq 50); do : > $i; done"], check=True)
         assert len(live.changes(most=100)) == 50
         assert len(live.changes(most="1K")) == 50  # type: ignore[arg-type]
         with pytest.raises(FileError, match="most=") as caught:
@@ -263,7 +263,7 @@ def test_too_many(lower: Path) -> None:
 
 _DEEP = """
 import os
-os.chdir("/work")
+os.chdir("/tree")
 for _ in range(int(__import__("sys").argv[1])):
     os.mkdir("d")
     os.chdir("d")
@@ -272,10 +272,10 @@ for _ in range(int(__import__("sys").argv[1])):
 
 def test_deep(lower: Path) -> None:
     """A tree as deep as a path can say is listed; a deeper one is an error, not a crash."""
-    with python_box(mounts=[Overlay(lower, "/work")]).open() as live:
+    with python_box(mounts=[Overlay(lower, "/tree")]).open() as live:
         live.run([*PYTHON, _DEEP, "2000"], check=True)
         assert len(live.changes()) == 2000
-        live.run(["/bin/sh", "-c", "rm -r /work/d"], check=True)
+        live.run(["/bin/sh", "-c", "rm -r /tree/d"], check=True)
         live.run([*PYTHON, _DEEP, "3000"], check=True)
         with pytest.raises(FileError) as caught:
             live.changes()
@@ -284,49 +284,49 @@ def test_deep(lower: Path) -> None:
 
 def test_closed_directory(lower: Path, plain_user: None) -> None:
     """A directory that the payload has closed cannot be listed by a caller with the same rights."""
-    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
-        live.run(["/bin/sh", "-c", "mkdir /work/new; chmod 0 /work/new"], check=True)
-        with pytest.raises(PermissionError, match="/work/new"):
+    with Sandbox(mounts=[Overlay(lower, "/tree")]).open() as live:
+        live.run(["/bin/sh", "-c", "mkdir /tree/new; chmod 0 /tree/new"], check=True)
+        with pytest.raises(PermissionError, match="/tree/new"):
             live.changes()
 
 
 _CHURN = """
 import os
-os.makedirs("/work/x/y", exist_ok=True)
+os.makedirs("/tree/x/y", exist_ok=True)
 os.write(1, b"x")
 while True:
-    open("/work/x/y/file", "w").close()
-    os.rename("/work/x", "/work/dir/x")
-    os.symlink("/", "/work/x")
-    os.unlink("/work/x")
-    os.rename("/work/dir/x", "/work/x")
-    os.unlink("/work/x/y/file")
+    open("/tree/x/y/file", "w").close()
+    os.rename("/tree/x", "/tree/dir/x")
+    os.symlink("/", "/tree/x")
+    os.unlink("/tree/x")
+    os.rename("/tree/dir/x", "/tree/x")
+    os.unlink("/tree/x/y/file")
 """
 
 
 @pytest.mark.one_kernel
 def test_changed_meanwhile(lower: Path) -> None:
     """A tree that is changed while it is listed makes neither an error nor a way out of it."""
-    box = python_box(mounts=[Overlay(lower, "/work")])
+    box = python_box(mounts=[Overlay(lower, "/tree")])
     with box.open() as live, running(live, _CHURN):
         for _ in range(300):
             for change in live.changes():
-                assert change.path.startswith("/work/"), change
+                assert change.path.startswith("/tree/"), change
                 assert "/etc" not in change.path
 
 
 def test_from_threads(lower: Path) -> None:
     """Any number of threads may list at the same time."""
     found: list[Found] = []
-    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
-        live.run(["/bin/sh", "-c", "echo x > /work/new"], check=True)
+    with Sandbox(mounts=[Overlay(lower, "/tree")]).open() as live:
+        live.run(["/bin/sh", "-c", "echo x > /tree/new"], check=True)
         act: Callable[[], None] = lambda: found.append(changes(live))  # noqa: E731
         threads = [threading.Thread(target=act) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert found == [[("/work/new", "added")]] * 8
+    assert found == [[("/tree/new", "added")]] * 8
 
 
 def test_submount_of_a_lower(tmp_path: Path, lower: Path) -> None:
@@ -334,10 +334,10 @@ def test_submount_of_a_lower(tmp_path: Path, lower: Path) -> None:
     bound = tmp_path / "bound"
     bound.mkdir()
     bound.chmod(0o777)
-    mounts: list[Mount] = [Overlay(lower, "/work"), Bind(bound, "/work/dir", readonly=False)]
+    mounts: list[Mount] = [Overlay(lower, "/tree"), Bind(bound, "/tree/dir", readonly=False)]
     with Sandbox(mounts=mounts).open() as live:
-        live.run(["/bin/sh", "-c", "touch /work/dir/x /work/y"], check=True)
-        assert changes(live) == [("/work/y", "added")]
+        live.run(["/bin/sh", "-c", "touch /tree/dir/x /tree/y"], check=True)
+        assert changes(live) == [("/tree/y", "added")]
 
 
 # ---- who else has the layers --------------------------------------------------
@@ -345,7 +345,7 @@ def test_submount_of_a_lower(tmp_path: Path, lower: Path) -> None:
 
 def test_fork(lower: Path) -> None:
     """A fork of the caller has no descriptor of the layers, and the parent keeps its own."""
-    with Sandbox(mounts=[Overlay(lower, "/work")]).open() as live:
+    with Sandbox(mounts=[Overlay(lower, "/tree")]).open() as live:
         before = layer_fds()
         assert before
 
@@ -353,8 +353,8 @@ def test_fork(lower: Path) -> None:
             return live.closed, len(layer_fds())
 
         assert in_child(child) == (True, 0)
-        live.run(["/bin/sh", "-c", "echo x > /work/new"], check=True)
-        assert changes(live) == [("/work/new", "added")]
+        live.run(["/bin/sh", "-c", "echo x > /tree/new"], check=True)
+        assert changes(live) == [("/tree/new", "added")]
         assert layer_fds() == before
 
 
@@ -373,7 +373,7 @@ def is_upper(link: Path) -> bool:
 
 def test_payload_has_no_layers(lower: Path) -> None:
     """Neither the payload nor the init has a descriptor of a layer, or of the way to the caller."""
-    with python_box(mounts=[Overlay(lower, "/work")]).open() as live:
+    with python_box(mounts=[Overlay(lower, "/tree")]).open() as live:
         code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
         result = live.run([*PYTHON, code], capture_output=True, text=True)
         assert result.stdout == "['0', '1', '2', '3']\n"
@@ -387,7 +387,7 @@ def test_no_descriptors_left(lower: Path) -> None:
 
     def child() -> list[tuple[str, int]]:
         layers = [lower / name for name in ("dir", "gone", "again")]
-        box = Sandbox(mounts=[Overlay(layers, "/work")])
+        box = Sandbox(mounts=[Overlay(layers, "/tree")])
         box.open().close()  # what is made once is there
         before = len(os.listdir("/proc/self/fd"))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -410,11 +410,11 @@ def test_no_descriptors_left(lower: Path) -> None:
 
 def test_layers_that_cannot_be_handed_over(lower: Path) -> None:
     """A set-up whose layers nobody takes fails with a step of its own, and leaves nothing."""
-    box, child = Sandbox(mounts=[Overlay(lower, "/work")]), Child()
+    box, child = Sandbox(mounts=[Overlay(lower, "/tree")]), Child()
     with open("/dev/null", "rb") as null:
         request = Request([b"true"], b"/bin/true", {}, "/")
         request.layers = null.fileno()
         with pytest.raises(SpawnError) as caught:
             box._cache.lowered(box).spawn(request, child)
     assert (caught.value.step, caught.value.errno) == (Step.LAYERS, errno.ENOTSOCK)
-    assert caught.value.path == "/work"
+    assert caught.value.path == "/tree"
