@@ -56,7 +56,7 @@ static uint32_t n_processes;
 static int32_t last; /* the process that everything ends with, or 0 */
 /* The last one that was started, if it has not been settled what became of that; or 0. */
 static int32_t newcomer;
-static int64_t next_look; /* at that one: when */
+static int64_t next_look; /* at that one: when; 0: there is no need */
 
 /* Of a process until its exec. */
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
@@ -424,7 +424,7 @@ static void launch(void)
 	else
 		clone_process(0);
 	newcomer = spawn.result.pid;
-	next_look = monotonic_time() + STOP_TICK;
+	next_look = 0;
 }
 
 /* What became of the newcomer; it is gone if it has failed. Whether it has started. */
@@ -460,12 +460,13 @@ static void settle_newcomer(void)
 }
 
 /*
- * One that nobody waits for may be stopped on its way like any other: it is looked at now and
- * then. Returns until when, in nanoseconds; 0: there is no need.
+ * One that nobody waits for may be stopped on its way like any other: from the first signal
+ * on that may tell of it, it is looked at now and then. Returns until when, in nanoseconds; 0:
+ * there is no need.
  */
 static uint64_t look_at_newcomer(void)
 {
-	if (!newcomer)
+	if (!newcomer || !next_look)
 		return 0;
 	int64_t now = monotonic_time();
 	if (now >= next_look) {
@@ -789,6 +790,9 @@ __attribute__((noreturn, used)) void init_main(long argc)
 			exit_process(0);
 		kill_abandoned();
 		if (polls[POLL_SIGNALS].revents || more) {
+			/* Some child has stopped, or ended: it may be this one. */
+			if (newcomer && !next_look)
+				next_look = monotonic_time() + STOP_TICK;
 			take_signals();
 			more = reap_some();
 		}
