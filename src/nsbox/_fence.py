@@ -74,45 +74,77 @@ class Terms(NamedTuple):
         return self.parent is not None or fenced or self.purpose is Purpose.FREEZE
 
 
-class Account:
+class Figures:
     """
-    What a run has used, as it was read at its end.
+    What a cgroup has counted, at the end of a run, while it is still there.
 
-    Most callers never look at the figures, so they are put together when somebody does.
+    They are read once: by whoever asks first, or before the cgroup is removed.
+
+    Args:
+        cgroup: Whose. Nothing is in it any more.
+    """
+
+    def __init__(self, cgroup: Cgroup) -> None:
+        self._cgroup = cgroup
+        self._lock = _RLock()
+        self._owner = os.getpid()
+        self._reader: Reader | None = None
+
+    def read(self) -> Reader | None:
+        """Return them; None in a fork, if they had not been read before that."""
+        # Looked at first: nobody in a fork may come back from who had the lock.
+        if self._reader is None and self._owner == os.getpid():
+            with self._lock:
+                if self._reader is None:
+                    self._reader = self._cgroup.reader(_MEASURED)
+                    del self._cgroup  # who keeps the result keeps these only
+        return self._reader
+
+
+class Verdict:
+    """
+    How a run ended, and what it has used.
+
+    Most callers never look, so both are put together when somebody does.
 
     Args:
         end: How the payload ended.
         wall_time: Seconds.
-        reader: Of its cgroup's figures, if it had one.
+        cause: The limit that nsbox has ended it for, if it was one.
+        figures: Of its cgroup, if it had one.
     """
 
-    __slots__ = ("_end", "_reader", "_usage", "_wall_time")
+    __slots__ = ("_end", "_figures", "_usage", "_wall_time", "cause")
 
-    def __init__(self, end: End, wall_time: float, reader: Reader | None = None) -> None:
-        self._end, self._wall_time, self._reader = end, wall_time, reader
+    def __init__(
+        self,
+        end: End,
+        wall_time: float,
+        cause: Reason | None = None,
+        figures: Figures | None = None,
+    ) -> None:
+        self._end, self._wall_time = end, wall_time
+        self.cause, self._figures = cause, figures
         self._usage: Usage | None = None
 
+    def _read(self) -> Reader | None:
+        return None if self._figures is None else self._figures.read()
+
     @property
-    def hit(self) -> Reason | None:
-        """The limit of the cgroup that the kernel has counted a hit of, if it has."""
-        if self._reader is None:
-            return None
-        counted = self._reader.first_above_zero(_COUNTED)
-        return None if counted is None else _COUNTED[counted]
+    def reason(self) -> Reason:
+        """By the kernel's counters and by what nsbox itself did, in a fixed order."""
+        reader = self._read()
+        counted = None if reader is None else reader.first_above_zero(_COUNTED)
+        if counted is not None:
+            return _COUNTED[counted]
+        return plain_reason(self._end) if self.cause is None else self.cause
 
     def usage(self, output: int | None = None) -> Usage:
         """Return all figures, and that one."""
         if self._usage is None:
-            usage = _plain(self._end, self._wall_time)
-            self._usage = usage if self._reader is None else _measured(usage, self._reader)
+            usage, reader = _plain(self._end, self._wall_time), self._read()
+            self._usage = usage if reader is None else _measured(usage, reader)
         return self._usage if output is None else self._usage._replace(output=output)
-
-
-class Verdict(NamedTuple):
-    """How a run ended."""
-
-    account: Account
-    reason: Reason
 
 
 class Fence:
@@ -278,28 +310,28 @@ class Fence:
 
     def _conclude(self, end: End, wall_time: float) -> Verdict:
         """Figures are final when the cgroup is empty: what may still be in it is killed first."""
-        reader = None
+        figures = None
         if self._watch is not None:
             self._watch.remove()
         if self.cgroup is not None and not self.cgroup.closed:
             if not self._terms.sole and not self._terms.spares:
                 with suppress(CgroupError):  # discard() will say so
                     self.cgroup.empty(_PATIENCE)
-            reader = self.cgroup.reader(_MEASURED)
-        account = Account(end, wall_time, reader)
-        return Verdict(account, self._reason(end, account))
+            figures = self._count(self.cgroup)
+        return Verdict(end, wall_time, self._cause(end), figures)
 
-    def _reason(self, end: End, account: Account) -> Reason:
-        """By the kernel's counters and by what nsbox itself did, in a fixed order."""
-        counted = account.hit
-        if counted is not None:
-            return counted
+    def _count(self, cgroup: Cgroup) -> Figures:
+        """Return the figures of the cgroup, which is about to be removed."""
+        figures = Figures(cgroup)
+        figures.read()
+        return figures
+
+    def _cause(self, end: End) -> Reason | None:
+        """Return the limit that nsbox has ended the payload for."""
         if self.output_reached:
             return Reason.OUTPUT
         # A payload that ended by itself in the same moment was not killed by us.
-        if self.hit is not None and end.returncode == -signal.SIGKILL:
-            return self.hit
-        return plain_reason(end)
+        return self.hit if end.returncode == -signal.SIGKILL else None
 
     @property
     def hit(self) -> Reason | None:
@@ -351,7 +383,7 @@ def _plain(end: End, wall_time: float) -> Usage:
 
 def plain_verdict(end: End, wall_time: float) -> Verdict:
     """Return how a run without limits ended."""
-    return Verdict(Account(end, wall_time), plain_reason(end))
+    return Verdict(end, wall_time)
 
 
 def plain_reason(end: End) -> Reason:

@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
+from weakref import ref
 
 from ._bell import Bell
 from ._bridge import Lowered
 from ._calls import Descriptor
 from ._child import Child
 from ._control import Control, Mode
-from ._fence import Fence, Site, Terms
+from ._fence import Fence, Figures, Site, Terms
 from ._request import Placement, Request
 from ._view import View
 from .errors import PlanError, SpawnError
@@ -34,8 +35,12 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
 """Seconds without an attempt, after a failed one: twice as long after each."""
 
-_MOMENT: Final = 0.002
-"""Seconds until the thread begins to work: a short process has ended by then."""
+_MOMENT: Final = 0.004
+"""
+Seconds until the thread begins to work: a short process has ended by then.
+
+A timer that is due before the processor's next tick takes much longer to set.
+"""
 
 
 class PoolStats(NamedTuple):
@@ -106,9 +111,14 @@ class Member:
     Args:
         world: What it is made for.
 
+    Attributes:
+        counted: The figures of its cgroup, if somebody may still look at them.
+
     Raises:
         NsboxError, OSError: If it cannot be made; nothing is left.
     """
+
+    counted: ref[Figures] | None = None
 
     def __init__(self, world: World) -> None:
         self.mode = world.mode
@@ -163,6 +173,9 @@ class Member:
         """Kill what there is, and remove it; without effect the second time."""
         if self._control is not None:
             self._control.close()
+        figures = None if self.counted is None else self.counted()
+        if figures is not None:
+            figures.read()
         self.fence.discard()
         self._view.close()
         while self._held:

@@ -20,7 +20,7 @@ from ._cgroup_layout import read_words
 from ._cgroup_tree import reported
 from ._child import End
 from ._constants import SHORTAGE
-from ._fence import Account, Fence, Site, Terms
+from ._fence import Fence, Site, Terms
 from ._request import NOWHERE, Placement
 from .cgroup import Cgroup, choose, make
 from .errors import CgroupError, UnsupportedError
@@ -190,9 +190,8 @@ class Inside(Fence):
     def prepare_next(self) -> None:
         """Make nothing ahead: it would have to go before the whole does."""
 
-    def _reason(self, end: End, account: Account) -> Reason:
-        reason = super()._reason(end, account)
-        return self._whole.cause(end) or reason if reason is Reason.SIGNAL else reason
+    def _cause(self, end: End) -> Reason | None:
+        return super()._cause(end) or self._whole.cause(end)
 
     def _remove(self, cgroup: Cgroup) -> None:
         if self._terms.spares:

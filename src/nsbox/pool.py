@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
+from weakref import ref
 
 from ._child import Child, End
 from ._control import Mode
-from ._fence import Fence, Verdict, plain_verdict
+from ._fence import Fence, Figures, Verdict, plain_verdict
 from ._request import NOWHERE, Placement, Request
 from ._run import STREAM_LIMIT, RunOptions, SpawnOptions, run
 from ._stock import Member, PoolStats, Stock, World
 from ._values import short
+from .cgroup import Cgroup
 from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
 from .process import Args, Process
 from .result import Result
@@ -86,6 +88,14 @@ class _Lease(Fence):
         if not self.is_needed and not self.output_reached:
             return plain_verdict(end, wall_time)
         return super()._conclude(end, wall_time)
+
+    def _count(self, cgroup: Cgroup) -> Figures:
+        # Of a member nothing is left in it, and the thread, which removes it, has the time.
+        if self._member is None or not self._terms.sole:
+            return super()._count(cgroup)
+        figures = Figures(cgroup)
+        self._member.counted = ref(figures)
+        return figures
 
     def prepare_next(self) -> None:
         """That is the thread's work."""

@@ -13,18 +13,18 @@ import errno
 import io
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Final, NoReturn, Self
 
 from ._calls import STREAMS, Descriptor, find_directory
 from ._child import Child
 from ._constants import NAMESPACE_FLAGS
-from ._fence import Account, Fence, plain_verdict
+from ._fence import Fence, Verdict, plain_verdict
 from ._filter import killed_call
 from ._interact import connect
 from ._layers import Enforced
@@ -124,11 +124,10 @@ class Process(subprocess.Popen[Any]):
     """
 
     returncode: int | Any = None
-    reason: Reason | None = None
     pty: Terminal | None = None
     _outlives: ClassVar[bool] = False  # whoever gives up the object
     _capture: Capture | None = None
-    _account: Account | None = None
+    _verdict: Verdict | None = None
 
     def __init__(
         self,
@@ -292,7 +291,12 @@ class Process(subprocess.Popen[Any]):
     @property
     def usage(self) -> Usage | None:
         """What it has used, once it has ended and been waited for."""
-        return None if self._account is None else self._account.usage()
+        return None if self._verdict is None else self._verdict.usage()
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it ended, once it has ended and been waited for."""
+        return None if self._verdict is None else self._verdict.reason
 
     # ---- waiting ----
 
@@ -303,7 +307,7 @@ class Process(subprocess.Popen[Any]):
             return
         wall_time = time.monotonic() - self._started_at
         conclude = plain_verdict if self._fence is None else self._fence.end
-        self._account, self.reason = conclude(end, wall_time)
+        self._verdict = conclude(end, wall_time)
         self.returncode = end.returncode
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
@@ -379,8 +383,8 @@ class Process(subprocess.Popen[Any]):
         self._fence.output_reached = True
         self.kill()
         self._fence.kill()
-        if self.reason not in (None, Reason.MEMORY, Reason.PIDS):
-            self.reason = Reason.OUTPUT  # also if it had been waited for before
+        if self._verdict is not None:
+            self._verdict.cause = Reason.OUTPUT  # also if it had been waited for before
 
     def result(self, stdout: Any, stderr: Any, size: int | None = None) -> Result:
         """
@@ -397,19 +401,17 @@ class Process(subprocess.Popen[Any]):
         """
         if self._child.record.step:
             raise self._child.source.failure(self._child)
-        account, reason = self._account, self.reason
-        if account is None or reason is None:
+        if self._verdict is None:
             raise ValueError("the process has not been waited for")
         if self._capture is not None and size is None:
             size = self._capture.size
         elif size is None and (stdout is not None or stderr is not None):
             size = _size(stdout, stderr)
-        usage = account.usage if size is None else partial(account.usage, size)
-        result = Result(self.args, self.returncode, stdout, stderr, usage, reason)
+        result = Result(self.args, self.returncode, stdout, stderr, self._verdict, size)
         if self._fence is not None and self._fence.degraded:
             result.degraded = self._fence.degraded
         result.enforced = self.enforced
-        if reason is Reason.SECCOMP:
+        if self.returncode == -signal.SIGSYS and result.reason is Reason.SECCOMP:
             result.refused_call = killed_call(self._child.pid, result.usage.wall_time)
         return result
 

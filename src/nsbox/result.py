@@ -2,9 +2,8 @@
 
 import signal
 import subprocess
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ._layers import Enforced
 
@@ -82,6 +81,27 @@ class Usage(NamedTuple):
     pressure: dict[str, float] | None = None
 
 
+class Outcome(Protocol):
+    """What a Result is about."""
+
+    @property
+    def reason(self) -> Reason:
+        """Why the payload ended."""
+
+    def usage(self, output: int | None = None) -> Usage:
+        """Return what it used, and how much output was captured."""
+
+
+class _Kept(NamedTuple):
+    """An outcome that can be pickled."""
+
+    reason: Reason
+    figures: Usage
+
+    def usage(self, output: int | None = None) -> Usage:
+        return self.figures
+
+
 class Result(subprocess.CompletedProcess[Any]):
     """
     A :class:`subprocess.CompletedProcess` that also says why and what it used.
@@ -99,7 +119,6 @@ class Result(subprocess.CompletedProcess[Any]):
         degraded: Limits that were left out, as ``Limits(degrade=...)`` allowed.
     """
 
-    reason: Reason
     degraded: frozenset[str] = frozenset()
     enforced: Enforced = Enforced()
     refused_call: str | None = None
@@ -110,23 +129,24 @@ class Result(subprocess.CompletedProcess[Any]):
         returncode: int,
         stdout: Any,
         stderr: Any,
-        usage: Usage | Callable[[], Usage],
-        reason: Reason,
+        outcome: Outcome,
+        output: int | None = None,
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
-        self._usage = usage
-        self.reason = reason
+        self._outcome, self._output = outcome, output
 
     @property
     def usage(self) -> Usage:
         """What it used; put together from what was read at the end when it is asked for."""
-        usage = self._usage  # once: another thread may store it meanwhile
-        if not isinstance(usage, Usage):
-            usage = self._usage = usage()
-        return usage
+        return self._outcome.usage(self._output)
+
+    @property
+    def reason(self) -> Reason:
+        """Why it ended, likewise."""
+        return self._outcome.reason
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_usage": self.usage}
+        return {**self.__dict__, "_outcome": _Kept(self.reason, self.usage)}
 
     def check_returncode(self) -> None:
         """
