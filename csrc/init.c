@@ -66,6 +66,7 @@ static char message[sizeof(struct start_request) + MOST_INLINE] __attribute__((a
 static int32_t fds[MOST_DESCRIPTORS];
 static int32_t received[MOST_DESCRIPTORS]; /* a copy, which the child may change */
 static uint32_t n_fds;
+static uint32_t n_channels; /* of these, at the beginning: 1, or 0 if it is over the control */
 
 /* What it asks for, in the words of spawn.c. */
 static struct nsbox_plan plan;
@@ -257,17 +258,18 @@ static bool is_whole(const struct start_request *head)
 			  (uint64_t)head->n_rlimits * sizeof(struct nsbox_rlimit) +
 			  (uint64_t)head->filter_length * sizeof(uint64_t) +
 			  (groups + head->n_fds) * sizeof(uint32_t);
-	uint64_t descriptors = 1 + (uint64_t)head->in_memfd + head->n_tasks + head->n_fds;
+	uint64_t descriptors = (uint64_t)n_channels + head->in_memfd + head->n_tasks + head->n_fds;
 
 	return head->in_memfd <= 1 && head->body_size <= MOST_BODY && arrays < head->body_size &&
 	       head->cwd >= arrays && head->cwd < head->body_size && descriptors == n_fds &&
-	       head->mode <= NSBOX_START_REPLACE;
+	       head->mode <= NSBOX_START_REPLACE &&
+	       (n_channels || head->mode == NSBOX_START_REPLACE);
 }
 
 /* The descriptors for the process, after the channel: those for 0, 1, 2, and the others. */
 static bool take_descriptors(const int32_t *targets, uint32_t n)
 {
-	const int32_t *files = fds + 1;
+	const int32_t *files = fds + n_channels;
 	uint32_t standard = 0;
 
 	for (uint32_t i = 0; i < n; i++)
@@ -305,7 +307,7 @@ static bool take_start(const struct start_request *head, char *body)
 		.cgroup = -1,
 		.layers = -1,
 		.n_tasks = head->n_tasks,
-		.tasks = fds + 1 + head->n_fds,
+		.tasks = fds + n_channels + head->n_fds,
 		.cwd = body + head->cwd,
 	};
 	spawn = (struct spawn){
@@ -506,10 +508,11 @@ __attribute__((noreturn)) static void become_process(void)
 {
 	uint32_t n = request.n_pass_fds;
 	int above = n ? request.pass_fds[n - 1] + 1 : 3;
-	long channel = sys(__NR_fcntl, fds[0], F_DUPFD_CLOEXEC, above);
+	int told = n_channels ? fds[0] : INIT_CONTROL;
+	long channel = sys(__NR_fcntl, told, F_DUPFD_CLOEXEC, above);
 
 	/* Whoever has not said so is taken for one that has not begun, and is started again. */
-	if (announce(fds[0], -1) < 0)
+	if (announce(told, -1) < 0)
 		exit_process(1);
 	/* Session and process group are its own already. */
 	request.flags &= ~(uint32_t)NSBOX_REQUEST_SETSID;
@@ -518,7 +521,7 @@ __attribute__((noreturn)) static void become_process(void)
 		fail(&spawn, NSBOX_STEP_PASS_FD, -1, channel);
 	else
 		follow_request(&spawn);
-	answer_start(channel < 0 ? fds[0] : spawn.channel);
+	answer_start(channel < 0 ? told : spawn.channel);
 	exit_process(1);
 }
 
@@ -528,7 +531,10 @@ static bool serve_start(uint64_t size)
 	const struct start_request *head = (const struct start_request *)message;
 	char *body = message + sizeof *head;
 
-	if (size < sizeof *head || !is_whole(head))
+	if (size < sizeof *head || head->over_control > 1)
+		return false;
+	n_channels = !head->over_control;
+	if (!is_whole(head))
 		return false;
 	if (head->in_memfd) {
 		int fd = fds[n_fds - 1];
@@ -537,7 +543,7 @@ static bool serve_start(uint64_t size)
 		long address = sys(__NR_mmap, 0, head->body_size, PROT_READ | PROT_WRITE,
 				   MAP_PRIVATE, fd, 0);
 		if (address < 0 && address > -4096)
-			return true; /* no memory: the caller sees the channel close */
+			return n_channels; /* no memory: the caller sees the channel close */
 		body = (char *)address;
 	} else if (size - sizeof *head != head->body_size) {
 		return false;
@@ -615,8 +621,11 @@ static void take_fds(const struct cmsghdr *head, size_t size)
 	memcpy(fds, CMSG_DATA(head), n_fds * sizeof *fds);
 }
 
-/* Not all descriptors fitted in; without the channel, the caller sees that close. */
-static void answer_no_room(void)
+/*
+ * Not all descriptors fitted in; without the channel, the caller sees that close. Returns
+ * whether there is to be another request.
+ */
+static bool answer_no_room(uint64_t size)
 {
 	static const struct reply reply = {
 		.version = PROTOCOL_VERSION,
@@ -625,8 +634,13 @@ static void answer_no_room(void)
 		.error = EMFILE,
 		.index = -1,
 	};
-	if (n_fds)
-		answer(fds[0], &reply, -1);
+	const struct start_request *head = (const struct start_request *)message;
+	bool over_control =
+		size >= sizeof *head && head->kind == REQUEST_START && head->over_control;
+
+	if (over_control || n_fds)
+		answer(over_control ? INIT_CONTROL : fds[0], &reply, -1);
+	return !over_control;
 }
 
 /* One message from the caller; false ends everything. */
@@ -653,8 +667,8 @@ static bool take_request(void)
 	take_fds(&control.head, packet.msg_controllen);
 	const uint32_t *head = (const uint32_t *)message;
 	bool sensible = head[0] == PROTOCOL_VERSION;
-	if (packet.msg_flags & MSG_CTRUNC) {
-		answer_no_room();
+	if (sensible && packet.msg_flags & MSG_CTRUNC) {
+		sensible = answer_no_room((uint64_t)size);
 	} else if (sensible) {
 		if (head[1] == REQUEST_START)
 			sensible = serve_start((uint64_t)size);

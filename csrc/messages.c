@@ -88,9 +88,17 @@ static long send_packet(int socket, struct iovec *parts, size_t n, const struct 
 	return RETRY(sys(__NR_sendmsg, socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
-/* A channel, whose other end goes to the init with the message. Returns the step that failed. */
-static enum nsbox_step send_once(int socket, struct iovec *parts, size_t n, struct packet *packet,
-				 int *channel, long *err)
+/* Without a channel. Returns the step that failed. */
+static enum nsbox_step send_alone(int socket, struct iovec *parts, size_t n,
+				  const struct packet *packet, long *err)
+{
+	*err = send_packet(socket, parts, n, packet);
+	return *err < 0 ? NSBOX_STEP_MESSAGE : NSBOX_STEP_NONE;
+}
+
+/* With a channel, whose other end goes to the init with the message. The same. */
+static enum nsbox_step send_with_channel(int socket, struct iovec *parts, size_t n,
+					 struct packet *packet, int *channel, long *err)
 {
 	static const int on = 1;
 	int pair[2];
@@ -112,14 +120,23 @@ static enum nsbox_step send_once(int socket, struct iovec *parts, size_t n, stru
 	return step;
 }
 
-/* The same, until there is room in the socket; the gate is never closed while we wait. */
+/*
+ * The same, until there is room in the socket; the gate is never closed while we wait. Channel:
+ * NULL for none.
+ */
 enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
 			     size_t n, struct packet *packet, int *channel, long *err)
 {
 	for (;;) {
-		nsbox_gate_close(gate);
-		enum nsbox_step step = send_once(socket, parts, n, packet, channel, err);
-		nsbox_gate_open(gate);
+		enum nsbox_step step;
+
+		if (channel) {
+			nsbox_gate_close(gate);
+			step = send_with_channel(socket, parts, n, packet, channel, err);
+			nsbox_gate_open(gate);
+		} else {
+			step = send_alone(socket, parts, n, packet, err);
+		}
 		if (step != NSBOX_STEP_MESSAGE)
 			return step;
 		if (*err == -EPIPE || *err == -ECONNRESET) {

@@ -4,7 +4,8 @@
  * Both come from one build, and the version says so. Requests go over the control
  * socket (SOCK_SEQPACKET), one message each, so threads of the caller need no lock. Each
  * brings a socket of its own, the channel, over which the answers come; whoever closes a
- * channel gives up the process that it is about. docs/design.md tells the whole.
+ * channel gives up the process that it is about. The last one, after which there is no init
+ * any more, may have the control socket for its channel. docs/design.md tells the whole.
  *
  * Numbers are in the machine's own byte order; there are no bytes between the members.
  */
@@ -15,7 +16,7 @@
 
 #include <stdint.h>
 
-enum { PROTOCOL_VERSION = 2 };
+enum { PROTOCOL_VERSION = 3 };
 
 /* Where the init finds its descriptors: the control socket, and a pidfd of the caller. */
 enum { INIT_CONTROL = 0, INIT_CALLER = 1 };
@@ -31,8 +32,8 @@ enum {
 /*
  * Start a process. If it is attended (flags), nobody waits to hear that it executes: then
  * its end is told next, or why it has none. With the message come, in this order, descriptors of:
- * the channel; n_fds files for the process; n_tasks files of cgroups, for the child to write "0"
- * to; a memfd with the body, if that is not behind this header.
+ * the channel, unless it is over_control; n_fds files for the process; n_tasks files of cgroups,
+ * for the child to write "0" to; a memfd with the body, if that is not behind this header.
  *
  * The body has, one behind the other: the strings' addresses, as offsets in the body, 0
  * for NULL, in three arrays that end with it (executables, argv, envp); n_rlimits of
@@ -61,6 +62,8 @@ struct start_request {
 	uint32_t n_tasks;
 	uint32_t n_fds;
 	uint32_t in_memfd;
+	uint32_t over_control; /* of NSBOX_START_REPLACE only */
+	uint32_t unused;
 };
 
 /*
@@ -93,7 +96,7 @@ struct reply {
 	struct nsbox_exit end;
 };
 
-_Static_assert(sizeof(struct start_request) == 104, "no gaps");
+_Static_assert(sizeof(struct start_request) == 112, "no gaps");
 _Static_assert(sizeof(struct open_request) == 24, "no gaps");
 _Static_assert(sizeof(struct reply) == 64, "no gaps");
 

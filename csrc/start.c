@@ -184,6 +184,7 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		     const struct nsbox_request *request, int mode)
 {
 	bool late = request->flags & NSBOX_REQUEST_LATE_FILTER;
+	bool attended = request->flags & NSBOX_REQUEST_ATTENDED;
 
 	*head = (struct start_request){
 		.version = PROTOCOL_VERSION,
@@ -204,6 +205,8 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		.n_envp = count(request->envp),
 		.n_rlimits = plan->n_rlimits + request->n_rlimits,
 		.filter_length = late ? plan->filter_length : 0,
+		/* Of an attended process that the init becomes nobody hears before its end. */
+		.over_control = attended && mode == NSBOX_START_REPLACE,
 	};
 	sys(__NR_rt_sigprocmask, SIG_BLOCK, NULL, &head->mask, sizeof(signal_mask));
 }
@@ -234,8 +237,8 @@ static int fill(struct start *start, const struct nsbox_plan *plan,
 		const struct nsbox_request *request, int mode, struct nsbox_result *result)
 {
 	start->procs = start->memfd = -1;
-	start->packet.n_fds = 1;
 	set_head(&start->head, plan, request, mode);
+	start->packet.n_fds = !start->head.over_control;
 	if (add_descriptors(start, request, result) < 0 || add_cgroups(start, request, result) < 0)
 		return -1;
 	return add_body(start, plan, request, result);
@@ -415,6 +418,16 @@ static int await_replacement(int channel, struct nsbox_control *control, int ini
 	return 0;
 }
 
+/* Nothing else can be started by that init. */
+static int32_t take_socket(struct nsbox_control *control)
+{
+	lock(&control->lock);
+	int32_t socket = control->socket;
+	control->socket = -1;
+	unlock(&control->lock);
+	return socket;
+}
+
 /* ---- attended -------------------------------------------------------- */
 
 /*
@@ -427,16 +440,16 @@ static int attend(int32_t *channel, struct nsbox_control *control, int init, boo
 	if (replaced) {
 		result->pid = control->init->pid;
 		result->pidfd = take_pidfd(control->init, &result->end);
-		result->starting = *channel;
+		result->starting = take_socket(control);
 	} else {
 		long copy = sys(__NR_fcntl, init, F_DUPFD_CLOEXEC, 3);
 		if (copy < 0)
 			return failed(result, NSBOX_STEP_INIT, -1, copy);
 		result->starter = (int32_t)copy;
 		result->report = *channel;
+		*channel = -1;
 	}
 	result->heard = HEARD_NOTHING;
-	*channel = -1;
 	return 0;
 }
 
@@ -535,10 +548,7 @@ static void bind_to_init(struct nsbox_result *result, struct nsbox_control *cont
 	struct nsbox_exit unused;
 
 	result->init = take_pidfd(control->init, &unused);
-	lock(&control->lock);
-	result->control = control->socket;
-	control->socket = -1;
-	unlock(&control->lock);
+	result->control = take_socket(control);
 }
 
 /* Send it, and see what becomes of it. */
@@ -551,8 +561,8 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 	int32_t channel = -1;
 	long err = 0;
 
-	enum nsbox_step step =
-		send_request(socket, init, gate, parts, n, &start->packet, &channel, &err);
+	enum nsbox_step step = send_request(socket, init, gate, parts, n, &start->packet,
+					    start->head.over_control ? NULL : &channel, &err);
 	if (step)
 		return failed(result, step, -1, err);
 	bool replaced = start->head.mode == NSBOX_START_REPLACE;

@@ -275,7 +275,7 @@ class Lowered:
 
     # ---- errors ----
 
-    def failure(self, child: Child) -> Exception:
+    def failure(self, child: Child) -> SpawnError:
         """Return the error for the step of a start that has failed."""
         record, request = child.record, child.request
         step, error, index = STEPS[record.step - 1], int(record.error), int(record.index)

@@ -8,6 +8,7 @@ from . import _calls
 from ._layers import Enforced
 from ._native import ffi, lib
 from ._request import Request
+from .errors import SpawnError
 
 _EXITED: Final = int(os.CLD_EXITED)
 
@@ -46,7 +47,7 @@ class End:
 class Source(Protocol):
     """What a child was started from."""
 
-    def failure(self, child: "Child") -> Exception:
+    def failure(self, child: "Child") -> SpawnError:
         """Return the error for the step of its start that has failed."""
 
     def enforced(self, *, new_session: bool) -> Enforced:

@@ -96,7 +96,7 @@ class Figures:
         if self._reader is None and self._owner == os.getpid():
             with self._lock:
                 if self._reader is None:
-                    self._reader = self._cgroup.reader(_MEASURED)
+                    self._reader = self._cgroup.reader(MEASURED)
                     del self._cgroup  # who keeps the result keeps these only
         return self._reader
 
@@ -167,11 +167,6 @@ class Fence:
         self._owner = os.getpid()
         self._lock = _RLock()
         self._to_start: list[Descriptors | Ahead] = []
-
-    @property
-    def is_needed(self) -> bool:
-        """It has something to keep, or to tell; once it is open."""
-        return self._watch is not None or self.cgroup is not None
 
     @property
     def output(self) -> int | None:
@@ -260,19 +255,9 @@ class Fence:
         while self._to_start:
             self._to_start.pop().close()
 
-    def open_figures(self) -> None:
-        """Prepare for the end, which has no time."""
-        if self.cgroup is not None:
-            self.cgroup.open_figures(_MEASURED)
-
     def prepare_next(self) -> None:
         """The caller has time: its payload runs."""
         self._site.prepare()
-
-    def share(self, opened: "Fence") -> None:
-        """Be the same as a fence that was opened before; that one removes what it made."""
-        self._watch, self.cgroup = opened._watch, opened.cgroup
-        self.degraded = opened.degraded
 
     def advise(self, error: SpawnError) -> None:
         """Say so in an error if it was a limit that the spawn failed at."""
@@ -298,7 +283,7 @@ class Fence:
         Any number of threads may ask, and a signal handler in the middle of it.
         """
         if self._owner != os.getpid():
-            return plain_verdict(end, wall_time)  # after a fork: the parent's
+            return Verdict(end, wall_time)  # after a fork: the parent's
         with self._lock:
             verdict = self._verdict
             if verdict is None:
@@ -381,11 +366,6 @@ def _plain(end: End, wall_time: float) -> Usage:
     )
 
 
-def plain_verdict(end: End, wall_time: float) -> Verdict:
-    """Return how a run without limits ended."""
-    return Verdict(end, wall_time)
-
-
 def plain_reason(end: End) -> Reason:
     """Return why a payload ended if nobody but itself had a part in it."""
     if end.returncode >= 0:
@@ -401,7 +381,7 @@ def _processors(limits: Limits) -> int:
 
 _PRESSURES: Final = {name: f"pressure_{name}" for name in ("cpu", "memory", "io")}
 
-_MEASURED: Final = (
+MEASURED: Final = (
     "cpu_time",
     "user_time",
     "system_time",
@@ -475,7 +455,7 @@ class Site:
         if not self._used_again or known is None or not known[1].parts or self._spares:
             return
         if self._form is None or self._form.choice is not known[1]:
-            self._form = Form(known[1], self._terms.purpose, _MEASURED)
+            self._form = Form(known[1], self._terms.purpose, MEASURED)
         with suppress(OSError):
             self._spares.append(Ahead(self._form))
             remove_abandoned()

@@ -22,11 +22,12 @@ from weakref import ref
 from ._bell import Bell
 from ._bridge import Lowered
 from ._calls import Descriptor
-from ._child import Child
+from ._child import Child, End
 from ._control import Control, Mode
-from ._fence import Fence, Figures, Site, Terms
+from ._fence import MEASURED, Fence, Figures, Site, Terms, Verdict
 from ._request import Placement, Request
 from ._view import View
+from .cgroup import Cgroup
 from .errors import PlanError, SpawnError
 from .process import Process, Starter
 
@@ -104,47 +105,45 @@ class Counter:
         return sys.maxsize - operator.length_hint(self._steps)
 
 
-class Member:
+class Member(Fence):
     """
-    A world that waits for its process.
+    A world that waits for its process, and the limits of that.
 
     Args:
-        world: What it is made for.
-
-    Attributes:
-        counted: The figures of its cgroup, if somebody may still look at them.
+        stock: Which it belongs to.
 
     Raises:
         NsboxError, OSError: If it cannot be made; nothing is left.
     """
 
-    counted: ref[Figures] | None = None
+    _control: Control | None = None
+    _counted: ref[Figures] | None = None
+    _given_back = False
 
-    def __init__(self, world: World) -> None:
-        self.mode = world.mode
-        self.lowered = world.lowered()
+    def __init__(self, stock: "Stock") -> None:
+        super().__init__(*stock.world.terms)
+        self._stock = stock
+        self.lowered = stock.world.lowered()
         self._held: list[Descriptor] = []
         self._view = View(self.lowered.sources)
-        self._control: Control | None = None
-        self.fence = Fence(*world.terms)
         _members.add(self)
         try:
             self._make()
         except BaseException as error:
             if isinstance(error, SpawnError):
-                self.fence.advise(error)
-            self.discard()
+                self.advise(error)
+            self.remove()
             raise
 
     def _make(self) -> None:
-        self.fence.prepare_next()  # in one call of C, and that is this one's
-        placement = self.fence.open()
-        self._watch = placement.watch  # from the start of the process on
+        self._site.prepare()  # in one call of C, and that is this one's
+        placement = self._open()
         control = self._control = Control(self.lowered, placement._replace(watch=None))
         if self._watch is not None:
-            self._watch.add()
-        self.fence.started()
-        self.fence.open_figures()
+            self._watch.add()  # it begins with the process
+        self.started()
+        if self.cgroup is not None:
+            self.cgroup.open_figures(MEASURED)
         proc = f"/proc/{control.init.pid}"
         # To take apart a mount or an IPC namespace takes longer than all else at the end of a
         # process. So whoever waits for that is not the one to let go of them. (After a change
@@ -156,27 +155,52 @@ class Member:
         if len(inside):
             self._view = View(inside, Descriptor(f"{proc}/root", os.O_PATH), self._view)
 
+    # ---- its process ----
+
     def start(self, request: Request, child: Child) -> None:
         """Start its process, which is the only one, unless a world made now would differ."""
         assert self._control is not None
         request.view = self._view
         if self._watch is not None:
             request.placement = Placement(-1, (), shield=False, watch=self._watch)
-        self._control.start(request, child, self.mode)
+        self._control.start(request, child, self._stock.world.mode)
 
-    def end(self) -> None:
-        """The process has ended: wait for the end of its init, and of all else."""
-        if self._control is not None:
-            self._control.close()
+    def prepare_next(self) -> None:
+        """That is the thread's work."""
+
+    def _conclude(self, end: End, wall_time: float) -> Verdict:
+        if self._stock.world.mode is Mode.LAST and self._control is not None:
+            self._control.close()  # wait for the end of its init, and of all else
+        return super()._conclude(end, wall_time)
+
+    def _count(self, cgroup: Cgroup) -> Figures:
+        # If nothing is left in it, the thread has the time, which removes it.
+        if not self._terms.sole:
+            return super()._count(cgroup)
+        figures = Figures(cgroup)
+        self._counted = ref(figures)
+        return figures
 
     def discard(self) -> None:
+        """Let the thread remove it; without effect the second time."""
+        if self._given_back:
+            return
+        self._given_back = True
+        if self._verdict is None:
+            self.release()
+        self._stock.clear_away(self)
+
+    # ---- its end ----
+
+    def remove(self) -> None:
         """Kill what there is, and remove it; without effect the second time."""
         if self._control is not None:
             self._control.close()
-        figures = None if self.counted is None else self.counted()
+        # Somebody may still look at them.
+        figures = None if self._counted is None else self._counted()
         if figures is not None:
             figures.read()
-        self.fence.discard()
+        super().discard()
         self._view.close()
         while self._held:
             self._held.pop().close()
@@ -254,9 +278,9 @@ class Stock:
         self._bell.ring()
 
     def clear_away(self, member: Member) -> None:
-        """Let the thread discard a member."""
+        """Let the thread remove a member."""
         if self._owner != os.getpid():
-            member.discard()  # after a fork: this process's copies of descriptors
+            member.remove()  # after a fork: this process's copies of descriptors
             return
         self._used.append(member)
         if self._ended:
@@ -301,7 +325,7 @@ class Stock:
     # ---- the thread ----
 
     def _make(self) -> None:
-        self._ready.append(Member(self.world))
+        self._ready.append(Member(self))
         self._prepared += 1
 
     def _work(self) -> None:
@@ -334,11 +358,11 @@ class Stock:
     def _clear_up(self) -> None:
         with suppress(IndexError):
             while True:
-                self._discard(self._used.popleft())
+                self._remove(self._used.popleft())
 
-    def _discard(self, member: Member) -> None:
+    def _remove(self, member: Member) -> None:
         try:
-            member.discard()
+            member.remove()
         except Exception as error:  # a warning too, where those are made errors
             self._error = error.with_traceback(None)
 
@@ -352,7 +376,7 @@ def _forget_all() -> None:
     _open.clear()
     # Those too that another thread was making, or has in use: it is not here to let go of them.
     for member in list(_members):
-        member.discard()
+        member.remove()
 
 
 def _close_all() -> None:

@@ -259,7 +259,10 @@ class SpawnError(NsboxError, OSError):
         filename: The same, under the name that OSError gives it.
         index: Position in ``Sandbox.explain()``'s operations, or -1.
         hint: What to do about it, or None.
+        attended: It came with the end of a run, and not with its spawn.
     """
+
+    attended = False
 
     def __init__(
         self,

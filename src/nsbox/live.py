@@ -29,7 +29,7 @@ from ._whole import Whole
 from .cgroup import Stats
 from .errors import CgroupError, PlanError, PlanTypeError, SpawnError, file_error
 from .limits import Limits, check_limits
-from .process import Args, Process
+from .process import Args, FixedPlace, Process
 from .result import Result
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ class Live:
             check_limits("limits", limits)
         self._check_active()
         start = self._control.start if limits is None else partial(self._start, limits)
-        fence = self._whole.inside(limits)
-        return self._spawn(attended, (start, fence), args, **options)
+        place = FixedPlace(start, self._whole.inside(limits))
+        return self._spawn(attended, place, args, **options)
 
     def _start(self, limits: Limits, request: Request, child: Child) -> None:
         request.rlimits, request.nice = rlimits_of(limits), limits.nice or 0

@@ -13,16 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
-from weakref import ref
 
-from ._child import Child, End
-from ._control import Mode
-from ._fence import Fence, Figures, Verdict, plain_verdict
-from ._request import NOWHERE, Placement, Request
+from ._child import Child
+from ._fence import Fence
+from ._request import Request
 from ._run import STREAM_LIMIT, RunOptions, SpawnOptions, run
-from ._stock import Member, PoolStats, Stock, World
+from ._stock import PoolStats, Stock, World
 from ._values import short
-from .cgroup import Cgroup
 from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
 from .process import Args, Process
 from .result import Result
@@ -40,78 +37,41 @@ _LOST: Final = (Step.SOCKETPAIR, Step.MESSAGE, Step.INIT)
 """Steps at which nothing has been started, and a cold spawn may still do it."""
 
 
-class _Lease(Fence):
-    """The fence of one process: that of the member it gets, or one of its own without any."""
+class _Seat:
+    """A place in the stock: that of the member it gets, or in a world of its own without any."""
 
-    _member: Member | None = None
-    _given_back = False
+    __slots__ = ("_stock", "fence")
 
     def __init__(self, stock: Stock) -> None:
-        super().__init__(*stock.world.terms)
         self._stock = stock
-
-    def open(self) -> Placement:
-        """Not yet: see start()."""
-        return NOWHERE
+        self.fence: Fence | None = None
 
     def start(self, request: Request, child: Child) -> None:
         """Start a process in a member, or cold; a member that fails gives way to the next."""
-        possible = _is_possible(request)
-        while possible and (member := self._stock.take()) is not None:
-            self._member, self._given_back = member, False
-            if member.fence.is_needed:
-                self.share(member.fence)
+        possible, stock = _is_possible(request), self._stock
+        while possible and (member := stock.take()) is not None:
+            self.fence = member
             try:
                 member.start(request, child)
             except SpawnError as error:
                 # A process that has said who it is may have run: it is not started twice.
                 if error.step not in _LOST or child.pid:
-                    self._stock.warm.add()
+                    stock.warm.add()
                     raise
-                self._stock.stale.add()
-                self._give_back()
+                stock.stale.add()
+                member.discard()
                 possible = error.step is Step.INIT  # else the next would not do any better
                 continue
-            self._stock.warm.add()
-            self._stock.replace()
+            stock.warm.add()
+            stock.replace()
             return
-        self._stock.cold.add()
-        self._member = request.view = None
-        request.placement = super().open()
-        self._stock.world.start(request, child)
+        stock.cold.add()
+        request.view = None
+        fence = self.fence = Fence(*stock.world.terms)
+        request.placement = fence.open()
+        stock.world.start(request, child)
         if possible:
-            self._stock.replace()  # an exception may have lost one, and nobody said so
-
-    def _conclude(self, end: End, wall_time: float) -> Verdict:
-        if self._member is not None and self._member.mode is Mode.LAST:
-            self._member.end()
-        if not self.is_needed and not self.output_reached:
-            return plain_verdict(end, wall_time)
-        return super()._conclude(end, wall_time)
-
-    def _count(self, cgroup: Cgroup) -> Figures:
-        # Of a member nothing is left in it, and the thread, which removes it, has the time.
-        if self._member is None or not self._terms.sole:
-            return super()._count(cgroup)
-        figures = Figures(cgroup)
-        self._member.counted = ref(figures)
-        return figures
-
-    def prepare_next(self) -> None:
-        """That is the thread's work."""
-
-    def discard(self) -> None:
-        if self._member is None:
-            super().discard()
-        elif not self._given_back:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        assert self._member is not None
-        if self._verdict is None:
-            self.release()
-        self._stock.clear_away(self._member)
-        self._given_back = True
+            stock.replace()  # an exception may have lost one, and nobody said so
 
 
 def _is_possible(request: Request) -> bool:
@@ -249,24 +209,16 @@ class Pool:
 
     def _spawn(self, attended: bool, args: Args, /, **options: Unpack[SpawnOptions]) -> Process:
         self._stock.check()
-        lease = _Lease(self._stock)
-        return self._world.spawn(attended, (lease.start, lease), args, **options)
+        return self._world.spawn(attended, _Seat(self._stock), args, **options)
 
     def _run(self, spawn: Callable[..., Process], args: Args, options: RunOptions) -> Result:
-        drain, begun = self._world.drain, False
-
-        def attended(args: Args, /, **options: Unpack[SpawnOptions]) -> Process:
-            nonlocal begun
-            process = spawn(True, args, **options)
-            begun = True
-            return process
-
+        drain = self._world.drain
         try:
-            return run(attended, args, drain=drain, **options)
+            return run(partial(spawn, True), args, drain=drain, **options)
         except SpawnError as error:
-            # What the spawn itself fails with is final: the lease has tried what there is, or
-            # the process may have run.
-            if not begun or (error.step, error.errno) != (Step.INIT, errno.ESRCH):
+            # What the spawn itself fails with is final: it has tried what there is, or the
+            # process may have run.
+            if not error.attended or (error.step, error.errno) != (Step.INIT, errno.ESRCH):
                 raise
         # Nothing has been started: whoever killed the member was faster than the request.
         self._stock.lost.add()

@@ -19,12 +19,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, NoReturn, Self
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, Self
 
 from ._calls import STREAMS, Descriptor, find_directory
 from ._child import Child
 from ._constants import NAMESPACE_FLAGS
-from ._fence import Fence, Verdict, plain_verdict
+from ._fence import Fence, Verdict
 from ._filter import killed_call
 from ._interact import connect
 from ._layers import Enforced
@@ -57,8 +57,25 @@ from .terminal import Terminal
 
 Args = PathArg | Sequence[PathArg]
 Starter = Callable[[Request, Child], None]
-Place = tuple[Starter, Fence | None]
-"""What starts a process, and what limits it."""
+
+
+class Place(Protocol):
+    """What starts a process, and what limits it, which may be known only then."""
+
+    @property
+    def start(self) -> Starter:
+        """Starts it."""
+
+    @property
+    def fence(self) -> Fence | None:
+        """Its limits."""
+
+
+class FixedPlace(NamedTuple):
+    """One whose limits are known before."""
+
+    start: Starter
+    fence: Fence | None
 
 
 class ProcessNamespaces(Mapping[str, Namespace]):
@@ -131,16 +148,15 @@ class Process(subprocess.Popen[Any]):
 
     def __init__(
         self,
-        start: Starter,
+        place: Place,
         args: Args,
         *,
         controlling_terminal: bool = False,
         attended: bool,
-        fence: Fence | None = None,
         terminal: Terminal | None = None,
         **options: Any,
     ) -> None:
-        self._start, self._fence = start, fence
+        self._place = place
         self._child = Child(outlives=self._outlives)
         self._started_at = time.monotonic()
         self.pty = terminal
@@ -164,11 +180,10 @@ class Process(subprocess.Popen[Any]):
         The same as the constructor with these arguments, and not through Popen's: that takes
         longer than all else here.
         """
-        start, fence = place
         if not _SHARED:
-            return cls(start, args, fence=fence, env=env, cwd=cwd, attended=attended)
+            return cls(place, args, env=env, cwd=cwd, attended=attended)
         self = cls.__new__(cls)
-        self.args, self._start, self._fence = args, start, fence
+        self.args, self._place = args, place
         self._child = Child()
         self._started_at = time.monotonic()
         argv = _strings(args)
@@ -232,18 +247,19 @@ class Process(subprocess.Popen[Any]):
         """Start what is asked for."""
         _check_streams(request)
         sys.audit("nsbox.spawn", request.executable, args, request.cwd)
-        fence = self._fence
+        place = self._place
         try:
-            if fence is not None:
-                placement = fence.open()
+            if place.fence is not None:
+                placement = place.fence.open()
                 if placement is not NOWHERE:
                     request.placement = placement
-            self._start(request, self._child)
+            place.start(request, self._child)
             self.pid = int(self._child.record.pid)
             self._child_created = True
-            if fence is not None:
-                fence.started()
+            if place.fence is not None:
+                place.fence.started()
         except BaseException as error:
+            fence = place.fence
             if fence is not None and isinstance(error, SpawnError):
                 fence.advise(error)
             # A signal handler raised when the child was there already.
@@ -253,8 +269,8 @@ class Process(subprocess.Popen[Any]):
     def _abandon(self) -> bool:
         """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""
         running = self._child.discard()
-        if self._fence is not None:
-            self._fence.discard()
+        if self._place.fence is not None:
+            self._place.fence.discard()
         return running
 
     @property
@@ -265,12 +281,12 @@ class Process(subprocess.Popen[Any]):
     @property
     def cgroup(self) -> Cgroup | None:
         """Its cgroup, None without limits that need one; closed when it has been waited for."""
-        return None if self._fence is None else self._fence.cgroup
+        return None if self._place.fence is None else self._place.fence.cgroup
 
     @property
     def degraded(self) -> frozenset[str]:
         """Limits that were left out, as ``Limits(degrade=...)`` allowed."""
-        return frozenset() if self._fence is None else self._fence.degraded
+        return frozenset() if self._place.fence is None else self._place.fence.degraded
 
     @property
     def pidfd(self) -> int | None:
@@ -306,8 +322,8 @@ class Process(subprocess.Popen[Any]):
         if end is None:
             return
         wall_time = time.monotonic() - self._started_at
-        conclude = plain_verdict if self._fence is None else self._fence.end
-        self._verdict = conclude(end, wall_time)
+        fence = self._place.fence
+        self._verdict = Verdict(end, wall_time) if fence is None else fence.end(end, wall_time)
         self.returncode = end.returncode
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
@@ -337,8 +353,8 @@ class Process(subprocess.Popen[Any]):
 
         Meanwhile what the next one like it will need is made ready.
         """
-        if self._fence is not None:
-            self._fence.prepare_next()
+        if self._place.fence is not None:
+            self._place.fence.prepare_next()
         asked = self.stdin, self.stdout, self.stderr, self.pty, input, timeout
         # In the caller's session Ctrl-C is for it, too, and Popen gives it a moment then.
         if asked != _NOTHING or not self._child.request.setsid:
@@ -368,7 +384,7 @@ class Process(subprocess.Popen[Any]):
     @property
     def output_limit(self) -> int | None:
         """How many bytes of output may be captured: Limits.output."""
-        return None if self._fence is None else self._fence.output
+        return None if self._place.fence is None else self._place.fence.output
 
     @property
     def codec(self) -> Codec | None:
@@ -379,10 +395,10 @@ class Process(subprocess.Popen[Any]):
 
     def end_for_output(self) -> None:
         """Kill the sandbox because it has written more than may be captured."""
-        assert self._fence is not None
-        self._fence.output_reached = True
+        assert self._place.fence is not None
+        self._place.fence.output_reached = True
         self.kill()
-        self._fence.kill()
+        self._place.fence.kill()
         if self._verdict is not None:
             self._verdict.cause = Reason.OUTPUT  # also if it had been waited for before
 
@@ -400,7 +416,9 @@ class Process(subprocess.Popen[Any]):
                 it, or is interrupted, would be told in the place of who waits.
         """
         if self._child.record.step:
-            raise self._child.source.failure(self._child)
+            error = self._child.source.failure(self._child)
+            error.attended = True
+            raise error
         if self._verdict is None:
             raise ValueError("the process has not been waited for")
         if self._capture is not None and size is None:
@@ -408,8 +426,8 @@ class Process(subprocess.Popen[Any]):
         elif size is None and (stdout is not None or stderr is not None):
             size = _size(stdout, stderr)
         result = Result(self.args, self.returncode, stdout, stderr, self._verdict, size)
-        if self._fence is not None and self._fence.degraded:
-            result.degraded = self._fence.degraded
+        if self.degraded:
+            result.degraded = self.degraded
         result.enforced = self.enforced
         if self.returncode == -signal.SIGSYS and result.reason is Reason.SECCOMP:
             result.refused_call = killed_call(self._child.pid, result.usage.wall_time)

@@ -48,7 +48,7 @@ from .live import Live
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .pool import Pool
-from .process import Args, Place, Process
+from .process import Args, FixedPlace, Place, Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
 from .terminal import Terminal
@@ -495,19 +495,17 @@ class Sandbox:
         if cwd is not None:
             directory = check_target("cwd", cwd)
         if place is None:
-            place = self._start, self._cache.fence(self)
+            place = FixedPlace(self._start, self._cache.fence(self))
         if not options:
             return Process.plain(place, args, variables, directory, attended=attended)
-        start, fence = place
         return Process(
-            start,
+            place,
             args,
             cwd=directory,
             env=variables,
             start_new_session=new_session,
             terminal=terminal,
             attended=attended,
-            fence=fence,
             **options,
         )
 
@@ -572,12 +570,11 @@ class Sandbox:
         options["pass_fds"] = check_passed(options.get("pass_fds", ()), ())
         Process.__init__(
             popen,
-            self._start,
+            FixedPlace(self._start, self._cache.fence(self)),
             args,
             cwd=self._directory() if cwd is None else self._resolve(cwd),
             env=self._environment() if env is None else check_environment("env", env),
             attended=False,
-            fence=self._cache.fence(self),
             **options,
         )
 

@@ -31,9 +31,9 @@ from support import ends
 pytestmark = pytest.mark.usefixtures("box")
 
 DEADLINE = 30.0
-VERSION, START, OPEN = 2, 1, 2
+VERSION, START, OPEN = 3, 1, 2
 HERE, STARTED, ENDED, OPENED = 1, 2, 3, 4
-HEAD = struct.Struct("=4I 3Q 2q 4i 8I")  # struct start_request
+HEAD = struct.Struct("=4I 3Q 2q 4i 10I")  # struct start_request
 REPLY = struct.Struct("=2I 4i 2i 4q")  # struct reply
 
 
@@ -332,6 +332,8 @@ def start(*, descriptors: int = 0, **changes: int) -> bytes:
         "n_tasks": 0,
         "n_fds": descriptors,
         "in_memfd": 0,
+        "over_control": 0,
+        "unused": 0,
     }
     fields.update(changes)
     return HEAD.pack(*fields.values()) + content
@@ -399,6 +401,8 @@ WRONG: dict[str, Callable[[], bytes]] = {
     "a cgroup that did not come": lambda: start(n_tasks=1),
     "a memfd that did not come": lambda: start(in_memfd=1),
     "a memfd that is two": lambda: start(in_memfd=2),
+    "no channel, but one that came": lambda: start(mode=2, over_control=1),
+    "two ways to have no channel": lambda: start(mode=2, over_control=2),
     "a directory outside": lambda: start(cwd=1 << 40),
     "a directory in the arrays": lambda: start(cwd=0),
     "an address outside": lambda: (
@@ -441,11 +445,24 @@ def test_short_memfd(control: Control) -> None:
     assert not works(control)
 
 
-def test_without_channel(control: Control) -> None:
-    """A message without a channel is the end, too."""
+@pytest.mark.parametrize("changes", [{}, {"over_control": 1}, {"over_control": 1, "mode": 1}])
+def test_without_channel(control: Control, changes: dict[str, int]) -> None:
+    """A message without a channel is the end, too; for an init that stays, however it says so."""
     with socket.socket(fileno=os.dup(control._struct.socket)) as line:
-        line.send(start())
-    assert ends(control.init.pidfd, DEADLINE)
+        line.send(start(**changes))
+        assert ends(control.init.pidfd, DEADLINE)
+        assert line.recv(4096) == b""
+
+
+@pytest.mark.parametrize(("program", "said"), [(b"/bin/true", []), (b"/missing", [STARTED])])
+def test_over_the_control(control: Control, program: bytes, said: list[int]) -> None:
+    """Whatever the init becomes, or fails with, is told over the control socket, and the last."""
+    content = body([program], [b"true"], [], targets=())
+    message = start(mode=2, over_control=1, body_size=len(content))[: HEAD.size]
+    line = socket.socket(fileno=os.dup(control._struct.socket))
+    line.send(message + content)
+    heard = [kind for kind, _, _ in listen(line)]
+    assert heard == [HERE, *said]
 
 
 def test_channel_that_is_closed(control: Control) -> None:
