@@ -804,11 +804,11 @@ __attribute__((noreturn, used)) void init_main(long argc)
 			exit_process(0);
 		kill_abandoned();
 		if (polls[POLL_SIGNALS].revents || more) {
-			/* Some child has stopped, or ended: it may be this one. */
-			if (newcomer && !next_look)
-				next_look = monotonic_time() + STOP_TICK;
 			take_signals();
 			more = reap_some();
+			/* Some child has stopped, or ended: it may have been this one. */
+			if (newcomer && !next_look)
+				next_look = monotonic_time() + STOP_TICK;
 		}
 		/* Not 0, which would be the end of a process that it has become: see process.c. */
 		if (polls[POLL_CONTROL].revents && !take_request())

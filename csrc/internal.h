@@ -267,7 +267,7 @@ struct nsbox_result no_result(void);
 int await_event(int socket, short event, int init);
 bool is_stopped(int init);
 /* start.c */
-void hear_start(struct nsbox_result *child, bool init_ended);
+void hear_start(struct nsbox_result *child);
 void hear_replacement(struct nsbox_result *child, bool ended);
 void give_up_start(struct nsbox_result *child, int err);
 int hear_end(struct nsbox_result *child);

@@ -361,6 +361,8 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 		struct nsbox_dumpable *dumpable, struct nsbox_result *result);
 int nsbox_dumpable_wanted(struct nsbox_dumpable *dumpable);
 int nsbox_wait(struct nsbox_result *child, int timeout);
+/* Exit status, or -N for signal N; once it has ended. */
+int nsbox_returncode(const struct nsbox_result *child);
 int nsbox_signal(struct nsbox_result *child, int sig);
 int nsbox_discard(struct nsbox_result *child);
 int nsbox_release(struct nsbox_result *child);

@@ -320,7 +320,7 @@ static int look(struct nsbox_result *child)
 
 	/* In this order: what the init has said until its end is there. */
 	if (is_unnamed(child)) {
-		hear_start(child, is_readable(child->starter));
+		hear_start(child);
 		if (is_unnamed(child))
 			return 0;
 	}
@@ -446,6 +446,11 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 		unlock(&child->lock);
 		return ret == 0 && slept < 0 ? (int)slept : ret;
 	}
+}
+
+int nsbox_returncode(const struct nsbox_result *child)
+{
+	return child->end.code == CLD_EXITED ? child->end.status : -child->end.status;
 }
 
 /* Whom a signal is for has to be known. The caller holds the lock. */

@@ -471,11 +471,11 @@ void give_up_start(struct nsbox_result *child, int err)
 }
 
 /* Who the process is, or why there is none, if the init has said so, or cannot any more. */
-void hear_start(struct nsbox_result *child, bool ended)
+void hear_start(struct nsbox_result *child)
 {
 	struct answer answer;
 
-	if (!ended && !is_readable(child->report))
+	if (!is_readable(child->report) && !is_readable(child->starter))
 		return;
 	/* With a pidfd that is no longer needed there is room for the one that comes. */
 	if (!child->waiters)

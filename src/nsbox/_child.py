@@ -2,7 +2,7 @@
 
 import errno
 import os
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from . import _calls
 from ._layers import Enforced
@@ -10,38 +10,35 @@ from ._native import ffi, lib
 from ._request import Request
 from .errors import SpawnError
 
-_EXITED: Final = int(os.CLD_EXITED)
-
 
 class End:
     """
     How a process ended, as waitid(2) and getrusage(2) tell it.
 
     Args:
-        struct: A ``struct nsbox_exit``, of which this keeps a copy.
+        record: A ``struct nsbox_result *``, which this keeps.
     """
 
-    __slots__ = ("_struct", "returncode")
+    __slots__ = ("_record", "returncode")
 
-    def __init__(self, struct: Any) -> None:
-        status = int(struct.status)
-        self.returncode = status if struct.code == _EXITED else -status
-        self._struct = ffi.new("struct nsbox_exit *", struct)
+    def __init__(self, record: Any) -> None:
+        self._record = record
+        self.returncode = int(lib.nsbox_returncode(record))
 
     @property
     def user_time(self) -> float:
         """Seconds."""
-        return float(self._struct.user_usec / 1e6)
+        return float(self._record.end.user_usec / 1e6)
 
     @property
     def system_time(self) -> float:
         """Seconds."""
-        return float(self._struct.system_usec / 1e6)
+        return float(self._record.end.system_usec / 1e6)
 
     @property
     def switches(self) -> tuple[int, int]:
         """Context switches: voluntary ones, others."""
-        return int(self._struct.voluntary_switches), int(self._struct.involuntary_switches)
+        return int(self._record.end.voluntary_switches), int(self._record.end.involuntary_switches)
 
 
 class Source(Protocol):
@@ -110,7 +107,7 @@ class Child:
         """
         ret = lib.nsbox_wait(self.record, timeout)
         if ret == 1:
-            return End(self.record.end)
+            return End(self._memory)
         if ret in (0, -errno.EINTR):
             return None
         raise OSError(-ret, os.strerror(-ret))

@@ -118,6 +118,7 @@ class Member(Fence):
 
     _control: Control | None = None
     _counted: ref[Figures] | None = None
+    _watched: Placement | None = None
     _given_back = False
 
     def __init__(self, stock: "Stock") -> None:
@@ -141,6 +142,7 @@ class Member(Fence):
         control = self._control = Control(self.lowered, placement._replace(watch=None))
         if self._watch is not None:
             self._watch.add()  # it begins with the process
+            self._watched = Placement(-1, (), shield=False, watch=self._watch)
         self.started()
         if self.cgroup is not None:
             self.cgroup.open_figures(MEASURED)
@@ -161,8 +163,8 @@ class Member(Fence):
         """Start its process, which is the only one, unless a world made now would differ."""
         assert self._control is not None
         request.view = self._view
-        if self._watch is not None:
-            request.placement = Placement(-1, (), shield=False, watch=self._watch)
+        if self._watched is not None:
+            request.placement = self._watched
         self._control.start(request, child, self._stock.world.mode)
 
     def prepare_next(self) -> None:

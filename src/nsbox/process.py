@@ -415,8 +415,9 @@ class Process(subprocess.Popen[Any]):
             SpawnError: If it was an attended start, and has failed. Not before: whoever kills
                 it, or is interrupted, would be told in the place of who waits.
         """
-        if self._child.record.step:
-            error = self._child.source.failure(self._child)
+        child = self._child
+        if child.record.step:
+            error = child.source.failure(child)
             error.attended = True
             raise error
         if self._verdict is None:
@@ -426,11 +427,12 @@ class Process(subprocess.Popen[Any]):
         elif size is None and (stdout is not None or stderr is not None):
             size = _size(stdout, stderr)
         result = Result(self.args, self.returncode, stdout, stderr, self._verdict, size)
-        if self.degraded:
-            result.degraded = self.degraded
-        result.enforced = self.enforced
+        fence = self._place.fence
+        if fence is not None and fence.degraded:
+            result.degraded = fence.degraded
+        result.enforced = child.source.enforced(new_session=child.request.setsid)
         if self.returncode == -signal.SIGSYS and result.reason is Reason.SECCOMP:
-            result.refused_call = killed_call(self._child.pid, result.usage.wall_time)
+            result.refused_call = killed_call(child.pid, result.usage.wall_time)
         return result
 
     # ---- a terminal of its own ----

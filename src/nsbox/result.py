@@ -122,6 +122,7 @@ class Result(subprocess.CompletedProcess[Any]):
     degraded: frozenset[str] = frozenset()
     enforced: Enforced = Enforced()
     refused_call: str | None = None
+    _usage: Usage | None = None
 
     def __init__(
         self,
@@ -138,7 +139,10 @@ class Result(subprocess.CompletedProcess[Any]):
     @property
     def usage(self) -> Usage:
         """What it used; put together from what was read at the end when it is asked for."""
-        return self._outcome.usage(self._output)
+        usage = self._usage  # once: another thread may store it meanwhile
+        if usage is None:
+            usage = self._usage = self._outcome.usage(self._output)
+        return usage
 
     @property
     def reason(self) -> Reason:
