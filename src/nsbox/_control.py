@@ -58,7 +58,10 @@ class Control:
     Attributes:
         init: The init process: its pid, pidfd and end. Nobody, after a REPLACE.
         layers: Of the overlays, if they were asked for; this object owns them.
+        closed: No process can be started any more, by a :meth:`close`, or after a fork.
     """
+
+    closed = False
 
     def __init__(
         self,
@@ -151,11 +154,6 @@ class Control:
     def _openat(self, mode: int, path: bytes, flags: int, fd: Any) -> int:
         return int(lib.nsbox_control_openat(self._struct, path, flags, mode, gate.note, fd))
 
-    @property
-    def closed(self) -> bool:
-        """No process can be started any more, by a :meth:`close`, or after a fork."""
-        return bool(self._struct.closed) or self._struct.owner != os.getpid()
-
     def kill(self) -> None:
         """Kill everything in the world; does not wait for the end."""
         self.init.signal(signal.SIGKILL)
@@ -166,6 +164,7 @@ class Control:
         # who has changed its ids since.
         with suppress(PermissionError):
             self.kill()
+        self.closed = True
         lib.nsbox_control_close(self._struct)
         self.layers = []  # whoever is reading them has a copy of the list
         return self.init.discard()

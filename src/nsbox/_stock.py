@@ -148,8 +148,10 @@ class Member(Fence):
             self.cgroup.open_figures(MEASURED)
         proc = f"/proc/{control.init.pid}"
         # To take apart a mount or an IPC namespace takes longer than all else at the end of a
-        # process. So whoever waits for that is not the one to let go of them. (After a change
-        # of ids the init may be somebody else's to inspect.)
+        # process, and the last descriptor of it takes its time. So whoever waits for the end is
+        # not the one to let go of them. (After a change of ids the init may be somebody else's
+        # to inspect.)
+        self._held.append(Descriptor.duplicate(control.init.pidfd))
         with suppress(PermissionError):
             for kind in ("mnt", "ipc"):
                 self._held.append(Descriptor(f"{proc}/ns/{kind}", os.O_RDONLY))
