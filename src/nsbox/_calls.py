@@ -107,31 +107,11 @@ class Descriptors:
         Raises:
             OSError: For the first that cannot be opened, with its path.
         """
-        self._count = len(paths)
         self._memory = ffi.new("struct nsbox_files *")  # held, too: see _none()
         self._files = ffi.gc(self._memory, lib.nsbox_close_files)
         ret = lib.nsbox_open_files(_joined(paths), len(paths), flags, self._files)
         if ret < 0:
             _fail(ret, paths[self._files.count])
-
-    @classmethod
-    def of_figures(cls, paths: Sequence[str]) -> Self:
-        """
-        Open at most 16 paths to read them; those that cannot be opened read as empty.
-
-        Raises:
-            OSError: If there are no descriptors left.
-        """
-        opened = cls([], os.O_RDONLY)
-        opened._count = len(paths)
-        ret = lib.nsbox_open_figures(_joined(paths), len(paths), opened._files)
-        if ret < 0:
-            _fail(ret, paths[opened._files.count])
-        return opened
-
-    def read(self) -> list[str]:
-        """Return what is in them, each from its beginning: at most 32 KiB together."""
-        return read_texts(partial(lib.nsbox_read_opened, self._files), self._count)
 
     def filenos(self) -> tuple[int, ...]:
         """Return their numbers in the order of the paths; none once they are closed."""

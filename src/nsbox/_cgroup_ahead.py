@@ -56,9 +56,9 @@ class Form:
         """Return the lists for a cgroup of that name."""
         return name.encode("ascii").join(self._pieces)
 
-    def index(self, place: Place, file: str) -> int:
-        """Return which of the files with figures one is."""
-        return self._indices[place, file]
+    def index(self, place: Place, file: str) -> int | None:
+        """Return which of the files with figures one is, None if it is none of them."""
+        return self._indices.get((place, file))
 
 
 class Ahead:
@@ -100,7 +100,8 @@ class Ahead:
 
     def figure_fileno(self, place: Place, file: str) -> int:
         """Return the descriptor of a file with figures, -1 if it is not here."""
-        return int(self._figures.fds[self.form.index(place, file)])
+        index = self.form.index(place, file)
+        return -1 if index is None else int(self._figures.fds[index])
 
     def read(self) -> list[str]:
         """Return what its files with figures hold."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Final, NamedTuple
+from weakref import ref
 
 from ._calls import Descriptors
 from ._cgroup_ahead import Ahead, Form, tidy
@@ -114,7 +115,7 @@ class Verdict:
         figures: Of its cgroup, if it had one.
     """
 
-    __slots__ = ("_end", "_figures", "_usage", "_wall_time", "cause")
+    __slots__ = ("__weakref__", "_end", "_figures", "_usage", "_wall_time", "cause")
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class Fence:
     cgroup: Cgroup | None = None
     degraded: frozenset[str] = frozenset()
     output_reached = False
-    _verdict: Verdict | None = None
+    _told: ref[Verdict] | None = None  # the verdict; who has been told it keeps it
     _watch: Watch | None = None
 
     def __init__(self, terms: Terms, site: "Site") -> None:
@@ -285,13 +286,17 @@ class Fence:
         if self._owner != os.getpid():
             return Verdict(end, wall_time)  # after a fork: the parent's
         with self._lock:
-            verdict = self._verdict
+            verdict = self._verdict()
             if verdict is None:
                 verdict = self._conclude(end, wall_time)
                 # A signal handler may have asked meanwhile: what it was told holds.
-                verdict = self._verdict = self._verdict or verdict
+                verdict = self._verdict() or verdict
+                self._told = ref(verdict)
             self.discard()
             return verdict
+
+    def _verdict(self) -> Verdict | None:
+        return None if self._told is None else self._told()
 
     def _conclude(self, end: End, wall_time: float) -> Verdict:
         """Figures are final when the cgroup is empty: what may still be in it is killed first."""
@@ -428,7 +433,7 @@ class Site:
         self._terms = terms
         self._known: tuple[tuple[int, int], Choice] | None = None
         self._used_again = False
-        self._form: Form | None = None
+        self._forms: dict[tuple[str, ...], Form] = {}
         self._spares: list[Ahead] = []
         weakref.finalize(self, _remove_spares, self._spares)
 
@@ -449,15 +454,21 @@ class Site:
         spare = self._take_spare(known[1])
         return self._make_there(known[1]) if spare is None else (known[1], spare)
 
-    def prepare(self) -> None:
-        """Make the cgroup of the next run, if that is likely to come; errors will be its own."""
+    def prepare(self, figures: tuple[str, ...] = MEASURED) -> None:
+        """
+        Make the cgroup of the next run, if that is likely to come; errors will be its own.
+
+        Args:
+            figures: Those that will be read when it has no time.
+        """
         known = self._known
         if not self._used_again or known is None or not known[1].parts or self._spares:
             return
-        if self._form is None or self._form.choice is not known[1]:
-            self._form = Form(known[1], self._terms.purpose, MEASURED)
+        form = self._forms.get(figures)
+        if form is None or form.choice is not known[1]:
+            form = self._forms[figures] = Form(known[1], self._terms.purpose, figures)
         with suppress(OSError):
-            self._spares.append(Ahead(self._form))
+            self._spares.append(Ahead(form))
             remove_abandoned()
 
     def _make_elsewhere(self) -> tuple[Choice, Cgroup | None]:

@@ -24,7 +24,7 @@ from ._bridge import Lowered
 from ._calls import Descriptor
 from ._child import Child, End
 from ._control import Control, Mode
-from ._fence import MEASURED, Fence, Figures, Site, Terms, Verdict
+from ._fence import Fence, Figures, Site, Terms, Verdict
 from ._request import Placement, Request
 from ._view import View
 from .cgroup import Cgroup
@@ -137,15 +137,13 @@ class Member(Fence):
             raise
 
     def _make(self) -> None:
-        self._site.prepare()  # in one call of C, and that is this one's
+        self._site.prepare(())  # in one call of C, and that is this one's
         placement = self._open()
         control = self._control = Control(self.lowered, placement._replace(watch=None))
         if self._watch is not None:
             self._watch.add()  # it begins with the process
             self._watched = Placement(-1, (), shield=False, watch=self._watch)
         self.started()
-        if self.cgroup is not None:
-            self.cgroup.open_figures(MEASURED)
         proc = f"/proc/{control.init.pid}"
         # To take apart a mount or an IPC namespace takes longer than all else at the end of a
         # process, and the last descriptor of it takes its time. So whoever waits for the end is
@@ -190,7 +188,7 @@ class Member(Fence):
         if self._given_back:
             return
         self._given_back = True
-        if self._verdict is None:
+        if self._told is None:
             self.release()
         self._stock.clear_away(self)
 

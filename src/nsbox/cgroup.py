@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Final, NamedTuple
 
 from . import _calls, _cgroup_choice, _cgroup_layout, _cgroup_names
-from ._calls import Descriptor, Descriptors
+from ._calls import Descriptor
 from ._cgroup_ahead import Ahead, left, tidy
 from ._cgroup_choice import Choice, Part, Purpose, by_controller, narrowed
-from ._cgroup_files import Found, Place, Reader, find, read
+from ._cgroup_files import Place, Reader, find, read
 from ._cgroup_layout import UNIFIED, read_words
 from ._cgroup_tree import (
     await_event,
@@ -85,21 +85,6 @@ class Events(NamedTuple):
     pids_refused: int | None
 
 
-class Opened(NamedTuple):
-    """
-    Files of figures that were opened before they are read.
-
-    Args:
-        names: Of the figures.
-        found: Where in the files they are.
-        files: The files.
-    """
-
-    names: tuple[str, ...]
-    found: Found
-    files: Descriptors
-
-
 class Cgroup:
     """
     A cgroup that nsbox made, and removes when it is closed.
@@ -119,7 +104,6 @@ class Cgroup:
     _directory: Descriptor
     _closed: bool
     ahead: Ahead | None = None  # if it was made so
-    _opened: Opened | None = None
     _frozen: bool = False
     limits: Limits
     degraded: frozenset[str]
@@ -200,26 +184,12 @@ class Cgroup:
 
     def reader(self, names: Iterable[str]) -> Reader:
         """Return some of its figures at this moment: see :class:`nsbox._cgroup_files.Reader`."""
-        names, ahead, opened = tuple(names), self.ahead, self._opened
+        names, ahead = tuple(names), self.ahead
         if ahead is not None and names == ahead.form.figures:
             return Reader(ahead.form.found, ahead.read())
-        if opened is not None and names == opened.names:
-            return Reader(opened.found, opened.files.read())
-        paths, found = self._find(names)
-        return Reader(found, _calls.read_files(paths))
-
-    def open_figures(self, names: tuple[str, ...]) -> None:
-        """Open the files of some figures, for a :meth:`reader` of the same that has no time."""
-        if self.ahead is not None and names == self.ahead.form.figures:
-            return  # they are
-        paths, found = self._find(names)
-        with suppress(OSError):
-            self._opened = Opened(names, found, Descriptors.of_figures(paths))
-
-    def _find(self, names: tuple[str, ...]) -> tuple[list[str], Found]:
         directories = self.by_controller()
         files, found = find(tuple(directories), names)
-        return [f"{directories[place]}/{file}" for place, file in files], found
+        return Reader(found, _calls.read_files([f"{directories[at]}/{file}" for at, file in files]))
 
     def by_controller(self) -> dict[Place, str]:
         """Return its directories by controller and version of the hierarchy."""
@@ -362,8 +332,6 @@ class Cgroup:
     def _forget(self) -> None:
         self._closed = True
         self._directory.close()
-        if self._opened is not None:
-            self._opened.files.close()
 
     def __enter__(self) -> "Cgroup":
         return self
