@@ -26,6 +26,7 @@ from ._child import Child, End
 from ._control import Control, Mode
 from ._fence import Fence, Figures, Site, Terms, Verdict
 from ._request import Placement, Request
+from ._spares import Store
 from ._view import View
 from .cgroup import Cgroup
 from .errors import PlanError, SpawnError
@@ -78,6 +79,7 @@ class World(NamedTuple):
         spawn: Spawns as it does, by a given start and within a given fence.
         start: Starts a process in a fresh world.
         lowered: Returns its plan for the present caller.
+        store: Returns what is made ahead for a plan, if something is.
         terms: What its fences are made of.
         mode: What a process is to its init.
         drain: See ``_run.run``.
@@ -86,6 +88,7 @@ class World(NamedTuple):
     spawn: Callable[..., Process]
     start: Starter
     lowered: Callable[[], Lowered]
+    store: Callable[[Lowered], Store | None]
     terms: tuple[Terms, Site]
     mode: Mode
     drain: bool
@@ -139,7 +142,8 @@ class Member(Fence):
     def _make(self) -> None:
         self._site.prepare(())  # in one call of C, and that is this one's
         placement = self._open()
-        control = self._control = Control(self.lowered, placement._replace(watch=None))
+        placement, store = placement._replace(watch=None), self._stock.world.store(self.lowered)
+        control = self._control = Control(self.lowered, placement, store=store)
         if self._watch is not None:
             self._watch.add()  # it begins with the process
             self._watched = Placement(-1, (), shield=False, watch=self._watch)

@@ -397,6 +397,7 @@ class Sandbox:
             spawn=self._spawn,
             start=self._start,
             lowered=partial(self._cache.lowered, self),
+            store=self._cache.store,
             terms=self._cache.terms(self),
             mode=Mode.LAST if self.init else Mode.REPLACE,
             drain=self._is_init(),
