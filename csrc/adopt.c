@@ -22,7 +22,6 @@
 #include "internal.h"
 
 #include <linux/kcmp.h>
-#include <poll.h>
 #include <sched.h>
 
 enum { TICK = 10 * 1000 * 1000 /* ns */ };
@@ -91,12 +90,8 @@ long clone_adopted(struct spawn *spawn, struct clone_call *call)
 /* In the child, which no signal tells of the caller's death yet. */
 void await_parent(struct spawn *spawn)
 {
-	struct pollfd caller = { .fd = spawn->caller_pidfd, .events = POLLIN };
-	const uint64_t no_time[2] = { 0, 0 };
-
 	while (__atomic_load_n(&spawn->parent, __ATOMIC_ACQUIRE) == PARENT_AWAITED) {
 		futex_wait_for(&spawn->parent, PARENT_AWAITED, TICK);
-		if (sys(__NR_ppoll, &caller, 1, no_time, 0, sizeof(signal_mask)) > 0)
-			exit_process(1);
+		exit_if_orphaned(spawn);
 	}
 }

@@ -65,12 +65,23 @@ static int set_ids(struct spawn *spawn)
 	return err < 0 ? fail(spawn, NSBOX_STEP_SETRESUID, -1, err) : 0;
 }
 
+void exit_if_orphaned(const struct spawn *spawn)
+{
+	struct pollfd caller = { .fd = spawn->caller_pidfd, .events = POLLIN };
+	const uint64_t no_time[2] = { 0, 0 };
+
+	if (sys(__NR_ppoll, &caller, 1, no_time, 0, sizeof(signal_mask)) > 0)
+		exit_process(1);
+}
+
+/* Whoever writes them may be gone, and had perhaps no right to send us the signal of that. */
 void await_maps(struct spawn *spawn)
 {
 	uint32_t go;
 
 	while ((go = __atomic_load_n(&spawn->go, __ATOMIC_ACQUIRE)) == GO_WAIT)
-		futex_wait(&spawn->go, GO_WAIT);
+		if (futex_wait_for(&spawn->go, GO_WAIT, STOP_TICK) == -ETIMEDOUT)
+			exit_if_orphaned(spawn);
 	if (go == GO_ABORT)
 		exit_process(1);
 }
@@ -264,15 +275,11 @@ static int set_session(struct spawn *spawn)
  */
 int die_with_caller(struct spawn *spawn)
 {
-	struct pollfd caller = { .fd = spawn->caller_pidfd, .events = POLLIN };
-	const uint64_t no_time[2] = { 0, 0 };
-
 	await_parent(spawn);
 	int err = nsbox_prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (err < 0)
 		return fail(spawn, NSBOX_STEP_PDEATHSIG, -1, err);
-	if (sys(__NR_ppoll, &caller, 1, no_time, 0, sizeof(signal_mask)) > 0)
-		exit_process(1);
+	exit_if_orphaned(spawn);
 	return 0;
 }
 

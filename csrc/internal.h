@@ -230,6 +230,7 @@ void follow_request(struct spawn *spawn);
 int open_sources(struct spawn *spawn);
 bool has_source(const struct nsbox_op *op);
 void await_maps(struct spawn *spawn);
+void exit_if_orphaned(const struct spawn *spawn);
 int take_ids(struct spawn *spawn);
 int die_with_caller(struct spawn *spawn);
 /* privileges.c */

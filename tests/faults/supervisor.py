@@ -40,6 +40,7 @@ _RET_USER_NOTIF: Final = 0x7FC00000
 _CONTINUE: Final = 1
 _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _QUESTION: Final = struct.Struct("=QII iIQ 6Q")  # struct seccomp_notif
 _ANSWER: Final = struct.Struct("=QqiI")  # struct seccomp_notif_resp
@@ -85,6 +86,7 @@ def name_of(number: int) -> str:
     return str(number) if name is None else name.decode()
 
 
+_PRCTL: Final = number_of("prctl")
 _EXECVE: Final = number_of("execve")
 _EXECVEAT: Final = number_of("execveat")
 
@@ -244,7 +246,11 @@ def supervised(
 
 
 def killed(
-    act: Callable[[], object], prepare: Callable[[], object], moment: int
+    act: Callable[[], object],
+    prepare: Callable[[], object],
+    moment: int,
+    *,
+    orphans: bool = False,
 ) -> tuple[int, float]:
     """
     Call a function in a forked child, and kill that by SIGKILL.
@@ -258,6 +264,8 @@ def killed(
         prepare: Called in the child before.
         moment: It is killed at its n-th call from there on, or that of a process of its
             own, before the call is made; or as soon as all are at rest.
+        orphans: No signal tells a child of the end of its parent (PR_SET_PDEATHSIG), as if
+            the kernel had not sent it.
 
     Returns:
         The child's process id, and the seconds until all were gone.
@@ -275,7 +283,7 @@ def killed(
     if pid == 0:
         _be_supervised(theirs, run, prepare, None)
     theirs.close()
-    supervisor = _Supervisor(pid, moment)
+    supervisor = _Supervisor(pid, moment, orphans=orphans)
     try:
         return pid, supervisor.kill(ours)
     finally:
@@ -342,10 +350,11 @@ def _program(numbers: list[int] | None) -> bytes:
 class _Supervisor:
     """Answers the kernel's questions about one process and its children."""
 
-    def __init__(self, pid: int, moment: int = 0) -> None:
+    def __init__(self, pid: int, moment: int = 0, *, orphans: bool = False) -> None:
         self.calls: list[Call] = []
         self._pid = pid
         self._moment = moment
+        self._orphans = orphans
         self._listener = -1
         self._fault: Fault | None = None
         self._fired = False
@@ -439,7 +448,8 @@ class _Supervisor:
         if self._seen == self._moment:
             self._kill()
         if self._moment:
-            return 0, 0, _CONTINUE
+            lost = self._orphans and number == _PRCTL and arguments[0] == _PR_SET_PDEATHSIG
+            return 0, 0, 0 if lost else _CONTINUE
         role = self._role(pid)
         if role is None:
             return 0, 0, _CONTINUE

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable, Collection
+from functools import partial
 
 import pytest
 from supervisor import killed
@@ -10,7 +11,7 @@ from workloads import LIMITED, MOUNTS, PLAIN, STAYING, TRUE, Workload
 
 import fingerprint
 from conftest import mounts
-from nsbox import _cgroup_layout
+from nsbox import Limits, Sandbox, _cgroup_layout
 from nsbox._cgroup_names import parse
 from nsbox.cgroup import remove_leftovers
 from support import in_child
@@ -51,6 +52,23 @@ def batch(workload: Workload, moments: list[int]) -> Callable[[], list[tuple[int
         return [killed(workload.act, before, moment) for moment in moments]
 
     return rounds
+
+
+def test_nobody_waits_for_a_caller_that_is_gone() -> None:
+    """A half-built child that the kernel has not told of it (it may have no right to) ends, too."""
+    moments = range(1, 130, 3)
+
+    def rounds() -> list[tuple[int, float]]:
+        fingerprint.prctl(fingerprint.PR_SET_CHILD_SUBREAPER, 1)
+        return [
+            killed(partial(box.run, TRUE), prepare_with_limits, moment, orphans=True)
+            for box in (Sandbox(hostname="new"), Sandbox(limits=Limits(memory="64M")))
+            for moment in moments
+        ]
+
+    callers, _ = zip(*in_child(rounds), strict=True)
+    remove_leftovers()
+    assert cgroups_of(callers) == set()
 
 
 @pytest.mark.long
