@@ -31,6 +31,7 @@ from _report import Summary
 from _spawners import Sampler, Unavailable
 from _worker import Worker
 from nsbox import Limits, Live, Pool, Sandbox
+from nsbox._request import DEFAULT_PATH
 from scaling import spawn_rate
 
 WARM_UP_ROUNDS = 5
@@ -62,11 +63,17 @@ def when_full(pools: Sequence[Pool], sample: Sampler) -> Sampler:
 
 
 def prepare_latency(
-    argv: Sequence[str], stack: contextlib.ExitStack
+    argv: Sequence[str], stack: contextlib.ExitStack, *, by_name: bool
 ) -> tuple[dict[str, Sampler], dict[str, str]]:
     """
     Set up every way to run a program; those that cannot be had here with the reason.
+
+    By name all but the C program look it up, in the same directories.
     """
+    path = list(argv)
+    if by_name:
+        argv = [os.path.basename(argv[0])]
+        os.environ["PATH"] = DEFAULT_PATH
     limited, plain = Sandbox(limits=LIMITS), Sandbox()
     pools = [stack.enter_context(plain.pool(2))]
     samplers = {
@@ -84,7 +91,7 @@ def prepare_latency(
         missing[POOL] = str(reason)
     try:
         view = _peers.default_view(stack)
-        samplers["floor (C)"] = _peers.prepare_floor(view, argv, stack)
+        samplers["floor (C)"] = _peers.prepare_floor(view, path, stack)
     except (Unavailable, OSError) as reason:
         missing["floor (C)"] = str(reason)
     return {name: when_full(pools, sample) for name, sample in samplers.items()}, missing
@@ -96,7 +103,7 @@ def measure_latency(options: argparse.Namespace) -> tuple[Samples, dict[str, str
     """
     argv = [os.path.realpath(shutil.which("true") or "/bin/true")]
     with contextlib.ExitStack() as stack:
-        samplers, missing = prepare_latency(argv, stack)
+        samplers, missing = prepare_latency(argv, stack, by_name=options.by_name)
         samples = _spawners.in_turn(samplers, options.rounds, WARM_UP_ROUNDS, options.seed)
     return {name: list(map(float, values)) for name, values in samples.items()}, missing
 
@@ -333,6 +340,9 @@ def parse_arguments() -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description="What is made ahead, and what stays.")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="default: all")
+    parser.add_argument(
+        "--by-name", action="store_true", help="latency: look the program up in PATH"
+    )
     parser.add_argument("--rounds", type=int, default=300, metavar="N", help="default: 300")
     parser.add_argument("--repeats", type=int, default=5, help="of each rate (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each rate (default: 2)")
