@@ -110,12 +110,6 @@ struct start {
 	char body[MOST_INLINE] __attribute__((aligned(8)));
 };
 
-static bool is_inheritable(int fd)
-{
-	long flags = sys(__NR_fcntl, fd, F_GETFD);
-	return flags >= 0 && !(flags & FD_CLOEXEC);
-}
-
 static bool add(struct start *start, int fd)
 {
 	if (start->packet.n_fds == MOST_DESCRIPTORS)
@@ -124,12 +118,15 @@ static bool add(struct start *start, int fd)
 	return true;
 }
 
-/* Hand on fd as target, or return why not. */
-static int hand_on(struct start *start, int fd, int target)
+/* Hand on fd as target, or return why not. `optional`: leave out what no exec would leave open. */
+static int hand_on(struct start *start, int fd, int target, bool optional)
 {
-	long err = sys(__NR_fcntl, fd, F_GETFD);
-	if (err < 0)
-		return (int)err;
+	long flags = sys(__NR_fcntl, fd, F_GETFD);
+
+	if (optional && (flags < 0 || flags & FD_CLOEXEC))
+		return 0;
+	if (flags < 0)
+		return (int)flags;
 	if (!add(start, fd))
 		return -E2BIG;
 	start->targets[start->head.n_fds++] = target;
@@ -141,18 +138,15 @@ static int add_descriptors(struct start *start, const struct nsbox_request *requ
 			   struct nsbox_result *result)
 {
 	for (int target = 0; target < 3; target++) {
-		int fd = request->stdio[target] < 0 ? target : request->stdio[target];
-		if (request->stdio[target] < 0 && !is_inheritable(fd))
-			continue;
-		int err = hand_on(start, fd, target);
+		bool own = request->stdio[target] < 0;
+		int fd = own ? target : request->stdio[target];
+		int err = hand_on(start, fd, target, own);
 		if (err < 0)
 			return failed(result, NSBOX_STEP_DUP, fd, err);
 	}
 	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
 		int fd = request->pass_fds[i];
-		if (request->flags & NSBOX_REQUEST_INHERIT_FDS && !is_inheritable(fd))
-			continue;
-		int err = hand_on(start, fd, fd);
+		int err = hand_on(start, fd, fd, request->flags & NSBOX_REQUEST_INHERIT_FDS);
 		if (err < 0)
 			return failed(result,
 				      err == -E2BIG ? NSBOX_STEP_MESSAGE : NSBOX_STEP_PASS_FD, fd,
