@@ -12,10 +12,9 @@
  * this memory until its exec, so the rules of child.c hold; it could be stopped on its
  * way, so nobody waits for it for ever (spawn.c).
  *
- * No libc: memory is what is below and does not grow. Nothing else is even mapped: neither
- * the stack that the kernel has made, with arguments and environment, nor the vdso.
+ * No libc: memory is what is below and in begin.c, and does not grow.
  */
-#include "internal.h"
+#include "init.h"
 #include "protocol.h"
 
 #include <fcntl.h>
@@ -31,23 +30,8 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 
-enum { MOST_PROCESSES = 1024, STACK_SIZE = 32 * 1024 };
-
 /* How many are reaped before the next look at the caller: there may be no end of them. */
 enum { REAP_AT_ONCE = 64 };
-
-/* What is watched beside the channels. */
-enum { POLL_CONTROL, POLL_CALLER, POLL_SIGNALS, POLL_CHANNELS };
-
-/*
- * What is written while nothing is asked for, on one page: the upper end of the stack, and
- * the first of what is watched.
- */
-enum { PAGE = 4096 };
-static struct {
-	char stack[STACK_SIZE + PAGE / 2];
-	struct pollfd polls[POLL_CHANNELS + MOST_PROCESSES];
-} own __attribute__((aligned(PAGE)));
 
 /* The processes that the caller has asked for: polls[POLL_CHANNELS + i] is pids[i]'s channel. */
 static struct pollfd *const polls = own.polls;
@@ -72,25 +56,6 @@ static uint32_t n_channels; /* of these, at the beginning: 1, or 0 if it is over
 static struct nsbox_plan plan;
 static struct nsbox_request request;
 static struct spawn spawn;
-
-/* ---- what the compiler calls ---------------------------------------- */
-
-void *memset(void *to, int value, size_t size)
-{
-	char *byte = to;
-	while (size--)
-		*byte++ = (char)value;
-	return to;
-}
-
-void *memcpy(void *restrict to, const void *restrict from, size_t size)
-{
-	char *target = to;
-	const char *source = from;
-	while (size--)
-		*target++ = *source++;
-	return to;
-}
 
 /* ---- answers -------------------------------------------------------- */
 
@@ -701,71 +666,6 @@ static long must(long ret)
 	return ret;
 }
 
-/*
- * Unmap all that is above this program. The kernel's stack is what costs: two pages, and a
- * branch of the page tables to itself, three more, for as long as the vdso is in it. How far
- * addresses go is found by trying. Where anything is sealed it all remains, and is no harm.
- */
-static void unmap_the_rest(void)
-{
-	enum { LARGEST_PAGE = 64 * 1024, MOST_BITS = 48, LEAST_BITS = 36 };
-	extern char _end[];
-	uint64_t start = ((uintptr_t)_end + LARGEST_PAGE - 1) & ~(uint64_t)(LARGEST_PAGE - 1);
-	long err = -EINVAL;
-
-	/* Less a page: on x86_64 the last is nobody's. */
-	for (int bits = MOST_BITS; err == -EINVAL && bits >= LEAST_BITS; bits--)
-		err = sys(__NR_munmap, start, (1ULL << bits) - PAGE - start);
-}
-
-/* Who holds the larger table for a moment: whether it may go, and (the kernel's word) if it runs.
- */
-struct holder {
-	uint32_t released;
-	uint32_t runs;
-};
-
-__attribute__((noreturn)) static void holder_main(void *argument)
-{
-	struct holder *holder = argument;
-
-	while (!__atomic_load_n(&holder->released, __ATOMIC_ACQUIRE))
-		futex_wait(&holder->released, 0);
-	for (;;)
-		sys(__NR_exit, 0); /* of this thread */
-}
-
-/*
- * The table of descriptors is a copy of the caller's: 8 bytes for each number up to the highest,
- * and no table ever shrinks. But who leaves a shared one gets a copy as large as it has to be.
- * So a thread has it too, for a moment, and ends with the old one; if there can be none, the
- * table stays as it is. (A process would be one of the world's, for whoever looks.)
- */
-static void shrink_table(void)
-{
-	/* Here, since this page is in use anyway. */
-	char holder_stack[512] __attribute__((aligned(16)));
-	struct holder holder = { .runs = 1 };
-	struct clone_call call = {
-		.flags = CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD,
-		.cgroup = -1,
-		.child_tid = &holder.runs,
-		.stack = holder_stack,
-		.stack_size = sizeof holder_stack,
-		.function = holder_main,
-		.argument = &holder,
-	};
-
-	if (clone_by_clone(&call) < 0)
-		return;
-	/* This closes nothing. */
-	nsbox_close_range(~0U, ~0U, CLOSE_RANGE_UNSHARE);
-	__atomic_store_n(&holder.released, 1, __ATOMIC_RELEASE);
-	futex_wake(&holder.released);
-	while (__atomic_load_n(&holder.runs, __ATOMIC_ACQUIRE))
-		futex_wait(&holder.runs, 1);
-}
-
 static void set_up(void)
 {
 	signal_mask mask = forwarded();
@@ -790,9 +690,7 @@ __attribute__((noreturn, used)) void init_main(long argc)
 	bool more = false;
 
 	set_up();
-	if (argc > 1)
-		shrink_table();
-	unmap_the_rest();
+	become_small(argc > 1);
 	for (;;) {
 		uint64_t look = look_at_newcomer();
 		const uint64_t limit[2] = { 0, more ? 0 : look };
@@ -815,17 +713,3 @@ __attribute__((noreturn, used)) void init_main(long argc)
 			exit_process(1);
 	}
 }
-
-__attribute__((used)) void *top_of_stack(void)
-{
-	return own.stack + sizeof own.stack;
-}
-
-/* The entry: the number of arguments, to a stack of our own, and nothing to return to. */
-#if defined(__x86_64__)
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov (%rsp), %rbx\n\tcall top_of_stack\n"
-	"\tmov %rax, %rsp\n\tmov %rbx, %rdi\n\tcall init_main\n\thlt\n");
-#elif defined(__aarch64__)
-__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tldr x19, [sp]\n"
-	"\tbl top_of_stack\n\tmov sp, x0\n\tmov x0, x19\n\tbl init_main\n\tbrk #0\n");
-#endif
