@@ -87,8 +87,8 @@ class Figures:
 
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup
-        self._lock = _RLock()
         self._owner = os.getpid()
+        self._lock = _RLock()
         self._reader: Reader | None = None
 
     def read(self) -> Reader | None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,9 +44,12 @@ from nsbox import (
     Step,
     Tmpfs,
 )
+from nsbox._cgroup_files import Reader
 from nsbox._child import Child
 from nsbox._control import Control, Mode
+from nsbox._fence import Figures
 from nsbox._request import Request
+from nsbox._stock import Member, Stock
 from nsbox.errors import spawn_error
 from support import (
     CHILD_DEADLINE,
@@ -284,9 +287,7 @@ def test_limits_of_a_cgroup() -> None:
     limits = Limits(memory="64M", pids=5, cpu=1.0)
     with Sandbox(limits=limits).pool(2) as pool:
         hungry = full(pool).run(["/bin/sh", "-c", "tail /dev/zero"])
-        forker = full(pool).run(
-            ["/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done"], stderr=DEVNULL
-        )
+        forker = full(pool).run(FORKER, stderr=DEVNULL)
         modest = full(pool).run(TRUE)
         assert [result.reason for result in (hungry, forker, modest)] == [
             Reason.MEMORY,
@@ -297,6 +298,78 @@ def test_limits_of_a_cgroup() -> None:
         assert modest.usage.memory_peak
         assert modest.usage.sources["memory_peak"].startswith("memory.")
         assert (pool.stats().warm, pool.stats().cold) == (3, 0)
+
+
+FORKER = ["/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done"]
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_figures_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for at once, later, or when nothing of the pool is left, they are the same."""
+    cleared: list[Member] = []
+    with Sandbox(limits=Limits(memory="64M", pids=5)).pool(2) as pool:
+        with monkeypatch.context() as patched:
+            # As if the thread had other things to do.
+            patched.setattr(Stock, "clear_away", lambda _, member: cleared.append(member))
+            at_once = full(pool).run(FORKER, stderr=DEVNULL)
+            assert at_once.reason is Reason.PIDS
+            later = full(pool).run(FORKER, stderr=DEVNULL)
+        for member in cleared:
+            pool._stock.clear_away(member)
+    assert later.reason is Reason.PIDS
+    assert pickle.loads(pickle.dumps(later)).reason is Reason.PIDS
+    assert at_once.usage.pids_refused
+    assert later.usage.pids_refused
+    assert at_once.usage.memory_peak
+    assert later.usage.memory_peak
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_figures_that_nobody_can_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not read when the result has been forgotten, and once when it has not."""
+    read: list[Cgroup] = []
+    reader = Cgroup.reader
+
+    def counted(cgroup: Cgroup, names: Iterable[str]) -> Reader:
+        read.append(cgroup)
+        return reader(cgroup, names)
+
+    monkeypatch.setattr(Cgroup, "reader", counted)
+    box = Sandbox(limits=Limits(memory="64M"))
+    with box.pool(1) as pool:
+        assert full(pool).run(TRUE).returncode == 0
+    assert not read
+    with box.pool(1) as pool:
+        kept = full(pool).run(TRUE)
+    assert len(read) == 1
+    assert kept.usage.memory_peak
+    assert len(read) == 1
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_figures_while_the_cgroup_is_removed() -> None:
+    """Threads that look, and the one that removes what they look at, agree."""
+    runs = 50
+    with (
+        Sandbox(limits=Limits(memory="64M", pids=5)).pool(2) as pool,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        for _ in range(runs):
+            result = pool.run(TRUE)
+            usages = list(threads.map(lambda result: result.usage, [result] * 4))
+            assert usages[0].memory_peak
+            assert usages == [usages[0]] * 4
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_figures_in_a_fork() -> None:
+    """What was not read before is not to be had there; nobody waits for a lock that is held."""
+    with Cgroup.create(Limits(memory="64M")) as cgroup:
+        figures = Figures(cgroup)
+        with figures._lock:
+            assert in_child(lambda: figures.read() is None)
+        assert figures.read() is not None
+        assert in_child(lambda: figures.read() is not None)
 
 
 @pytest.mark.usefixtures("cgroups")
