@@ -340,7 +340,9 @@ struct nsbox_result {
 	int32_t owner;  /* pid of the process that spawned */
 	uint32_t lock;
 	uint32_t waiters;
-	int64_t ended_at; /* CLOCK_MONOTONIC, ns: seen to have ended, and not yet told how; or 0 */
+	/* CLOCK_MONOTONIC, ns: the beginning, and when it was first seen to have ended, or 0. */
+	int64_t started_at;
+	int64_t ended_at;
 	struct nsbox_exit end;
 };
 
@@ -361,8 +363,9 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 		struct nsbox_dumpable *dumpable, struct nsbox_result *result);
 int nsbox_dumpable_wanted(struct nsbox_dumpable *dumpable);
 int nsbox_wait(struct nsbox_result *child, int timeout);
-/* Exit status, or -N for signal N; once it has ended. */
+/* Once it has ended: exit status, or -N for signal N, and nanoseconds since the beginning. */
 int nsbox_returncode(const struct nsbox_result *child);
+int64_t nsbox_wall_time(const struct nsbox_result *child);
 int nsbox_signal(struct nsbox_result *child, int sig);
 int nsbox_discard(struct nsbox_result *child);
 int nsbox_release(struct nsbox_result *child);

@@ -203,6 +203,7 @@ struct nsbox_result no_result(void)
 		.starter = -1,
 		.starting = -1,
 		.owner = (int32_t)sys(__NR_getpid),
+		.started_at = monotonic_time(),
 	};
 }
 
@@ -216,6 +217,12 @@ static void close_all(struct nsbox_result *child)
 	nsbox_close(&child->starting);
 }
 
+static void note_end(struct nsbox_result *child)
+{
+	if (!child->ended_at)
+		child->ended_at = monotonic_time();
+}
+
 /*
  * After a fork this is the parent's child. The lock is whatever it was at that
  * moment, and the copy of the descriptor is all that is ours.
@@ -227,6 +234,7 @@ static bool is_foreign(struct nsbox_result *child)
 	close_all(child);
 	if (!child->end.code)
 		child->end.code = CLD_EXITED; /* as Popen, assume success */
+	note_end(child);
 	return true;
 }
 
@@ -259,10 +267,8 @@ static bool is_unheard(struct nsbox_result *child)
 {
 	if (!is_readable(child->pidfd))
 		return false;
-	int64_t now = monotonic_time();
-	if (!child->ended_at)
-		child->ended_at = now;
-	return now - child->ended_at >= PATIENCE * 1000000LL &&
+	note_end(child);
+	return monotonic_time() - child->ended_at >= PATIENCE * 1000000LL &&
 	       (child->killed || is_reaped(child->pidfd));
 }
 
@@ -330,6 +336,8 @@ static int look(struct nsbox_result *child)
 		else
 			ret = child->init < 0 ? look_at_report(child) : look_at_init(child);
 	}
+	if (ret == 1)
+		note_end(child);
 	if (ret == 1 && !child->waiters)
 		close_all(child);
 	return ret;
@@ -451,6 +459,11 @@ int nsbox_wait(struct nsbox_result *child, int timeout)
 int nsbox_returncode(const struct nsbox_result *child)
 {
 	return child->end.code == CLD_EXITED ? child->end.status : -child->end.status;
+}
+
+int64_t nsbox_wall_time(const struct nsbox_result *child)
+{
+	return child->ended_at - child->started_at;
 }
 
 /* Whom a signal is for has to be known. The caller holds the lock. */

@@ -644,6 +644,7 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 		result->error = ENOMEM;
 		return -ENOMEM;
 	}
+	spawn->result.started_at = result->started_at;
 	spawn->request = request;
 	/* With a copy of the memory it is the copy's processes that share a fate. */
 	spawn->shielded = (request->flags & NSBOX_REQUEST_SHIELD) &&

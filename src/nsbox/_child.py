@@ -26,6 +26,11 @@ class End:
         self.returncode = int(lib.nsbox_returncode(record))
 
     @property
+    def wall_time(self) -> float:
+        """Seconds from the start of the spawn, until the end was seen."""
+        return float(lib.nsbox_wall_time(self._record) / 1e9)
+
+    @property
     def user_time(self) -> float:
         """Seconds."""
         return float(self._record.end.user_usec / 1e6)

@@ -110,22 +110,19 @@ class Verdict:
 
     Args:
         end: How the payload ended.
-        wall_time: Seconds.
         cause: The limit that nsbox has ended it for, if it was one.
         figures: Of its cgroup, if it had one.
     """
 
-    __slots__ = ("__weakref__", "_end", "_figures", "_usage", "_wall_time", "cause")
+    __slots__ = ("__weakref__", "_end", "_figures", "_usage", "cause")
 
     def __init__(
         self,
         end: End,
-        wall_time: float,
         cause: Reason | None = None,
         figures: Figures | None = None,
     ) -> None:
-        self._end, self._wall_time = end, wall_time
-        self.cause, self._figures = cause, figures
+        self._end, self.cause, self._figures = end, cause, figures
         self._usage: Usage | None = None
 
     def _read(self) -> Reader | None:
@@ -143,7 +140,7 @@ class Verdict:
     def usage(self, output: int | None = None) -> Usage:
         """Return all figures, and that one."""
         if self._usage is None:
-            usage, reader = _plain(self._end, self._wall_time), self._read()
+            usage, reader = _plain(self._end), self._read()
             self._usage = usage if reader is None else _measured(usage, reader)
         return self._usage if output is None else self._usage._replace(output=output)
 
@@ -277,18 +274,18 @@ class Fence:
 
     # ---- the end ----
 
-    def end(self, end: End, wall_time: float) -> Verdict:
+    def end(self, end: End) -> Verdict:
         """
         Return the verdict of a payload that has been reaped, and remove the cgroup.
 
         Any number of threads may ask, and a signal handler in the middle of it.
         """
         if self._owner != os.getpid():
-            return Verdict(end, wall_time)  # after a fork: the parent's
+            return Verdict(end)  # after a fork: the parent's
         with self._lock:
             verdict = self._verdict()
             if verdict is None:
-                verdict = self._conclude(end, wall_time)
+                verdict = self._conclude(end)
                 # A signal handler may have asked meanwhile: what it was told holds.
                 verdict = self._verdict() or verdict
                 self._told = ref(verdict)
@@ -298,7 +295,7 @@ class Fence:
     def _verdict(self) -> Verdict | None:
         return None if self._told is None else self._told()
 
-    def _conclude(self, end: End, wall_time: float) -> Verdict:
+    def _conclude(self, end: End) -> Verdict:
         """Figures are final when the cgroup is empty: what may still be in it is killed first."""
         figures = None
         if self._watch is not None:
@@ -308,7 +305,7 @@ class Fence:
                 with suppress(CgroupError):  # discard() will say so
                     self.cgroup.empty(_PATIENCE)
             figures = self._count(self.cgroup)
-        return Verdict(end, wall_time, self._cause(end), figures)
+        return Verdict(end, self._cause(end), figures)
 
     def _count(self, cgroup: Cgroup) -> Figures:
         """Return the figures of the cgroup, which is about to be removed."""
@@ -357,11 +354,11 @@ class Fence:
             warnings.warn(f"left behind: {error}", ResourceWarning, stacklevel=2)
 
 
-def _plain(end: End, wall_time: float) -> Usage:
+def _plain(end: End) -> Usage:
     """Return what is known without a cgroup."""
     voluntary, involuntary = end.switches
     return Usage(
-        wall_time=wall_time,
+        wall_time=end.wall_time,
         user_time=end.user_time,
         system_time=end.system_time,
         voluntary_switches=voluntary,

@@ -174,10 +174,10 @@ class Member(Fence):
     def prepare_next(self) -> None:
         """That is the thread's work."""
 
-    def _conclude(self, end: End, wall_time: float) -> Verdict:
+    def _conclude(self, end: End) -> Verdict:
         if self._stock.world.mode is Mode.LAST and self._control is not None:
             self._control.close()  # wait for the end of its init, and of all else
-        return super()._conclude(end, wall_time)
+        return super()._conclude(end)
 
     def _count(self, cgroup: Cgroup) -> Figures:
         # If nothing is left in it, the thread has the time, which removes it.

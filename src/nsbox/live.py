@@ -5,7 +5,6 @@ Made by ``Sandbox.open()``. Everything in it ends with the object, or with the c
 """
 
 import errno
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -65,7 +64,6 @@ class Live:
         self._spawn = spawn
         self._whole = whole
         self._plan = lowered.plan
-        self._started_at = time.monotonic()
         try:
             layers = any(op.code is Code.OVERLAY for op in self._plan.ops)
             self._control = Control(lowered, whole.open(), layers=layers, store=store, stays=True)
@@ -416,7 +414,7 @@ class Live:
         running = control is not None and control.close()
         end = None if control is None else control.init.wait(0)
         if end is not None:
-            self._whole.end(end, time.monotonic() - self._started_at)
+            self._whole.end(end)
         self._whole.discard()
         return running
 

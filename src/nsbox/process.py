@@ -158,7 +158,6 @@ class Process(subprocess.Popen[Any]):
     ) -> None:
         self._place = place
         self._child = Child(outlives=self._outlives)
-        self._started_at = time.monotonic()
         self.pty = terminal
         self._attended = attended
         self._controlling_terminal = controlling_terminal
@@ -185,7 +184,6 @@ class Process(subprocess.Popen[Any]):
         self = cls.__new__(cls)
         self.args, self._place = args, place
         self._child = Child()
-        self._started_at = time.monotonic()
         argv = _strings(args)
         if argv is None:
             argv, _ = _arguments(args, None, shell=False)
@@ -321,9 +319,8 @@ class Process(subprocess.Popen[Any]):
         end = self._child.wait(timeout)
         if end is None:
             return
-        wall_time = time.monotonic() - self._started_at
         fence = self._place.fence
-        self._verdict = Verdict(end, wall_time) if fence is None else fence.end(end, wall_time)
+        self._verdict = Verdict(end) if fence is None else fence.end(end)
         self.returncode = end.returncode
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:

@@ -254,7 +254,7 @@ def test_own_cgroup_and_deadline(cgroups: None, lowered: Lowered) -> None:
             child.signal(signal.SIGKILL)
         end = child.wait(-1)
         assert end is not None
-        assert fence.end(end, 0.3).reason == ("wall_time" if limits.wall_time else "signal")
+        assert fence.end(end).reason == ("wall_time" if limits.wall_time else "signal")
     assert works(control)
     control.close()
 
