@@ -66,7 +66,7 @@ static int try_to_make(struct nsbox_cgroup *cgroup)
 	if (err < 0)
 		return err;
 	path = skip(path, cgroup->form.n_entrances);
-	return nsbox_open_figures(path, cgroup->form.n_figures, &cgroup->figures);
+	return open_figures(path, cgroup->form.n_figures, &cgroup->figures);
 }
 
 static int make_cgroup(struct nsbox_cgroup *cgroup)
@@ -293,7 +293,7 @@ int nsbox_cgroup_read(struct nsbox_cgroup_holder *holder, char *buffer, uint32_t
 
 	if (!cgroup)
 		return -ENOENT;
-	int used = nsbox_read_opened(&cgroup->figures, buffer, size);
+	int used = read_opened(&cgroup->figures, buffer, size);
 	pthread_mutex_unlock(&holder->maker->lock);
 	return used;
 }

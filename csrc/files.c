@@ -27,15 +27,20 @@ int nsbox_write_files(const char *items, uint32_t count, uint32_t *done)
 	return 0;
 }
 
-/* What is in a file, which the kernel gives whole in one read; return how much that is. */
-static size_t read_file(const char *path, char *buffer, size_t size)
+/*
+ * What is in a file, which the kernel gives whole in one read; return how much that is, or that
+ * it cannot be opened now.
+ */
+static long read_file(const char *path, char *buffer, size_t size)
 {
 	long fd = RETRY(sys(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0));
+	if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM)
+		return fd;
 	if (fd < 0)
 		return 0;
 	long got = RETRY(sys(__NR_read, fd, buffer, size));
 	sys(__NR_close, fd);
-	return got < 0 ? 0 : (size_t)got;
+	return got < 0 ? 0 : got;
 }
 
 int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t size)
@@ -46,7 +51,10 @@ int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t s
 		return -ENOBUFS;
 	for (uint32_t left = count; left > 0; left--) {
 		/* What is left finds room for a NUL each. */
-		used += read_file(paths, buffer + used, size - used - left);
+		long got = read_file(paths, buffer + used, size - used - left);
+		if (got < 0)
+			return (int)got;
+		used += (size_t)got;
 		buffer[used++] = '\0';
 		paths = after(paths);
 	}
@@ -66,7 +74,7 @@ int nsbox_open_files(const char *paths, uint32_t count, int flags, struct nsbox_
 	return 0;
 }
 
-int nsbox_open_figures(const char *paths, uint32_t count, struct nsbox_files *files)
+int open_figures(const char *paths, uint32_t count, struct nsbox_files *files)
 {
 	if (count > sizeof files->fds / sizeof files->fds[0])
 		return -E2BIG;
@@ -81,7 +89,7 @@ int nsbox_open_figures(const char *paths, uint32_t count, struct nsbox_files *fi
 	return 0;
 }
 
-int nsbox_read_opened(const struct nsbox_files *files, char *buffer, uint32_t size)
+int read_opened(const struct nsbox_files *files, char *buffer, uint32_t size)
 {
 	uint32_t left = files->count;
 	size_t used = 0;

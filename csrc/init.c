@@ -227,8 +227,7 @@ static bool is_whole(const struct start_request *head)
 
 	return head->in_memfd <= 1 && head->body_size <= MOST_BODY && arrays < head->body_size &&
 	       head->cwd >= arrays && head->cwd < head->body_size && descriptors == n_fds &&
-	       head->mode <= NSBOX_START_REPLACE &&
-	       (n_channels || head->mode == NSBOX_START_REPLACE);
+	       head->mode <= NSBOX_START_REPLACE;
 }
 
 /* The descriptors for the process, after the channel: those for 0, 1, 2, and the others. */
@@ -496,9 +495,9 @@ static bool serve_start(uint64_t size)
 	const struct start_request *head = (const struct start_request *)message;
 	char *body = message + sizeof *head;
 
-	if (size < sizeof *head || head->over_control > 1)
+	if (size < sizeof *head)
 		return false;
-	n_channels = !head->over_control;
+	n_channels = !is_over_control(head);
 	if (!is_whole(head))
 		return false;
 	if (head->in_memfd) {
@@ -587,8 +586,8 @@ static void take_fds(const struct cmsghdr *head, size_t size)
 }
 
 /*
- * Not all descriptors fitted in; without the channel, the caller sees that close. Returns
- * whether there is to be another request.
+ * Not all descriptors fitted in; without the channel, the caller sees that close. Returns false
+ * for the request after which there would be no other: it may be tried elsewhere.
  */
 static bool answer_no_room(uint64_t size)
 {
@@ -600,12 +599,12 @@ static bool answer_no_room(uint64_t size)
 		.index = -1,
 	};
 	const struct start_request *head = (const struct start_request *)message;
-	bool over_control =
-		size >= sizeof *head && head->kind == REQUEST_START && head->over_control;
 
-	if (over_control || n_fds)
-		answer(over_control ? INIT_CONTROL : fds[0], &reply, -1);
-	return !over_control;
+	if (size >= sizeof *head && head->kind == REQUEST_START && is_over_control(head))
+		return false;
+	if (n_fds)
+		answer(fds[0], &reply, -1);
+	return true;
 }
 
 /* One message from the caller; false ends everything. */

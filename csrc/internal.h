@@ -280,6 +280,14 @@ void close_terminal_sockets(struct spawn *spawn);
 int open_slave_of(int master, const struct nsbox_request *request);
 /* watcher.c */
 int watch_begin(struct nsbox_watch *watch, int pidfd);
+/* view.c: whether the calling thread sees the same, as of the views behind it. */
+int view_holds(const struct nsbox_view *view);
+/*
+ * files.c: as nsbox_open_files, to read, but those that this host does not have stay closed; and
+ * as nsbox_read_files.
+ */
+int open_figures(const char *paths, uint32_t count, struct nsbox_files *files);
+int read_opened(const struct nsbox_files *files, char *buffer, uint32_t size);
 /* layers.c */
 int hand_out_layers(struct spawn *spawn, uint32_t index);
 /* mounts.c */

@@ -1,9 +1,9 @@
 /*
  * messages.c - what a caller says to an nsbox-init, and how it hears the answers.
  *
- * A request is one message, and its answers come over a channel of its own. The init is
- * inside of the sandbox: an answer that is not what it should be is the end of it, and
- * nobody waits for one that does not come.
+ * A request is one message, and its answers come over a channel of its own, or, if there will
+ * be no other, over the same socket. The init is inside of the sandbox: an answer that is not what
+ * it should be is the end of it, and nobody waits for one that does not come.
  */
 #include "control.h"
 
@@ -172,7 +172,7 @@ static void take_control(struct answer *answer, const struct cmsghdr *head, size
 			memcpy(&sender, CMSG_DATA(head), sizeof sender);
 			answer->pid = sender.pid;
 		} else if (head->cmsg_type == SCM_RIGHTS) {
-			/* There may be room for a second, which nobody has asked for. */
+			/* There may be room for others, which nobody has asked for. */
 			for (size_t i = CMSG_LEN(0); i + sizeof fd <= head->cmsg_len;
 			     i += sizeof fd) {
 				nsbox_close(&answer->fd);
@@ -203,8 +203,9 @@ int receive(int channel, struct answer *answer)
 	answer->pid = 0;
 	answer->fd = -1;
 	long size = sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	/* Told once, and first: that what we have said was not all read. */
 	if (size == -ECONNRESET)
-		size = 0;
+		size = sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (size < 0)
 		return (int)size;
 	take_control(answer, &control.head, message.msg_controllen);

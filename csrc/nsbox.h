@@ -331,7 +331,7 @@ struct nsbox_result {
 	int32_t control;
 	/*
 	 * Of an attended start: what has been heard of it, the pidfd of the init that was asked, or
-	 * the channel of the one that becomes the process; or -1.
+	 * the control socket of the one that becomes the process; or -1.
 	 */
 	int32_t heard; /* enum heard */
 	int32_t starter;
@@ -376,9 +376,12 @@ enum nsbox_start_mode {
 	NSBOX_START_REPLACE /* the init becomes it */
 };
 
-/* An init in a world of its own (control.c). Any number of threads may use it. */
+/*
+ * An init in a world of its own (control.c). Any number of threads may use it, but the start with
+ * which that ends (LAST, REPLACE) is alone.
+ */
 struct nsbox_control {
-	int32_t socket; /* -1 once it is closed */
+	int32_t socket; /* -1 once it is closed, or the last process's */
 	/* -- */
 	int32_t owner; /* as in nsbox_result */
 	uint32_t lock;
@@ -449,9 +452,8 @@ int nsbox_find_directory(const int32_t *fds, uint32_t n);
 /*
  * Several small files in one call (files.c). Write: count paths and texts by turns, *done
  * of them when one fails. Read: each text ends with a NUL, and is empty if its file cannot
- * be read; returns the size of them all. Open, close-on-exec: files->count of them when one
- * fails. Figures: the same to be read, but those that this host does not have stay closed.
- * Close: without effect the second time.
+ * be read; returns the size of them all, or -errno if there are no descriptors left. Open,
+ * close-on-exec: files->count of them when one fails. Close: without effect the second time.
  */
 struct nsbox_files {
 	uint32_t count;
@@ -460,8 +462,6 @@ struct nsbox_files {
 int nsbox_write_files(const char *items, uint32_t count, uint32_t *done);
 int nsbox_read_files(const char *paths, uint32_t count, char *buffer, uint32_t size);
 int nsbox_open_files(const char *paths, uint32_t count, int flags, struct nsbox_files *files);
-int nsbox_open_figures(const char *paths, uint32_t count, struct nsbox_files *files);
-int nsbox_read_opened(const struct nsbox_files *files, char *buffer, uint32_t size);
 int nsbox_close_files(struct nsbox_files *files);
 
 /* What a thread waits for that works in the background (bell.c). */
@@ -496,7 +496,6 @@ struct nsbox_view {
 	const struct nsbox_view *next; /* one that has to hold with it; or NULL */
 };
 int nsbox_view_take(struct nsbox_view *view);
-int nsbox_view_holds(const struct nsbox_view *view);
 int nsbox_view_close(struct nsbox_view *view);
 
 /* The watcher of this process, or NULL without memory; one is enough, and is never freed. */

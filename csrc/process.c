@@ -324,7 +324,6 @@ static int look(struct nsbox_result *child)
 {
 	int ret = 1;
 
-	/* In this order: what the init has said until its end is there. */
 	if (is_unnamed(child)) {
 		hear_start(child);
 		if (is_unnamed(child))

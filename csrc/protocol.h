@@ -14,6 +14,7 @@
 
 #include "nsbox.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { PROTOCOL_VERSION = 3 };
@@ -32,8 +33,8 @@ enum {
 /*
  * Start a process. If it is attended (flags), nobody waits to hear that it executes: then
  * its end is told next, or why it has none. With the message come, in this order, descriptors of:
- * the channel, unless it is over_control; n_fds files for the process; n_tasks files of cgroups,
- * for the child to write "0" to; a memfd with the body, if that is not behind this header.
+ * the channel, unless it is over the control; n_fds files for the process; n_tasks files of
+ * cgroups, for the child to write "0" to; a memfd with the body, if that is not behind this header.
  *
  * The body has, one behind the other: the strings' addresses, as offsets in the body, 0
  * for NULL, in three arrays that end with it (executables, argv, envp); n_rlimits of
@@ -62,9 +63,13 @@ struct start_request {
 	uint32_t n_tasks;
 	uint32_t n_fds;
 	uint32_t in_memfd;
-	uint32_t over_control; /* of NSBOX_START_REPLACE only */
-	uint32_t unused;
 };
+
+/* Nobody asks such an init for anything else, nor hears of it before the process has ended. */
+static inline bool is_over_control(const struct start_request *head)
+{
+	return head->mode == NSBOX_START_REPLACE && head->flags & NSBOX_REQUEST_ATTENDED;
+}
 
 /*
  * Open a file: with the rights of the init, which are the payload's. The body is its path,
@@ -96,7 +101,7 @@ struct reply {
 	struct nsbox_exit end;
 };
 
-_Static_assert(sizeof(struct start_request) == 112, "no gaps");
+_Static_assert(sizeof(struct start_request) == 104, "no gaps");
 _Static_assert(sizeof(struct open_request) == 24, "no gaps");
 _Static_assert(sizeof(struct reply) == 64, "no gaps");
 

@@ -178,7 +178,6 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		     const struct nsbox_request *request, int mode)
 {
 	bool late = request->flags & NSBOX_REQUEST_LATE_FILTER;
-	bool attended = request->flags & NSBOX_REQUEST_ATTENDED;
 
 	*head = (struct start_request){
 		.version = PROTOCOL_VERSION,
@@ -199,8 +198,6 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		.n_envp = count(request->envp),
 		.n_rlimits = plan->n_rlimits + request->n_rlimits,
 		.filter_length = late ? plan->filter_length : 0,
-		/* Of an attended process that the init becomes nobody hears before its end. */
-		.over_control = attended && mode == NSBOX_START_REPLACE,
 	};
 	sys(__NR_rt_sigprocmask, SIG_BLOCK, NULL, &head->mask, sizeof(signal_mask));
 }
@@ -232,7 +229,7 @@ static int fill(struct start *start, const struct nsbox_plan *plan,
 {
 	start->procs = start->memfd = -1;
 	set_head(&start->head, plan, request, mode);
-	start->packet.n_fds = !start->head.over_control;
+	start->packet.n_fds = !is_over_control(&start->head);
 	if (add_descriptors(start, request, result) < 0 || add_cgroups(start, request, result) < 0)
 		return -1;
 	return add_body(start, plan, request, result);
@@ -412,7 +409,7 @@ static int await_replacement(int channel, struct nsbox_control *control, int ini
 	return 0;
 }
 
-/* Nothing else can be started by that init. */
+/* Nothing else is started by that init, nor was by another thread at the same time. */
 static int32_t take_socket(struct nsbox_control *control)
 {
 	lock(&control->lock);
@@ -556,7 +553,7 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 	long err = 0;
 
 	enum nsbox_step step = send_request(socket, init, gate, parts, n, &start->packet,
-					    start->head.over_control ? NULL : &channel, &err);
+					    is_over_control(&start->head) ? NULL : &channel, &err);
 	if (step)
 		return failed(result, step, -1, err);
 	bool replaced = start->head.mode == NSBOX_START_REPLACE;
@@ -608,7 +605,7 @@ int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
 	int init = borrow_pidfd(control->init);
 	int err = init < 0 || is_readable(init) ? -ESRCH : 0;
 	/* A world that was made before, and would be another now. */
-	if (err == 0 && !nsbox_view_holds(request->view))
+	if (err == 0 && !view_holds(request->view))
 		err = -ESTALE;
 	if (err < 0)
 		failed(result, NSBOX_STEP_INIT, -1, err);

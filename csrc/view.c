@@ -74,7 +74,7 @@ static bool holds(const struct nsbox_view *view)
 }
 
 /* Whether the calling thread sees the same, as of the views behind it. */
-int nsbox_view_holds(const struct nsbox_view *view)
+int view_holds(const struct nsbox_view *view)
 {
 	for (; view; view = view->next)
 		if (!holds(view))

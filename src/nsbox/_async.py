@@ -17,11 +17,12 @@ from typing import IO, Any, Final, NoReturn, Self, Unpack
 from ._calls import Descriptor
 from ._layers import Enforced
 from ._output import Captured, encoded
+from ._payload import Args
 from ._run import STREAM_LIMIT, SpawnOptions, prepare
 from ._streams import ReadPipe, WritePipe
 from .cgroup import Cgroup
 from .errors import PlanError
-from .process import Args, Process, ProcessNamespaces
+from .process import Process, ProcessNamespaces
 from .result import Reason, Result, Usage
 from .terminal import Terminal
 
@@ -281,7 +282,7 @@ class _View:
     def __init__(self, process: AsyncProcess, loop: asyncio.AbstractEventLoop) -> None:
         self._process = weakref.ref(process)
         self._loop = loop
-        child = process._process._child
+        child = process._process._payload.child
         self._watched = [Descriptor.duplicate(fd) for fd in child.signs_of_end()]
         for descriptor in self._watched:
             loop.add_reader(descriptor.fileno(), self._note_end, descriptor)

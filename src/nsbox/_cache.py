@@ -12,6 +12,7 @@ from ._bridge import Lowered
 from ._compile import compile_plan
 from ._fence import Fence, Site, Terms
 from ._host import Host
+from ._payload import Args
 from ._plan import Description
 from ._request import Environment
 from ._spares import Store
@@ -20,7 +21,7 @@ from ._whole import Whole, terms_of
 from .cgroup import CgroupArg, check_parent
 from .limits import NO_LIMITS, Limits
 from .namespace import Namespace
-from .process import Args, Process
+from .process import Process
 
 _T = TypeVar("_T")
 

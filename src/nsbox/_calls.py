@@ -98,7 +98,7 @@ class Descriptor:
 
 
 class Descriptors:
-    """Several open files, as a Descriptor is one: opened, read and closed in one call each."""
+    """Several open files, as a Descriptor is one: opened and closed in one call each."""
 
     def __init__(self, paths: Sequence[str], flags: int) -> None:
         """
@@ -145,11 +145,17 @@ def read_files(paths: Sequence[str]) -> list[str]:
 
     Args:
         paths: A few of them; more than 32 KiB together are cut.
+
+    Raises:
+        OSError: If there are no descriptors left.
     """
     joined = _joined(paths)
-    return read_texts(
-        lambda buffer, size: lib.nsbox_read_files(joined, len(paths), buffer, size), len(paths)
-    )
+
+    def read(buffer: Any, size: int) -> int:
+        got = int(lib.nsbox_read_files(joined, len(paths), buffer, size))
+        return got if got >= 0 else _fail(got)
+
+    return read_texts(read, len(paths))
 
 
 def read_texts(read: Callable[[Any, int], int], count: int) -> list[str]:

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 from weakref import ref
 
 from ._calls import Descriptors
@@ -79,26 +79,34 @@ class Figures:
     """
     What a cgroup has counted, at the end of a run, while it is still there.
 
-    They are read once: by whoever asks first, or before the cgroup is removed.
+    They are read by whoever asks first, or before the cgroup is removed.
 
     Args:
         cgroup: Whose. Nothing is in it any more.
     """
 
     def __init__(self, cgroup: Cgroup) -> None:
-        self._cgroup = cgroup
+        self._cgroup: Cgroup | None = cgroup  # None when they have been read
         self._owner = os.getpid()
         self._lock = _RLock()
         self._reader: Reader | None = None
 
     def read(self) -> Reader | None:
-        """Return them; None in a fork, if they had not been read before that."""
-        # Looked at first: nobody in a fork may come back from who had the lock.
+        """
+        Return them; None if the cgroup is gone, and in a fork, if they were not read before that.
+
+        Raises:
+            CgroupError: If there are no descriptors left. Nothing is lost then.
+        """
+        # Not the lock of a thread that is not in this fork.
         if self._reader is None and self._owner == os.getpid():
             with self._lock:
-                if self._reader is None:
-                    self._reader = self._cgroup.reader(MEASURED)
-                    del self._cgroup  # who keeps the result keeps these only
+                cgroup = self._cgroup
+                if self._reader is None and cgroup is not None and not cgroup.closed:
+                    reader = cgroup.reader(MEASURED)
+                    # A signal handler may have read them meanwhile.
+                    self._reader = self._reader or reader
+                    self._cgroup = None
         return self._reader
 
 
@@ -125,13 +133,14 @@ class Verdict:
         self._end, self.cause, self._figures = end, cause, figures
         self._usage: Usage | None = None
 
-    def _read(self) -> Reader | None:
+    def read(self) -> Reader | None:
+        """Read the figures, if there are some, while they are there."""
         return None if self._figures is None else self._figures.read()
 
     @property
     def reason(self) -> Reason:
         """By the kernel's counters and by what nsbox itself did, in a fixed order."""
-        reader = self._read()
+        reader = self.read()
         counted = None if reader is None else reader.first_above_zero(_COUNTED)
         if counted is not None:
             return _COUNTED[counted]
@@ -140,9 +149,16 @@ class Verdict:
     def usage(self, output: int | None = None) -> Usage:
         """Return all figures, and that one."""
         if self._usage is None:
-            usage, reader = _plain(self._end), self._read()
+            usage, reader = _plain(self._end), self.read()
             self._usage = usage if reader is None else _measured(usage, reader)
         return self._usage if output is None else self._usage._replace(output=output)
+
+
+class Concluded(Protocol):
+    """What gets a verdict: an object with attributes of its own."""
+
+    attended: bool
+    verdict: Verdict | None
 
 
 class Fence:
@@ -151,7 +167,7 @@ class Fence:
     cgroup: Cgroup | None = None
     degraded: frozenset[str] = frozenset()
     output_reached = False
-    _told: ref[Verdict] | None = None  # the verdict; who has been told it keeps it
+    _told: ref[Verdict] | None = None  # whose process keeps it
     _watch: Watch | None = None
 
     def __init__(self, terms: Terms, site: "Site") -> None:
@@ -263,7 +279,9 @@ class Fence:
         if self.cgroup is None or self.cgroup.closed or limit is None:
             return
         # Not by the errno: that differs from call to call (ENOMEM, ENFILE, ENOSPC).
-        peak = self.cgroup.stats().memory_peak
+        peak = None
+        with suppress(CgroupError):
+            peak = self.cgroup.stats().memory_peak
         if peak is not None and peak >= int(limit) - _PAGE:
             error.hint = f"the limit memory={limit} is below what starting needs"
 
@@ -274,28 +292,26 @@ class Fence:
 
     # ---- the end ----
 
-    def end(self, end: End) -> Verdict:
+    def end(self, end: End, payload: Concluded) -> None:
         """
-        Return the verdict of a payload that has been reaped, and remove the cgroup.
+        Tell a payload that has been reaped its verdict, and remove the cgroup.
 
-        Any number of threads may ask, and a signal handler in the middle of it.
+        Any number of threads may ask, and a signal handler in the middle of it; one that
+        raises undoes nothing.
         """
         if self._owner != os.getpid():
-            return Verdict(end)  # after a fork: the parent's
+            payload.verdict = Verdict(end)  # after a fork: the parent's
+            return
         with self._lock:
-            verdict = self._verdict()
+            verdict = payload.verdict
             if verdict is None:
-                verdict = self._conclude(end)
-                # A signal handler may have asked meanwhile: what it was told holds.
-                verdict = self._verdict() or verdict
-                self._told = ref(verdict)
+                verdict = self._conclude(end, attended=payload.attended)
+                # In one step. A handler may have asked meanwhile: what it was told holds.
+                verdict = vars(payload).setdefault("verdict", verdict)
+            self._told = ref(verdict)
             self.discard()
-            return verdict
 
-    def _verdict(self) -> Verdict | None:
-        return None if self._told is None else self._told()
-
-    def _conclude(self, end: End) -> Verdict:
+    def _conclude(self, end: End, *, attended: bool) -> Verdict:
         """Figures are final when the cgroup is empty: what may still be in it is killed first."""
         figures = None
         if self._watch is not None:
@@ -304,13 +320,20 @@ class Fence:
             if not self._terms.sole and not self._terms.spares:
                 with suppress(CgroupError):  # discard() will say so
                     self.cgroup.empty(_PATIENCE)
-            figures = self._count(self.cgroup)
+            figures = self._count(self.cgroup, attended=attended)
         return Verdict(end, self._cause(end), figures)
 
-    def _count(self, cgroup: Cgroup) -> Figures:
-        """Return the figures of the cgroup, which is about to be removed."""
+    def _count(self, cgroup: Cgroup, *, attended: bool) -> Figures:
+        """
+        Return the figures of the cgroup, which is about to be removed.
+
+        Args:
+            cgroup: Which.
+            attended: Nobody else has it.
+        """
         figures = Figures(cgroup)
-        figures.read()
+        with suppress(CgroupError):
+            figures.read()
         return figures
 
     def _cause(self, end: End) -> Reason | None:

@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import IO, Any, Final, TypedDict, Unpack
 
+from ._payload import Args, Attended
 from ._values import PathArg, check_timeout
 from .errors import PlanError, PlanTypeError
-from .process import Args, Process
+from .process import Process
 from .result import Result
 from .terminal import Terminal, check_size, size_of_caller
 
@@ -68,8 +69,12 @@ class RunOptions(SpawnOptions, total=False):
     check: bool
 
 
+Running = Attended | Process
+"""What a run has begun."""
+
+
 def run(
-    spawn: Callable[..., Process],
+    attend: Callable[..., Running],
     args: Args,
     *,
     drain: bool,
@@ -83,14 +88,16 @@ def run(
     Spawn, communicate, and return the result: see Sandbox.run.
 
     Args:
-        spawn: Takes args and options.
+        attend: Takes args and options.
         drain: With the payload die all who could hold its pipes open.
     """
     if timeout is not None or input is not None or capture_output:
         prepare(options, input, timeout, capture_output=capture_output)
-    process = spawn(args, **options)
-    stdout, stderr = _communicate(process, input, timeout, drain=drain)
-    result = process.result(stdout, stderr)
+    running = attend(args, **options)
+    if isinstance(running, Attended):
+        result = running.finish(timeout)
+    else:
+        result = running.result(*_communicate(running, input, timeout, drain=drain))
     if check:
         result.check_returncode()
     return result
@@ -165,7 +172,8 @@ def _communicate(
     it. A Process that nobody holds any more is killed in any case.
     """
     try:
-        return process.finish(input, timeout)
+        process.prepare_next()
+        return process.communicate(input, timeout)
     except BaseException as error:
         process.kill()
         with process:

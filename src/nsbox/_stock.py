@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
-from weakref import ref
 
 from ._bell import Bell
 from ._bridge import Lowered
@@ -25,12 +24,14 @@ from ._calls import Descriptor
 from ._child import Child, End
 from ._control import Control, Mode
 from ._fence import Fence, Figures, Site, Terms, Verdict
+from ._payload import Starter
 from ._request import Placement, Request
+from ._run import Running
 from ._spares import Store
 from ._view import View
 from .cgroup import Cgroup
-from .errors import PlanError, SpawnError
-from .process import Process, Starter
+from .errors import CgroupError, PlanError, SpawnError
+from .process import Process
 
 _FIRST_PAUSE: Final = 0.05
 
@@ -76,7 +77,8 @@ class World(NamedTuple):
     What a pool needs to know of its Sandbox.
 
     Args:
-        spawn: Spawns as it does, by a given start and within a given fence.
+        spawn: Spawns as it does, in a given place, and
+        attend: Likewise, for a thread that waits for the end.
         start: Starts a process in a fresh world.
         lowered: Returns its plan for the present caller.
         store: Returns what is made ahead for a plan, if something is.
@@ -86,6 +88,7 @@ class World(NamedTuple):
     """
 
     spawn: Callable[..., Process]
+    attend: Callable[..., Running]
     start: Starter
     lowered: Callable[[], Lowered]
     store: Callable[[Lowered], Store | None]
@@ -120,7 +123,6 @@ class Member(Fence):
     """
 
     _control: Control | None = None
-    _counted: ref[Figures] | None = None
     _watched: Placement | None = None
     _given_back = False
 
@@ -174,27 +176,24 @@ class Member(Fence):
     def prepare_next(self) -> None:
         """That is the thread's work."""
 
-    def _conclude(self, end: End) -> Verdict:
+    def _conclude(self, end: End, *, attended: bool) -> Verdict:
         if self._stock.world.mode is Mode.LAST and self._control is not None:
             self._control.close()  # wait for the end of its init, and of all else
-        return super()._conclude(end)
+        return super()._conclude(end, attended=attended)
 
-    def _count(self, cgroup: Cgroup) -> Figures:
-        # If nothing is left in it, the thread has the time, which removes it.
-        if not self._terms.sole:
-            return super()._count(cgroup)
-        figures = Figures(cgroup)
-        self._counted = ref(figures)
-        return figures
+    def _count(self, cgroup: Cgroup, *, attended: bool) -> Figures:
+        # Where nothing is left in it, and nobody else can remove it, the thread has the time.
+        alone = self._terms.sole and attended and not isinstance(self._terms.parent, Cgroup)
+        return Figures(cgroup) if alone else super()._count(cgroup, attended=attended)
 
     def discard(self) -> None:
         """Let the thread remove it; without effect the second time."""
         if self._given_back:
             return
-        self._given_back = True
         if self._told is None:
             self.release()
         self._stock.clear_away(self)
+        self._given_back = True  # twice does no harm
 
     # ---- its end ----
 
@@ -202,14 +201,18 @@ class Member(Fence):
         """Kill what there is, and remove it; without effect the second time."""
         if self._control is not None:
             self._control.close()
-        # Somebody may still look at them.
-        figures = None if self._counted is None else self._counted()
-        if figures is not None:
-            figures.read()
-        super().discard()
         self._view.close()
         while self._held:
             self._held.pop().close()
+        with suppress(CgroupError):  # there are descriptors now, if nobody else took them
+            self.read_figures()
+        super().discard()
+
+    def read_figures(self) -> None:
+        """Read the figures of its cgroup, if somebody may still ask for them."""
+        verdict = None if self._told is None else self._told()
+        if verdict is not None:
+            verdict.read()
 
 
 _members: Final[weakref.WeakSet[Member]] = weakref.WeakSet()
@@ -376,6 +379,18 @@ class Stock:
 _open: Final[weakref.WeakSet[Stock]] = weakref.WeakSet()
 
 
+def _read_all() -> None:
+    """Before a fork, which has no cgroups to read."""
+    while True:
+        try:
+            members = list(_members)
+            break
+        except RuntimeError:
+            continue  # another thread has added one meanwhile
+    for member in members:
+        member.read_figures()
+
+
 def _forget_all() -> None:
     for stock in list(_open):
         stock.forget()
@@ -392,5 +407,5 @@ def _close_all() -> None:
         warnings.warn(f"a pool of {size} was not closed", ResourceWarning, stacklevel=2)
 
 
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(before=_read_all, after_in_child=_forget_all)
 atexit.register(_close_all)

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Final
 
+from ._payload import Args
 from .errors import UnsupportedError
-from .process import Args, Process
+from .process import Process
 
 Constructor = Callable[[Process, Args, dict[str, Any]], None]
 
@@ -53,9 +54,10 @@ class BoundPopen(Process):
         _warn: Callable[..., None] = warnings.warn,
         _getpid: Callable[[], int] = os.getpid,
     ) -> None:
-        child = getattr(self, "_child", None)
-        if child is None:
+        payload = getattr(self, "_payload", None)
+        if payload is None:
             return
+        child = payload.child
         # Whoever gives a Popen up without waiting for it expects the process to go on.
         if child.record.owner == _getpid():
             super(Process, self).__del__()

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Final
@@ -153,7 +154,8 @@ class Whole(Fence):
         """Tell whether the OOM killer has ended the init, and everything with it."""
         seat = self._seat or self.cgroup
         if self.fenced and seat is not None and not seat.closed:
-            self._ran_out = bool(seat.events().oom_kills)
+            with suppress(CgroupError):
+                self._ran_out = bool(seat.events().oom_kills)
         return self._ran_out
 
     def leave(self, cgroup: Cgroup) -> None:

@@ -189,7 +189,9 @@ class Cgroup:
             return Reader(ahead.form.found, ahead.read())
         directories = self.by_controller()
         files, found = find(tuple(directories), names)
-        return Reader(found, _calls.read_files([f"{directories[at]}/{file}" for at, file in files]))
+        paths = [f"{directories[at]}/{file}" for at, file in files]
+        with reported(self.directories[0]):
+            return Reader(found, _calls.read_files(paths))
 
     def by_controller(self) -> dict[Place, str]:
         """Return its directories by controller and version of the hierarchy."""

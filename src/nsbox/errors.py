@@ -259,10 +259,9 @@ class SpawnError(NsboxError, OSError):
         filename: The same, under the name that OSError gives it.
         index: Position in ``Sandbox.explain()``'s operations, or -1.
         hint: What to do about it, or None.
-        attended: It came with the end of a run, and not with its spawn.
     """
 
-    attended = False
+    _attended = False  # it came with the end of a run, and not with its spawn
 
     def __init__(
         self,

@@ -19,16 +19,17 @@ from ._changes import MOST, Change, ChangeKind, Stack, changes_of
 from ._child import Child
 from ._compile import rlimits_of
 from ._control import Control
+from ._payload import Args, FixedPlace, Place
 from ._plan import Code, OpFlag
 from ._request import Request
-from ._run import STREAM_LIMIT, SpawnOptions, run
+from ._run import STREAM_LIMIT, Running, SpawnOptions, run
 from ._spares import Store
 from ._values import PathArg, check_mode, check_path, check_target, parse_size
 from ._whole import Whole
 from .cgroup import Stats
 from .errors import CgroupError, PlanError, PlanTypeError, SpawnError, file_error
 from .limits import Limits, check_limits
-from .process import Args, FixedPlace, Process
+from .process import Process
 from .result import Result
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Live:
     def __init__(
         self,
         spawn: Callable[..., Process],
+        attend: Callable[..., Running],
         lowered: Lowered,
         whole: Whole,
         store: Store | None,
@@ -56,12 +58,13 @@ class Live:
         Make the world.
 
         Args:
-            spawn: ``Sandbox._spawn``.
+            spawn: ``Sandbox._spawn``, and
+            attend: ``Sandbox._attend``.
             lowered: The plan.
             whole: The limits, which this object owns from now on.
             store: What was made ahead, or None.
         """
-        self._spawn = spawn
+        self._spawn, self._attend = spawn, attend
         self._whole = whole
         self._plan = lowered.plan
         try:
@@ -97,7 +100,7 @@ class Live:
                 ended, killed by somebody or for a limit.
             PlanError: Also if the sandbox is closed, or frozen.
         """
-        return self._spawn_inside(limits, False, args, **options)
+        return self._spawn(self._place(limits), args, **options)
 
     def run(
         self,
@@ -119,7 +122,7 @@ class Live:
             limits: As for :meth:`spawn`.
         """
         return run(
-            partial(self._spawn_inside, limits, True),
+            partial(self._attend_inside, limits),
             args,
             input=input,
             capture_output=capture_output,
@@ -172,15 +175,17 @@ class Live:
             **options,
         )
 
-    def _spawn_inside(
-        self, limits: Limits | None, attended: bool, args: Args, /, **options: Unpack[SpawnOptions]
-    ) -> Process:
+    def _attend_inside(
+        self, limits: Limits | None, args: Args, /, **options: Unpack[SpawnOptions]
+    ) -> Running:
+        return self._attend(self._place(limits), args, **options)
+
+    def _place(self, limits: Limits | None) -> Place:
         if limits is not None:
             check_limits("limits", limits)
         self._check_active()
         start = self._control.start if limits is None else partial(self._start, limits)
-        place = FixedPlace(start, self._whole.inside(limits))
-        return self._spawn(attended, place, args, **options)
+        return FixedPlace(start, self._whole.inside(limits))
 
     def _start(self, limits: Limits, request: Request, child: Child) -> None:
         request.rlimits, request.nice = rlimits_of(limits), limits.nice or 0
@@ -412,9 +417,6 @@ class Live:
         """Wait for the end, and remove what is left; tell if it was running."""
         control = getattr(self, "_control", None)
         running = control is not None and control.close()
-        end = None if control is None else control.init.wait(0)
-        if end is not None:
-            self._whole.end(end)
         self._whole.discard()
         return running
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
 
 from ._child import Child
 from ._fence import Fence
+from ._payload import Args
 from ._request import Request
-from ._run import STREAM_LIMIT, RunOptions, SpawnOptions, run
+from ._run import STREAM_LIMIT, Running, RunOptions, SpawnOptions, run
 from ._stock import PoolStats, Stock, World
 from ._values import short
 from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
-from .process import Args, Process
+from .process import Process
 from .result import Result
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ class Pool:
                 fork of; and as ``Sandbox.spawn()``, like the others.
             SpawnError, UnsupportedError, CgroupError, LookupError: As ``Sandbox.spawn()``.
         """
-        return self._spawn(False, args, **options)
+        self._stock.check()
+        return self._world.spawn(_Seat(self._stock), args, **options)
 
     def run(self, args: Args, **options: Unpack[RunOptions]) -> Result:
         """
@@ -131,7 +133,7 @@ class Pool:
         sandbox the same as :meth:`spawn`.
         """
         # This thread stays until the process has ended, so its end may be the process's.
-        return self._run(self._spawn, args, options)
+        return self._run(args, options)
 
     async def spawn_async(
         self, args: Args, *, limit: int = STREAM_LIMIT, **options: Unpack[SpawnOptions]
@@ -207,22 +209,37 @@ class Pool:
         """
         self._stock.close()
 
-    def _spawn(self, attended: bool, args: Args, /, **options: Unpack[SpawnOptions]) -> Process:
-        self._stock.check()
-        return self._world.spawn(attended, _Seat(self._stock), args, **options)
-
-    def _run(self, spawn: Callable[..., Process], args: Args, options: RunOptions) -> Result:
+    def _run(
+        self, args: Args, options: RunOptions, note: Callable[[Running], None] | None = None
+    ) -> Result:
+        """Run a process; `note` gets to know it."""
         drain = self._world.drain
         try:
-            return run(partial(spawn, True), args, drain=drain, **options)
+            attend = partial(self._begin, self._world.attend, note)
+            return run(attend, args, drain=drain, **options)
         except SpawnError as error:
             # What the spawn itself fails with is final: it has tried what there is, or the
             # process may have run.
-            if not error.attended or (error.step, error.errno) != (Step.INIT, errno.ESRCH):
+            if not error._attended or (error.step, error.errno) != (Step.INIT, errno.ESRCH):
                 raise
         # Nothing has been started: whoever killed the member was faster than the request.
         self._stock.lost.add()
-        return run(partial(spawn, False), args, drain=drain, **options)
+        spawn = partial(self._begin, self._world.spawn, note)
+        return run(spawn, args, drain=drain, **options)
+
+    def _begin(
+        self,
+        begin: Callable[..., Running],
+        note: Callable[[Running], None] | None,
+        args: Args,
+        /,
+        **options: Unpack[SpawnOptions],
+    ) -> Running:
+        self._stock.check()
+        running = begin(_Seat(self._stock), args, **options)
+        if note is not None:
+            note(running)
+        return running
 
     def __enter__(self) -> "Pool":
         return self
@@ -274,22 +291,21 @@ class _Run(threading.Thread):
     def __init__(self, pool: Pool, args: Args, options: RunOptions) -> None:
         super().__init__(name="nsbox-pool-map", daemon=True)
         self._pool, self._args, self._options = pool, args, options
-        self._process: Process | None = None
+        self._running: Running | None = None
         self._outcome: Result | BaseException | None = None
         self._cancelled = False
 
     def run(self) -> None:
         try:
-            self._outcome = self._pool._run(self._spawn, self._args, self._options)
+            self._outcome = self._pool._run(self._args, self._options, self._note)
         except BaseException as error:
             self._outcome = error
-        self._process = None
+        self._running = None
 
-    def _spawn(self, attended: bool, args: Args, /, **options: Unpack[SpawnOptions]) -> Process:
-        process = self._process = self._pool._spawn(attended, args, **options)
+    def _note(self, running: Running) -> None:
+        self._running = running
         if self._cancelled:  # whoever cancels may have looked before it was there
-            process.kill()
-        return process
+            running.kill()
 
     def result(self) -> Result:
         """Wait for the end, and return what came of it, or raise it."""
@@ -302,9 +318,9 @@ class _Run(threading.Thread):
     def cancel(self) -> None:
         """Kill it; does not wait for the end."""
         self._cancelled = True
-        process = self._process
-        if process is not None:
-            process.kill()
+        running = self._running
+        if running is not None:
+            running.kill()
 
 
 def _results(

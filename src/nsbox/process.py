@@ -11,30 +11,23 @@ change there would be noticed.
 
 import errno
 import io
-import math
 import os
-import signal
 import subprocess
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final, NoReturn
 
-from ._calls import STREAMS, Descriptor, find_directory
-from ._child import Child
+from ._calls import Descriptor
 from ._constants import NAMESPACE_FLAGS
-from ._fence import Fence, Verdict
-from ._filter import killed_call
+from ._fence import Fence
 from ._interact import connect
 from ._layers import Enforced
 from ._output import Capture, Codec
-from ._request import NOWHERE, Ids, Request
+from ._payload import Args, Payload, Place, arguments
+from ._request import Ids, Request
 from ._values import (
     MAX_ID,
-    PathArg,
     check_id,
-    check_items,
     check_mode,
     check_no_directories,
     short,
@@ -43,39 +36,14 @@ from .cgroup import Cgroup
 from .errors import (
     NamespaceError,
     PlanError,
-    PlanIndexError,
     PlanOverflowError,
     PlanTypeError,
-    SpawnError,
     Step,
     bad_descriptor,
-    spawn_error,
 )
 from .namespace import Namespace, check_kind
 from .result import Reason, Result, Usage
 from .terminal import Terminal
-
-Args = PathArg | Sequence[PathArg]
-Starter = Callable[[Request, Child], None]
-
-
-class Place(Protocol):
-    """What starts a process, and what limits it, which may be known only then."""
-
-    @property
-    def start(self) -> Starter:
-        """Starts it."""
-
-    @property
-    def fence(self) -> Fence | None:
-        """Its limits."""
-
-
-class FixedPlace(NamedTuple):
-    """One whose limits are known before."""
-
-    start: Starter
-    fence: Fence | None
 
 
 class ProcessNamespaces(Mapping[str, Namespace]):
@@ -144,7 +112,6 @@ class Process(subprocess.Popen[Any]):
     pty: Terminal | None = None
     _outlives: ClassVar[bool] = False  # whoever gives up the object
     _capture: Capture | None = None
-    _verdict: Verdict | None = None
 
     def __init__(
         self,
@@ -156,10 +123,8 @@ class Process(subprocess.Popen[Any]):
         terminal: Terminal | None = None,
         **options: Any,
     ) -> None:
-        self._place = place
-        self._child = Child(outlives=self._outlives)
+        self._payload = Payload(place, attended=attended, outlives=self._outlives)
         self.pty = terminal
-        self._attended = attended
         self._controlling_terminal = controlling_terminal
         _check_text_layer(options.get("encoding"), options.get("errors"))
         _check_descriptors(options)
@@ -168,30 +133,6 @@ class Process(subprocess.Popen[Any]):
         except BaseException as error:
             _close_lost_pipes(error)
             raise
-
-    @classmethod
-    def plain(
-        cls, place: Place, args: Args, env: Mapping[str, str], cwd: str, *, attended: bool
-    ) -> Self:
-        """
-        Start a process with the caller's streams, for which Popen's constructor has little to do.
-
-        The same as the constructor with these arguments, and not through Popen's: that takes
-        longer than all else here.
-        """
-        if not _SHARED:
-            return cls(place, args, env=env, cwd=cwd, attended=attended)
-        self = cls.__new__(cls)
-        self.args, self._place = args, place
-        self._child = Child()
-        argv = _strings(args)
-        if argv is None:
-            argv, _ = _arguments(args, None, shell=False)
-        request = Request(argv, argv[0], env, cwd)
-        if attended:
-            request.attended = True
-        self._begin(request, args)
-        return self
 
     # ---- starting ----
 
@@ -223,7 +164,7 @@ class Process(subprocess.Popen[Any]):
     ) -> None:
         if preexec_fn is not None:
             raise PlanError(_NO_PREEXEC_FN)
-        argv, program = _arguments(args, executable, shell=shell)
+        argv, program = arguments(args, executable, shell=shell)
         request = Request(argv, program, env, cwd)
         request.stdio = p2cread, c2pwrite, errwrite
         request.pass_fds = [fd for fd in (pass_fds if close_fds else _inheritable()) if fd > 2]
@@ -233,58 +174,38 @@ class Process(subprocess.Popen[Any]):
         request.process_group = _process_group(process_group, leads=request.setsid)
         request.restore_signals = bool(restore_signals)
         request.controlling_terminal = self._controlling_terminal
-        request.attended = self._attended
         request.terminal = self.pty
         if (uid, gid, gids) != (None, None, None):
             groups = None if gids is None else [check_id("extra_groups", group) for group in gids]
             request.ids = Ids(_id("user", uid), _id("group", gid), groups)
-        self._begin(request, args)
+        try:
+            self._payload.start(request, args)
+            self.pid = self._payload.child.pid
+            self._child_created = True
+        except BaseException:
+            self._payload.abandon()
+            raise
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
-    def _begin(self, request: Request, args: Any) -> None:
-        """Start what is asked for."""
-        _check_streams(request)
-        sys.audit("nsbox.spawn", request.executable, args, request.cwd)
-        place = self._place
-        try:
-            if place.fence is not None:
-                placement = place.fence.open()
-                if placement is not NOWHERE:
-                    request.placement = placement
-            place.start(request, self._child)
-            self.pid = int(self._child.record.pid)
-            self._child_created = True
-            if place.fence is not None:
-                place.fence.started()
-        except BaseException as error:
-            fence = place.fence
-            if fence is not None and isinstance(error, SpawnError):
-                fence.advise(error)
-            # A signal handler raised when the child was there already.
-            self._abandon()
-            raise
-
-    def _abandon(self) -> bool:
-        """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""
-        running = self._child.discard()
-        if self._place.fence is not None:
-            self._place.fence.discard()
-        return running
+    @property
+    def _fence(self) -> Fence | None:
+        return self._payload.place.fence
 
     @property
     def enforced(self) -> Enforced:
         """The layers that are in force."""
-        return self._child.source.enforced(new_session=self._child.request.setsid)
+        child = self._payload.child
+        return child.source.enforced(new_session=child.request.setsid)
 
     @property
     def cgroup(self) -> Cgroup | None:
         """Its cgroup, None without limits that need one; closed when it has been waited for."""
-        return None if self._place.fence is None else self._place.fence.cgroup
+        return None if self._fence is None else self._fence.cgroup
 
     @property
     def degraded(self) -> frozenset[str]:
         """Limits that were left out, as ``Limits(degrade=...)`` allowed."""
-        return frozenset() if self._place.fence is None else self._place.fence.degraded
+        return frozenset() if self._fence is None else self._fence.degraded
 
     @property
     def pidfd(self) -> int | None:
@@ -294,7 +215,7 @@ class Process(subprocess.Popen[Any]):
         None once the process has been waited for. Becomes readable when it ends. An event
         loop that watches it must let go of it before anything waits: use spawn_async().
         """
-        pidfd = self._child.pidfd
+        pidfd = self._payload.child.pidfd
         return pidfd if pidfd >= 0 else None
 
     @property
@@ -305,60 +226,34 @@ class Process(subprocess.Popen[Any]):
     @property
     def usage(self) -> Usage | None:
         """What it has used, once it has ended and been waited for."""
-        return None if self._verdict is None else self._verdict.usage()
+        verdict = self._payload.verdict
+        return None if verdict is None else verdict.usage()
 
     @property
     def reason(self) -> Reason | None:
         """Why it ended, once it has ended and been waited for."""
-        return None if self._verdict is None else self._verdict.reason
+        verdict = self._payload.verdict
+        return None if verdict is None else verdict.reason
 
     # ---- waiting ----
 
-    def _look(self, timeout: int) -> None:
-        """Take note of the end, if it comes within so many milliseconds (negative: for ever)."""
-        end = self._child.wait(timeout)
-        if end is None:
-            return
-        fence = self._place.fence
-        self._verdict = Verdict(end) if fence is None else fence.end(end)
-        self.returncode = end.returncode
-
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None:
-            self._look(0)
+            self._payload.look(0)
+            self.returncode = self._payload.returncode
         return self.returncode
 
     def _wait(self, timeout: float | None) -> int:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if deadline != deadline:  # which would never come, and not be waited for either
-            raise PlanError(f"timeout: {timeout!r} is no number of seconds")
-        # A signal ends a look, too; its Python handler runs before the next.
-        while self.returncode is None:
-            if deadline is None:
-                self._look(-1)
-                continue
-            # The core takes milliseconds that fit an int: at most an hour at a time.
-            remaining = min(max(0.0, deadline - time.monotonic()), 3600)
-            self._look(math.ceil(remaining * 1000))
-            if self.returncode is None and time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        if self.returncode is None:
+            self._payload.wait(self.args, timeout)
+            self.returncode = self._payload.returncode
+        assert self.returncode is not None
         return self.returncode
 
-    def finish(self, input: Any, timeout: float | None) -> tuple[Any, Any]:
-        """
-        Communicate; which is but to wait for a process with the caller's streams.
-
-        Meanwhile what the next one like it will need is made ready.
-        """
-        if self._place.fence is not None:
-            self._place.fence.prepare_next()
-        asked = self.stdin, self.stdout, self.stderr, self.pty, input, timeout
-        # In the caller's session Ctrl-C is for it, too, and Popen gives it a moment then.
-        if asked != _NOTHING or not self._child.request.setsid:
-            return self.communicate(input, timeout=timeout)
-        while self.returncode is None:
-            self._look(-1)
-        return None, None
+    def prepare_next(self) -> None:
+        """Make ready what the next one like it will need: the caller has time."""
+        if self._fence is not None:
+            self._fence.prepare_next()
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
         """
@@ -381,7 +276,7 @@ class Process(subprocess.Popen[Any]):
     @property
     def output_limit(self) -> int | None:
         """How many bytes of output may be captured: Limits.output."""
-        return None if self._place.fence is None else self._place.fence.output
+        return None if self._fence is None else self._fence.output
 
     @property
     def codec(self) -> Codec | None:
@@ -392,12 +287,12 @@ class Process(subprocess.Popen[Any]):
 
     def end_for_output(self) -> None:
         """Kill the sandbox because it has written more than may be captured."""
-        assert self._place.fence is not None
-        self._place.fence.output_reached = True
+        assert self._fence is not None
+        self._fence.output_reached = True
         self.kill()
-        self._place.fence.kill()
-        if self._verdict is not None:
-            self._verdict.cause = Reason.OUTPUT  # also if it had been waited for before
+        self._fence.kill()
+        if self._payload.verdict is not None:
+            self._payload.verdict.cause = Reason.OUTPUT  # also if it had been waited for before
 
     def result(self, stdout: Any, stderr: Any, size: int | None = None) -> Result:
         """
@@ -412,25 +307,11 @@ class Process(subprocess.Popen[Any]):
             SpawnError: If it was an attended start, and has failed. Not before: whoever kills
                 it, or is interrupted, would be told in the place of who waits.
         """
-        child = self._child
-        if child.record.step:
-            error = child.source.failure(child)
-            error.attended = True
-            raise error
-        if self._verdict is None:
-            raise ValueError("the process has not been waited for")
         if self._capture is not None and size is None:
             size = self._capture.size
         elif size is None and (stdout is not None or stderr is not None):
             size = _size(stdout, stderr)
-        result = Result(self.args, self.returncode, stdout, stderr, self._verdict, size)
-        fence = self._place.fence
-        if fence is not None and fence.degraded:
-            result.degraded = fence.degraded
-        result.enforced = child.source.enforced(new_session=child.request.setsid)
-        if self.returncode == -signal.SIGSYS and result.reason is Reason.SECCOMP:
-            result.refused_call = killed_call(child.pid, result.usage.wall_time)
-        return result
+        return self._payload.result(self.args, stdout, stderr, size)
 
     # ---- a terminal of its own ----
 
@@ -473,44 +354,19 @@ class Process(subprocess.Popen[Any]):
         pid_namespaces(7).
         """
         self.poll()
-        self._child.signal(sig)
+        self._payload.child.signal(sig)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         if self.returncode is not None:
             return
-        child = getattr(self, "_child", None)
-        if child is not None and self._abandon():
-            _warn(f"sandboxed process {child.pid} was still running", ResourceWarning, source=self)
+        payload = getattr(self, "_payload", None)
+        if payload is not None and payload.abandon():
+            text = f"sandboxed process {payload.child.pid} was still running"
+            _warn(text, ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")
 
-
-class _Unstarted(subprocess.Popen[Any]):
-    """What the constructor leaves behind, but no process."""
-
-    def _execute_child(self, *_: Any) -> None:
-        """Start nothing."""
-
-
-def _share_state_of_popen() -> bool:
-    """
-    Give Process the attributes that Popen's constructor gives one with the caller's streams.
-
-    It is asked, since another version may have others. Tell whether all of them may be those of
-    the class: if not, each process has to be made by the constructor.
-    """
-    state = vars(_Unstarted([]))
-    del state["args"], state["returncode"]
-    lock = state.pop("_waitpid_lock", None)  # of who waits by pid, which nobody does
-    if not all(value is None or isinstance(value, (bool, int, float)) for value in state.values()):
-        return False
-    for name, value in {**state, "_waitpid_lock": lock}.items():
-        setattr(Process, name, value)
-    return True
-
-
-_SHARED: Final = _share_state_of_popen()
 
 _NO_PREEXEC_FN: Final = (
     "preexec_fn: between clone and exec the child shares the caller's memory, so no Python can run "
@@ -607,27 +463,6 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
         _check_open(Step.PASS_FD, fd)
 
 
-def _check_streams(request: Request) -> None:
-    """Refuse a directory as a stream, the caller's own too: see check_no_directories()."""
-    streams: Sequence[int] = STREAMS
-    if request.terminal is not None:
-        streams = request.stdio
-    elif request.stdio != Request.stdio:
-        streams = [own if fd < 0 else fd for own, fd in enumerate(request.stdio)]
-    try:
-        found = find_directory(streams)
-    except OSError as error:
-        raise spawn_error(error.errno or 0, Step.DUP) from None
-    if found is not None:
-        name = ("stdin", "stdout", "stderr")[found]
-        raise PlanError(
-            f"{name}: {streams[found]} is a directory, through which the payload could leave "
-            "its root"
-        )
-
-
-_NOTHING: Final = (None,) * 6
-
 _SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
 
 
@@ -651,51 +486,3 @@ def _inheritable() -> list[int]:
             pass  # closed since, as is the one that listed them
     check_no_directories(found, ())
     return found
-
-
-def _strings(args: Any) -> list[bytes] | None:
-    """Return argv for a list of str, which is the usual; None for what needs a closer look."""
-    if type(args) not in (list, tuple):
-        return None
-    try:
-        argv = "\0".join(args).encode(_ENCODING, _ENCODING_ERRORS).split(b"\0")
-    except (TypeError, UnicodeEncodeError):
-        return None
-    return argv if len(argv) == len(args) else None
-
-
-_ENCODING: Final = sys.getfilesystemencoding()
-_ENCODING_ERRORS: Final = sys.getfilesystemencodeerrors()
-
-
-def _arguments(args: Any, executable: Any, *, shell: bool) -> tuple[list[bytes], bytes]:
-    """Return argv and the program to execute, by the rules of subprocess.Popen."""
-    if isinstance(args, (str, bytes)):
-        args = [args]
-    elif isinstance(args, os.PathLike):
-        if shell:
-            raise PlanTypeError("args: a path-like object is no command for a shell")
-        args = [args]
-    else:
-        args = check_items("args", args)
-    if shell:
-        args = ["/bin/sh", "-c", *args]
-        if executable:
-            args[0] = executable
-    if not args:
-        raise PlanIndexError("args: the argument list is empty")
-    argv = [_argument("args", item) for item in args]
-    program = argv[0] if executable is None else _argument("executable", executable)
-    return argv, program
-
-
-def _argument(name: str, item: Any) -> bytes:
-    try:
-        encoded = os.fsencode(item)
-    except TypeError:
-        raise PlanTypeError(f"{name}: {item!r} is neither str, bytes nor os.PathLike") from None
-    except UnicodeEncodeError:
-        raise PlanError(f"{name}: {item!r} cannot be encoded for the kernel") from None
-    if b"\0" in encoded:
-        raise PlanError(f"{name}: {item!r} contains a NUL character")
-    return encoded

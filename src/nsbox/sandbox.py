@@ -18,12 +18,14 @@ from ._explain import Explanation, explain_plan
 from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._operations import HOME
+from ._payload import Args, Attended, FixedPlace, Place
 from ._plan import Description, Modes, Plan
 from ._request import DEFAULT_PATH, Request
 from ._run import (
     STREAM_LIMIT,
     PopenOptions,
     Pty,
+    Running,
     SpawnOptions,
     check_options,
     make_terminal,
@@ -48,7 +50,7 @@ from .live import Live
 from .mount import Mount, Overlay, check_masks, check_mounts
 from .namespace import Namespace
 from .pool import Pool
-from .process import Args, FixedPlace, Place, Process
+from .process import Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
 from .terminal import Terminal
@@ -288,7 +290,6 @@ class Sandbox:
             LookupError: If encoding is none that Python knows.
         """
         return self._spawn(
-            False,
             None,
             args,
             cwd=cwd,
@@ -335,7 +336,7 @@ class Sandbox:
         """
         # This thread stays until the payload has ended, so its end may be the payload's.
         return run(
-            partial(self._spawn, True, None),
+            partial(self._attend, None),
             args,
             input=input,
             capture_output=capture_output,
@@ -366,7 +367,8 @@ class Sandbox:
         check_init(self._describe(), "open()")
         sys.audit("nsbox.open")
         lowered, cache = self._cache.lowered(self), self._cache
-        return Live(self._spawn, lowered, cache.whole(self), cache.store(lowered, stays=True))
+        store = cache.store(lowered, stays=True)
+        return Live(self._spawn, self._attend, lowered, cache.whole(self), store)
 
     def pool(self, size: int) -> Pool:
         """
@@ -395,6 +397,7 @@ class Sandbox:
             raise PlanError("pool(): an Overlay's upper serves one sandbox at a time, not several")
         world = World(
             spawn=self._spawn,
+            attend=self._attend,
             start=self._start,
             lowered=partial(self._cache.lowered, self),
             store=self._cache.store,
@@ -434,7 +437,7 @@ class Sandbox:
         """
         from . import _async  # not before: to import asyncio takes longer than all of nsbox
 
-        spawn = partial(self._spawn, False, None)
+        spawn = partial(self._spawn, None)
         return _async.spawn(spawn, args, limit=limit, **options)
 
     async def run_async(
@@ -458,7 +461,7 @@ class Sandbox:
         from . import _async
 
         return await _async.run(
-            partial(self._spawn, False, None),
+            partial(self._spawn, None),
             args,
             input=input,
             capture_output=capture_output,
@@ -470,11 +473,11 @@ class Sandbox:
 
     def _spawn(
         self,
-        attended: bool,
         place: Place | None,
         args: Args,
         /,
         *,
+        attended: bool = False,
         cwd: PathArg | None = None,
         env: Mapping[str, str] | None = None,
         **options: Any,
@@ -483,24 +486,14 @@ class Sandbox:
         Check the options of a spawn, and start it.
 
         Args:
-            attended: See _request.Request.
             place: Where; None: in a fresh world.
             args, cwd, env, options: As for :meth:`spawn`.
+            attended: See _request.Request.
         """
-        terminal, new_session = None, True
-        if options:
-            terminal, new_session = self._check(options)
-        variables, directory = self._cache.defaults or self._defaults(cwd)
-        if env is not None:
-            variables = {**variables, **check_environment("env", env)}
-        if cwd is not None:
-            directory = check_target("cwd", cwd)
-        if place is None:
-            place = FixedPlace(self._start, self._cache.fence(self))
-        if not options:
-            return Process.plain(place, args, variables, directory, attended=attended)
+        terminal, new_session = self._check(options)
+        variables, directory = self._surroundings(env, cwd)
         return Process(
-            place,
+            self._fresh() if place is None else place,
             args,
             cwd=directory,
             env=variables,
@@ -509,6 +502,36 @@ class Sandbox:
             attended=attended,
             **options,
         )
+
+    def _attend(
+        self,
+        place: Place | None,
+        args: Args,
+        /,
+        *,
+        cwd: PathArg | None = None,
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Running:
+        """The same, for a thread that waits for the end, and mostly wants nothing else."""
+        if options:
+            return self._spawn(place, args, attended=True, cwd=cwd, env=env, **options)
+        variables, directory = self._surroundings(env, cwd)
+        payload = Attended(self._fresh() if place is None else place)
+        return payload.begin(args, variables, directory)
+
+    def _fresh(self) -> Place:
+        return FixedPlace(self._start, self._cache.fence(self))
+
+    def _surroundings(
+        self, env: Mapping[str, str] | None, cwd: PathArg | None
+    ) -> tuple[Mapping[str, str], str]:
+        variables, directory = self._cache.defaults or self._defaults(cwd)
+        if env is not None:
+            variables = {**variables, **check_environment("env", env)}
+        if cwd is not None:
+            directory = check_target("cwd", cwd)
+        return variables, directory
 
     def _check(self, options: dict[str, Any]) -> tuple[Terminal | None, bool]:
         """
@@ -571,7 +594,7 @@ class Sandbox:
         options["pass_fds"] = check_passed(options.get("pass_fds", ()), ())
         Process.__init__(
             popen,
-            FixedPlace(self._start, self._cache.fence(self)),
+            self._fresh(),
             args,
             cwd=self._directory() if cwd is None else self._resolve(cwd),
             env=self._environment() if env is None else check_environment("env", env),

@@ -29,7 +29,7 @@ PARTS = {
     "cgroup": {"make", "Cgroup.freeze", "Cgroup.thaw"},
     "files": {"Live.__init__", "Live.write_file", "Live.read_file", "Live.changes"},
 }
-STARTING = {"Request.__init__", "Process._begin", "Child.__init__"}
+STARTING = {"Request.__init__", "Payload.start", "Child.__init__"}
 """Functions in which each workload has to be interrupted, and those that are not in PARTS."""
 
 LIBRARYS_PARTS = {

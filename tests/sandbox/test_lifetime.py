@@ -175,7 +175,7 @@ class Late:
 gc.disable()
 process = nsbox.Sandbox(limits=nsbox.Limits(wall_time=1000)).spawn(["/bin/sleep", "1000"])
 late = Late()
-late.child, late.watch = process._child, process._place.fence._watch
+late.child, late.watch = process._payload.child, process._payload.place.fence._watch
 late.process, late.cycle = process, late
 del process, late
 gc.collect()

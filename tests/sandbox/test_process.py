@@ -192,7 +192,7 @@ def test_pidfd_may_be_non_blocking() -> None:
         os.set_blocking(process.pidfd, False)
         waiting = threading.Thread(target=process.wait)
         waiting.start()
-        while not process._child.record.waiters:
+        while not process._payload.child.record.waiters:
             os.sched_yield()
         assert process.returncode is None
         stdin_of(process).close()

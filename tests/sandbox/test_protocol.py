@@ -24,6 +24,7 @@ from nsbox._bridge import Lowered
 from nsbox._child import Child
 from nsbox._control import Control, Mode
 from nsbox._native import ffi, lib
+from nsbox._payload import FixedPlace, Payload
 from nsbox._request import Request
 from nsbox.errors import STEPS
 from support import ends
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.usefixtures("box")
 DEADLINE = 30.0
 VERSION, START, OPEN = 3, 1, 2
 HERE, STARTED, ENDED, OPENED = 1, 2, 3, 4
-HEAD = struct.Struct("=4I 3Q 2q 4i 10I")  # struct start_request
+FLAG_ATTENDED = int(lib.NSBOX_REQUEST_ATTENDED)
+HEAD = struct.Struct("=4I 3Q 2q 4i 8I")  # struct start_request
 REPLY = struct.Struct("=2I 4i 2i 4q")  # struct reply
 
 
@@ -254,7 +256,10 @@ def test_own_cgroup_and_deadline(cgroups: None, lowered: Lowered) -> None:
             child.signal(signal.SIGKILL)
         end = child.wait(-1)
         assert end is not None
-        assert fence.end(end).reason == ("wall_time" if limits.wall_time else "signal")
+        payload = Payload(FixedPlace(control.start, fence), attended=False)
+        fence.end(end, payload)
+        assert payload.verdict is not None
+        assert payload.verdict.reason == ("wall_time" if limits.wall_time else "signal")
     assert works(control)
     control.close()
 
@@ -332,8 +337,6 @@ def start(*, descriptors: int = 0, **changes: int) -> bytes:
         "n_tasks": 0,
         "n_fds": descriptors,
         "in_memfd": 0,
-        "over_control": 0,
-        "unused": 0,
     }
     fields.update(changes)
     return HEAD.pack(*fields.values()) + content
@@ -401,8 +404,7 @@ WRONG: dict[str, Callable[[], bytes]] = {
     "a cgroup that did not come": lambda: start(n_tasks=1),
     "a memfd that did not come": lambda: start(in_memfd=1),
     "a memfd that is two": lambda: start(in_memfd=2),
-    "no channel, but one that came": lambda: start(mode=2, over_control=1),
-    "two ways to have no channel": lambda: start(mode=2, over_control=2),
+    "no channel, but one that came": lambda: start(mode=2, flags=FLAG_ATTENDED),
     "a directory outside": lambda: start(cwd=1 << 40),
     "a directory in the arrays": lambda: start(cwd=0),
     "an address outside": lambda: (
@@ -445,9 +447,11 @@ def test_short_memfd(control: Control) -> None:
     assert not works(control)
 
 
-@pytest.mark.parametrize("changes", [{}, {"over_control": 1}, {"over_control": 1, "mode": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mode": 2}, {"flags": FLAG_ATTENDED}, {"flags": FLAG_ATTENDED, "mode": 1}]
+)
 def test_without_channel(control: Control, changes: dict[str, int]) -> None:
-    """A message without a channel is the end, too; for an init that stays, however it says so."""
+    """A message without a channel is the end, unless it is the last, and nobody hears of it."""
     with socket.socket(fileno=os.dup(control._struct.socket)) as line:
         line.send(start(**changes))
         assert ends(control.init.pidfd, DEADLINE)
@@ -458,7 +462,7 @@ def test_without_channel(control: Control, changes: dict[str, int]) -> None:
 def test_over_the_control(control: Control, program: bytes, said: list[int]) -> None:
     """Whatever the init becomes, or fails with, is told over the control socket, and the last."""
     content = body([program], [b"true"], [], targets=())
-    message = start(mode=2, over_control=1, body_size=len(content))[: HEAD.size]
+    message = start(mode=2, flags=FLAG_ATTENDED, body_size=len(content))[: HEAD.size]
     line = socket.socket(fileno=os.dup(control._struct.socket))
     line.send(message + content)
     heard = [kind for kind, _, _ in listen(line)]
@@ -725,6 +729,42 @@ def test_lies_about_a_file(liar: Liar) -> None:
         error = liar.asked(lambda: liar.control.open("/", 0), (data, passed))
         assert error.errno == errno.EPROTO
         assert set(os.listdir("/proc/self/fd")) == before
+    os.close(null)
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        (),
+        ((b"", 0),),
+        ((b"x", 1),),
+        ((reply(HERE), 3),),
+        ((reply(HERE), 0), (reply(HERE), 200)),
+        ((reply(STARTED), 1),),
+        ((reply(STARTED, step=10_000, error=1), 0),),
+        ((reply(HERE), 0), (reply(STARTED, step=1, error=-1), 0)),
+        ((reply(ENDED), 2), (reply(77), 2)),
+        ((reply(HERE, version=VERSION + 1), 1),),
+    ],
+)
+def test_lies_of_an_init_that_was_to_become_the_process(
+    liar: Liar, lies: tuple[tuple[bytes, int], ...]
+) -> None:
+    """It has said nonsense over the control socket, and is killed: no descriptor is kept."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    before, pid = set(os.listdir("/proc/self/fd")), liar.init.pid
+    child = begin(liar.control, b"/bin/true", mode=Mode.REPLACE)
+    _, control, _, _ = liar.line.recvmsg(65536, 4096)
+    for *_, rights in control:
+        for (fd,) in struct.iter_unpack("=i", rights):
+            os.close(fd)
+    for data, count in lies:
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * count))]
+        liar.line.sendmsg([data], passed if count else [])
+    os.kill(pid, signal.SIGKILL)
+    with suppress(SpawnError):
+        assert finish(child) == -signal.SIGKILL
+    assert set(os.listdir("/proc/self/fd")) < before
     os.close(null)
 
 

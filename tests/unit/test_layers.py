@@ -37,7 +37,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_child",),
     ("_bridge",),
     ("_fence", "_output", "_control", "_interact", "_streams"),
-    ("_whole",),
+    ("_whole", "_payload"),
     ("process",),
     ("_run",),
     ("_subprocess", "_async", "_stock"),
