@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import itertools
 import math
 import os
 import select
@@ -9,14 +10,15 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from nsbox import DEVNULL, PlanError, Sandbox, SpawnError, Step
-from support import SOURCE
+from nsbox import DEVNULL, Limits, PlanError, Pool, Process, Reason, Sandbox, SpawnError, Step
+from support import CHILD_DEADLINE, SOURCE, ends
 
 PR_GET_DUMPABLE = 3
 
@@ -215,3 +217,56 @@ def test_forked_child_keeps_a_dumpable_mark(root: None, box: Sandbox) -> None:
         for thread in threads:
             thread.join()
     assert set(marks) == {1}
+
+
+class _InWait:
+    """A trace function that raises at the n-th instruction of the library's part of a wait()."""
+
+    def __init__(self, when: int) -> None:
+        self.when = when
+        self.count = 0
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(str(SOURCE / "nsbox")):
+            return None
+        frame.f_trace_opcodes = True
+        self.count += event == "opcode"
+        if event == "opcode" and self.count == self.when:
+            raise Interrupted
+        return self
+
+
+def _interrupted(process: Process, when: int) -> bool:
+    """Wait, and be interrupted at the n-th instruction; tell if there was one."""
+    trace = _InWait(when)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        process.wait()
+    except Interrupted:
+        pass
+    finally:
+        sys.settrace(before)
+    return trace.count >= when
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("pooled", [False, True])
+def test_interrupted_wait_loses_no_verdict(pooled: bool) -> None:
+    """Whatever raises in wait(), the next one tells why it ended, by the kernel's counters."""
+    box = Sandbox(limits=Limits(pids=1))
+    command = ["/bin/sh", "-c", "/bin/true; :"]
+    spawners: AbstractContextManager[Pool | Sandbox] = box.pool(2) if pooled else nullcontext(box)
+    with spawners as spawner:
+        for when in itertools.count(1, 3):
+            process = spawner.spawn(command, stderr=DEVNULL)
+            assert process.pidfd is not None
+            assert ends(process.pidfd, CHILD_DEADLINE)
+            interrupted = _interrupted(process, when)
+            process.wait()
+            assert process.reason is Reason.PIDS, when
+            assert process.usage is not None
+            assert process.usage.pids_refused, when
+            if not interrupted:
+                break
+    assert when > 100

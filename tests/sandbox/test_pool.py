@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from nsbox import (
     Bind,
     CalledProcessError,
     Cgroup,
+    CgroupError,
     Limits,
     Namespace,
     NsboxError,
@@ -361,6 +363,10 @@ def test_figures_while_the_cgroup_is_removed() -> None:
             assert usages == [usages[0]] * 4
 
 
+def reason_of(result: Result) -> str:
+    return str(result.reason)
+
+
 @pytest.mark.usefixtures("cgroups")
 def test_figures_in_a_fork() -> None:
     """What was not read before is not to be had there; nobody waits for a lock that is held."""
@@ -370,6 +376,44 @@ def test_figures_in_a_fork() -> None:
             assert in_child(lambda: figures.read() is None)
         assert figures.read() is not None
         assert in_child(lambda: figures.read() is not None)
+    with Sandbox(limits=Limits(pids=1)).pool(2) as pool:
+        for _ in range(10):
+            result = full(pool).run(["/bin/sh", "-c", "/bin/true; :"], stderr=DEVNULL)
+            assert in_child(partial(reason_of, result)) == "pids"
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_figures_without_descriptors() -> None:
+    """Whoever cannot read them now is told so, and reads them later."""
+
+    def child() -> tuple[int | None, str]:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        cleared: list[Member] = []
+        number = None
+        with (
+            Sandbox(limits=Limits(pids=1)).pool(1) as pool,
+            pytest.MonkeyPatch.context() as patched,
+        ):
+            patched.setattr(Stock, "clear_away", lambda _, member: cleared.append(member))
+            result = full(pool).run(["/bin/sh", "-c", "/bin/true; :"], stderr=DEVNULL)
+            taken: list[int] = []
+            try:
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                pass
+            try:
+                print(result.reason)
+            except CgroupError as error:
+                number = error.errno
+            for fd in taken:
+                os.close(fd)
+            patched.undo()
+            pool._stock.clear_away(cleared[0])
+        return number, str(result.reason)
+
+    assert in_child(child) == (errno.EMFILE, "pids")
 
 
 @pytest.mark.usefixtures("cgroups")
