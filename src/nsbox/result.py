@@ -138,7 +138,7 @@ class Result(subprocess.CompletedProcess[Any]):
 
     @property
     def usage(self) -> Usage:
-        """What it used; put together from what was read at the end when it is asked for."""
+        """What it used; put together when it is asked for."""
         usage = self._usage  # once: another thread may store it meanwhile
         if usage is None:
             usage = self._usage = self._outcome.usage(self._output)

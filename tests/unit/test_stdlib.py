@@ -83,20 +83,6 @@ def test_helpers_of_popen_are_there() -> None:
     assert {"_internal_poll", "_child_created"} <= names(METHODS["__del__"])
 
 
-@pytest.mark.usefixtures("box")
-def test_process_without_pipes_has_what_the_constructor_sets() -> None:
-    """One attribute less, and a method of Popen would fail with AttributeError."""
-    with (
-        Sandbox().spawn(["/bin/true"]) as ours,
-        Sandbox().subprocess.Popen(["/bin/true"]) as theirs,
-    ):
-        pass
-    assert type(ours) is Process is not type(theirs)
-    assert {"_waitpid_lock", "_sigint_wait_secs"} <= vars(theirs).keys()
-    for name in vars(theirs):
-        assert hasattr(ours, name), name
-
-
 def test_every_option_of_popen_is_known() -> None:
     """An option that a newer Popen has is taken or refused on purpose, not by accident."""
     theirs = set(inspect.signature(subprocess.Popen).parameters) - {"args"}
