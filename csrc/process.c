@@ -54,7 +54,8 @@ static bool is_ours(const struct pidfd_info_exit *info)
  * makes the kernel note the status in the pidfd: between the two it is still our
  * child, and the pidfd hangs up (POLLHUP) when the note is there. The kernel looks for
  * the note first, and for the process then: one that is released between the two
- * looks has neither, and at a second question the note. `own`: it is no child of somebody else.
+ * looks has neither (ESRCH), and at a second question the note. `own`: it is no child of
+ * somebody else.
  */
 static int exit_of_reaped(int pidfd, bool own, struct nsbox_exit *end)
 {
@@ -62,8 +63,8 @@ static int exit_of_reaped(int pidfd, bool own, struct nsbox_exit *end)
 	struct pollfd released = { .fd = pidfd };
 
 	long err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
-	if (err == 0 && !(info.mask & INFO_EXIT)) {
-		if (own && is_ours(&info))
+	if (err == -ESRCH || (err == 0 && !(info.mask & INFO_EXIT))) {
+		if (err == 0 && own && is_ours(&info))
 			RETRY(sys(__NR_ppoll, &released, 1, 0, 0, sizeof(signal_mask)));
 		info = (struct pidfd_info_exit){ .mask = INFO_EXIT };
 		err = sys(__NR_ioctl, pidfd, GET_INFO, &info);
