@@ -261,6 +261,22 @@ def test_init_that_stays() -> None:
         assert pool.stats().warm == 2
 
 
+def test_member_without_room_for_descriptors() -> None:
+    """An init that cannot take them all gives way to a fresh sandbox."""
+
+    def child() -> tuple[int, int, int]:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (96, hard))
+        with Sandbox().pool(1) as pool:
+            full(pool)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            passed = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]
+            status = pool.run(TRUE, pass_fds=passed).returncode
+            return status, pool.stats().warm, pool.stats().cold
+
+    assert in_child(child) == (0, 0, 1)
+
+
 # ---- limits --------------------------------------------------------------------
 
 
