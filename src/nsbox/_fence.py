@@ -90,13 +90,21 @@ class Figures:
         self._owner = os.getpid()
         self._lock = _RLock()
         self._reader: Reader | None = None
+        self._error: CgroupError | None = None
+
+    def settle(self) -> None:
+        """Read them, for the cgroup goes; what is in the way is told to whoever asks later."""
+        try:
+            self.read()
+        except CgroupError as error:
+            self._error = error.with_traceback(None)
 
     def read(self) -> Reader | None:
         """
-        Return them; None if the cgroup is gone, and in a fork, if they were not read before that.
+        Return them; None if others have removed the cgroup.
 
         Raises:
-            CgroupError: If there are no descriptors left. Nothing is lost then.
+            CgroupError: If there are no descriptors left, or there were none while it was there.
         """
         # Not the lock of a thread that is not in this fork.
         if self._reader is None and self._owner == os.getpid():
@@ -107,6 +115,8 @@ class Figures:
                     # A signal handler may have read them meanwhile.
                     self._reader = self._reader or reader
                     self._cgroup = None
+        if self._reader is None and self._error is not None:
+            raise self._error
         return self._reader
 
 
@@ -133,14 +143,18 @@ class Verdict:
         self._end, self.cause, self._figures = end, cause, figures
         self._usage: Usage | None = None
 
-    def read(self) -> Reader | None:
+    def settle(self) -> None:
         """Read the figures, if there are some, while they are there."""
+        if self._figures is not None:
+            self._figures.settle()
+
+    def _read(self) -> Reader | None:
         return None if self._figures is None else self._figures.read()
 
     @property
     def reason(self) -> Reason:
         """By the kernel's counters and by what nsbox itself did, in a fixed order."""
-        reader = self.read()
+        reader = self._read()
         counted = None if reader is None else reader.first_above_zero(_COUNTED)
         if counted is not None:
             return _COUNTED[counted]
@@ -149,7 +163,7 @@ class Verdict:
     def usage(self, output: int | None = None) -> Usage:
         """Return all figures, and that one."""
         if self._usage is None:
-            usage, reader = _plain(self._end), self.read()
+            usage, reader = _plain(self._end), self._read()
             self._usage = usage if reader is None else _measured(usage, reader)
         return self._usage if output is None else self._usage._replace(output=output)
 
@@ -332,8 +346,7 @@ class Fence:
             attended: Nobody else has it.
         """
         figures = Figures(cgroup)
-        with suppress(CgroupError):
-            figures.read()
+        figures.settle()
         return figures
 
     def _cause(self, end: End) -> Reason | None:

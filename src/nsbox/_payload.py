@@ -1,8 +1,8 @@
 """
 What runs somewhere, from its start to its verdict.
 
-Streams, and what is done with them, are Process's: a run with the caller's streams needs
-nothing but this.
+Pipes, text and terminals are Process's: a run with the caller's streams needs nothing but
+this.
 """
 
 import math
@@ -57,10 +57,12 @@ class Payload:
         outlives: Leave it alone when nobody holds this any more.
 
     Attributes:
+        args: As its caller has given them.
         returncode: None until its end has been seen.
         verdict: The same.
     """
 
+    args: Any = None
     returncode: int | None = None
     verdict: Verdict | None = None
 
@@ -68,8 +70,9 @@ class Payload:
         self.place, self.attended = place, attended
         self.child = Child(outlives=outlives)
 
-    def start(self, request: Request, args: object) -> None:
-        """Start what is asked for; args is what the caller has called it."""
+    def start(self, request: Request, args: Any) -> None:
+        """Start what is asked for."""
+        self.args = args
         _check_streams(request)
         sys.audit("nsbox.spawn", request.executable, args, request.cwd)
         place = self.place
@@ -102,12 +105,11 @@ class Payload:
             fence.end(end, self)
         self.returncode = end.returncode
 
-    def wait(self, args: Any, timeout: float | None) -> None:
+    def wait(self, timeout: float | None) -> None:
         """
         Wait for the end.
 
         Args:
-            args: As they were given.
             timeout: Seconds; None: for ever.
 
         Raises:
@@ -125,7 +127,7 @@ class Payload:
             remaining = min(max(0.0, deadline - time.monotonic()), 3600)
             self.look(math.ceil(remaining * 1000))
             if self.returncode is None and time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired(args, timeout or 0.0)
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
 
     def abandon(self) -> bool:
         """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""
@@ -134,12 +136,22 @@ class Payload:
             self.place.fence.discard()
         return running
 
-    def result(self, args: object, stdout: Any, stderr: Any, size: int | None = None) -> Result:
+    def give_up(self, warn: Callable[..., None], source: object) -> None:
+        """The same, of something that is not held any more, with a warning."""
+        if self.abandon():
+            text = f"sandboxed process {self.child.pid} was still running"
+            warn(text, ResourceWarning, source=source)
+
+    def prepare_next(self) -> None:
+        """Make ready what the next one like it will need: the caller has time."""
+        if self.place.fence is not None:
+            self.place.fence.prepare_next()
+
+    def result(self, stdout: Any, stderr: Any, size: int | None = None) -> Result:
         """
         Return the Result of what has been waited for, with what was captured.
 
         Args:
-            args: As they were given.
             stdout: What was captured, or None.
             stderr: Likewise.
             size: Bytes of both, where that is known.
@@ -155,7 +167,7 @@ class Payload:
             raise error
         if verdict is None or self.returncode is None:
             raise ValueError("the process has not been waited for")
-        result = Result(args, self.returncode, stdout, stderr, verdict, size)
+        result = Result(self.args, self.returncode, stdout, stderr, verdict, size)
         if fence is not None and fence.degraded:
             result.degraded = fence.degraded
         result.enforced = child.source.enforced(new_session=child.request.setsid)
@@ -167,8 +179,6 @@ class Payload:
 class Attended(Payload):
     """A process with the caller's streams, started by the thread that waits for its end."""
 
-    args: object = None
-
     def __init__(self, place: Place) -> None:
         super().__init__(place, attended=True)
 
@@ -177,35 +187,27 @@ class Attended(Payload):
         argv = _strings(args)
         if argv is None:
             argv, _ = arguments(args, None, shell=False)
-        self.args = args
-        request = Request(argv, argv[0], env, cwd)
-        self.start(request, args)
+        self.start(Request(argv, argv[0], env, cwd), args)
         return self
 
     def finish(self, timeout: float | None) -> Result:
-        """
-        Wait for the end, and kill it if that does not come.
-
-        Meanwhile what the next one like it will need is made ready.
-        """
+        """Wait for the end, and kill it if that does not come."""
         try:
-            if self.place.fence is not None:
-                self.place.fence.prepare_next()
-            self.wait(self.args, timeout)
+            self.prepare_next()
+            self.wait(timeout)
         except BaseException:
             self.kill()
-            self.wait(self.args, None)
+            self.wait(None)
             raise
-        return self.result(self.args, None, None)
+        return self.result(None, None)
 
     def kill(self) -> None:
         """Kill it; nothing happens if it has ended."""
         self.child.signal(signal.SIGKILL)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        if self.returncode is None and hasattr(self, "child") and self.abandon():
-            text = f"sandboxed process {self.child.pid} was still running"
-            _warn(text, ResourceWarning, source=self)
+        if self.returncode is None and hasattr(self, "child"):
+            self.give_up(_warn, self)
 
 
 # ---- arguments ----------------------------------------------------------------

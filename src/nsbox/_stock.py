@@ -30,7 +30,7 @@ from ._run import Running
 from ._spares import Store
 from ._view import View
 from .cgroup import Cgroup
-from .errors import CgroupError, PlanError, SpawnError
+from .errors import PlanError, SpawnError
 from .process import Process
 
 _FIRST_PAUSE: Final = 0.05
@@ -204,15 +204,14 @@ class Member(Fence):
         self._view.close()
         while self._held:
             self._held.pop().close()
-        with suppress(CgroupError):  # there are descriptors now, if nobody else took them
-            self.read_figures()
+        self.settle()  # there are descriptors now, if nobody else took them
         super().discard()
 
-    def read_figures(self) -> None:
+    def settle(self) -> None:
         """Read the figures of its cgroup, if somebody may still ask for them."""
         verdict = None if self._told is None else self._told()
         if verdict is not None:
-            verdict.read()
+            verdict.settle()
 
 
 _members: Final[weakref.WeakSet[Member]] = weakref.WeakSet()
@@ -379,8 +378,8 @@ class Stock:
 _open: Final[weakref.WeakSet[Stock]] = weakref.WeakSet()
 
 
-def _read_all() -> None:
-    """Before a fork, which has no cgroups to read."""
+def _settle_all() -> None:
+    """Before a fork, which has no cgroups to read. What a handler raises in here is lost."""
     while True:
         try:
             members = list(_members)
@@ -388,7 +387,7 @@ def _read_all() -> None:
         except RuntimeError:
             continue  # another thread has added one meanwhile
     for member in members:
-        member.read_figures()
+        member.settle()
 
 
 def _forget_all() -> None:
@@ -407,5 +406,5 @@ def _close_all() -> None:
         warnings.warn(f"a pool of {size} was not closed", ResourceWarning, stacklevel=2)
 
 
-os.register_at_fork(before=_read_all, after_in_child=_forget_all)
+os.register_at_fork(before=_settle_all, after_in_child=_forget_all)
 atexit.register(_close_all)

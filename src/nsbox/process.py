@@ -180,6 +180,7 @@ class Process(subprocess.Popen[Any]):
             request.ids = Ids(_id("user", uid), _id("group", gid), groups)
         try:
             self._payload.start(request, args)
+            # Popen's rest takes it for started from here on.
             self.pid = self._payload.child.pid
             self._child_created = True
         except BaseException:
@@ -245,15 +246,14 @@ class Process(subprocess.Popen[Any]):
 
     def _wait(self, timeout: float | None) -> int:
         if self.returncode is None:
-            self._payload.wait(self.args, timeout)
+            self._payload.wait(timeout)
             self.returncode = self._payload.returncode
         assert self.returncode is not None
         return self.returncode
 
     def prepare_next(self) -> None:
         """Make ready what the next one like it will need: the caller has time."""
-        if self._fence is not None:
-            self._fence.prepare_next()
+        self._payload.prepare_next()
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
         """
@@ -311,7 +311,7 @@ class Process(subprocess.Popen[Any]):
             size = self._capture.size
         elif size is None and (stdout is not None or stderr is not None):
             size = _size(stdout, stderr)
-        return self._payload.result(self.args, stdout, stderr, size)
+        return self._payload.result(stdout, stderr, size)
 
     # ---- a terminal of its own ----
 
@@ -360,9 +360,8 @@ class Process(subprocess.Popen[Any]):
         if self.returncode is not None:
             return
         payload = getattr(self, "_payload", None)
-        if payload is not None and payload.abandon():
-            text = f"sandboxed process {payload.child.pid} was still running"
-            _warn(text, ResourceWarning, source=self)
+        if payload is not None:
+            payload.give_up(_warn, self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a running process cannot be pickled; pickle its Sandbox instead")

@@ -2,10 +2,12 @@
 
 import signal
 import subprocess
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from ._layers import Enforced
+from .errors import CgroupError
 
 
 class Reason(StrEnum):
@@ -48,7 +50,7 @@ class Usage(NamedTuple):
     moment of a run.
 
     Args:
-        wall_time: Seconds from the start of the spawn to the end.
+        wall_time: Seconds from the start of the spawn until its end was seen.
         user_time: Seconds of processor time in user mode.
         system_time: Seconds of processor time in the kernel.
         voluntary_switches: Context switches because it waited; of the payload
@@ -61,7 +63,7 @@ class Usage(NamedTuple):
         pids_peak: The most processes and threads at a time (Linux 6.1).
         oom_kills: Processes that the OOM killer ended.
         pids_refused: Processes and threads that the limit of pids refused.
-        output: Bytes of stdout and stderr that were captured.
+        output: Bytes of stdout and stderr, if they were captured.
         pressure: Seconds in which at least one process waited for "cpu",
             "memory", "io" (PSI, cgroup v2).
     """
@@ -138,7 +140,12 @@ class Result(subprocess.CompletedProcess[Any]):
 
     @property
     def usage(self) -> Usage:
-        """What it used; put together when it is asked for."""
+        """
+        What it used; put together when it is asked for.
+
+        Raises:
+            CgroupError: If the figures of its cgroup could not be read, for want of descriptors.
+        """
         usage = self._usage  # once: another thread may store it meanwhile
         if usage is None:
             usage = self._usage = self._outcome.usage(self._output)
@@ -146,7 +153,12 @@ class Result(subprocess.CompletedProcess[Any]):
 
     @property
     def reason(self) -> Reason:
-        """Why it ended, likewise."""
+        """
+        Why it ended, likewise.
+
+        Raises:
+            CgroupError: The same.
+        """
         return self._outcome.reason
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,15 +173,17 @@ class Result(subprocess.CompletedProcess[Any]):
         try:
             super().check_returncode()
         except subprocess.CalledProcessError as error:
-            if self.reason not in (Reason.EXIT, Reason.SIGNAL):
-                error.add_note(f"reason: {self.reason}")
+            with suppress(CgroupError):
+                if self.reason not in (Reason.EXIT, Reason.SIGNAL):
+                    error.add_note(f"reason: {self.reason}")
             raise
 
     def __repr__(self) -> str:
         text = super().__repr__()
-        if self.reason is Reason.EXIT:
-            return text
-        return f"{text[:-1]}, reason={self._reason_text()})"
+        with suppress(CgroupError):
+            if self.reason is not Reason.EXIT:
+                return f"{text[:-1]}, reason={self._reason_text()})"
+        return text
 
     def _reason_text(self) -> str:
         if self.reason is Reason.SIGNAL:
