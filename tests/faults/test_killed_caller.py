@@ -54,17 +54,20 @@ def batch(workload: Workload, moments: list[int]) -> Callable[[], list[tuple[int
     return rounds
 
 
-def test_nobody_waits_for_a_caller_that_is_gone() -> None:
+@pytest.mark.parametrize("limited", [False, True])
+def test_nobody_waits_for_a_caller_that_is_gone(
+    limited: bool, request: pytest.FixtureRequest
+) -> None:
     """A half-built child that the kernel has not told of it (it may have no right to) ends, too."""
-    moments = range(1, 130, 3)
+    if limited:
+        request.getfixturevalue("cgroups")
+    box = Sandbox(hostname="new", limits=Limits(memory="64M") if limited else None)
 
     def rounds() -> list[tuple[int, float]]:
         fingerprint.prctl(fingerprint.PR_SET_CHILD_SUBREAPER, 1)
-        return [
-            killed(partial(box.run, TRUE), prepare_with_limits, moment, orphans=True)
-            for box in (Sandbox(hostname="new"), Sandbox(limits=Limits(memory="64M")))
-            for moment in moments
-        ]
+        before = prepare_with_limits if limited else prepare
+        act = partial(box.run, TRUE)
+        return [killed(act, before, moment, orphans=True) for moment in range(1, 130, 3)]
 
     callers, _ = zip(*in_child(rounds), strict=True)
     remove_leftovers()
