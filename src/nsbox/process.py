@@ -295,18 +295,7 @@ class Process(subprocess.Popen[Any]):
             self._payload.verdict.cause = Reason.OUTPUT  # also if it had been waited for before
 
     def result(self, stdout: Any, stderr: Any, size: int | None = None) -> Result:
-        """
-        Return the Result of a process that has been waited for, with what was captured.
-
-        Args:
-            stdout: What was captured, or None.
-            stderr: Likewise.
-            size: Bytes of both, where that is known.
-
-        Raises:
-            SpawnError: If it was an attended start, and has failed. Not before: whoever kills
-                it, or is interrupted, would be told in the place of who waits.
-        """
+        """Return the Result, with what was captured: see Payload.result."""
         if self._capture is not None and size is None:
             size = self._capture.size
         elif size is None and (stdout is not None or stderr is not None):
