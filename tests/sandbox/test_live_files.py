@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("box")
 
 @pytest.fixture
 def live() -> Iterator[Live]:
-    """A live sandbox in which Python works, with a /work of one megabyte."""
-    with python_box(mounts=[Tmpfs("/work", size="1M", inodes=64)]).open() as live:
+    """A live sandbox in which Python works, with a /tree of one megabyte."""
+    with python_box(mounts=[Tmpfs("/tree", size="1M", inodes=64)]).open() as live:
         yield live
 
 
 def sh(live: Live, script: str) -> None:
-    live.run(["/bin/sh", "-c", script], check=True, cwd="/work")
+    live.run(["/bin/sh", "-c", script], check=True, cwd="/tree")
 
 
 def allowing(codes: tuple[int, ...], act: Callable[[], object]) -> bool:
@@ -50,36 +50,36 @@ def refused(live: Live, path: str) -> FileError:
 
 def test_write_and_read(live: Live) -> None:
     """What is written from outside is there inside, and the other way round."""
-    live.write_file("/work/in", b"from outside\n")
+    live.write_file("/tree/in", b"from outside\n")
     sh(live, "cat in > out; echo from inside >> out")
-    assert live.read_file("/work/out") == b"from outside\nfrom inside\n"
+    assert live.read_file("/tree/out") == b"from outside\nfrom inside\n"
 
 
 def test_write_replaces(live: Live) -> None:
     """A file that is there has the new content and nothing else, and keeps its mode."""
     sh(live, "echo a much longer text > file; chmod 600 file")
-    live.write_file("/work/file", b"short", mode=0o777)
-    assert live.read_file("/work/file") == b"short"
+    live.write_file("/tree/file", b"short", mode=0o777)
+    assert live.read_file("/tree/file") == b"short"
     sh(live, 'test "$(stat -c %a file)" = 600')
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o755, 0o600])
 def test_mode(live: Live, mode: int) -> None:
     """A file that is made has the mode asked for, and belongs to the payload."""
-    live.write_file("/work/file", b"", mode=mode)
+    live.write_file("/tree/file", b"", mode=mode)
     sh(live, f'test "$(stat -c "%a %u" file)" = "{mode:o} $(id -u)"')
 
 
 def test_written_program_runs(live: Live) -> None:
     """No descriptor for writing is left: what was written can be executed at once."""
-    live.write_file("/work/program", b"#!/bin/sh\necho ran\n", mode=0o755)
-    assert live.run(["/work/program"], capture_output=True).stdout == b"ran\n"
+    live.write_file("/tree/program", b"#!/bin/sh\necho ran\n", mode=0o755)
+    assert live.run(["/tree/program"], capture_output=True).stdout == b"ran\n"
 
 
 def test_binary_names(live: Live) -> None:
     """Names need not be text."""
-    live.write_file(b"/work/\xff\n", b"x")
-    assert live.read_file(os.fsdecode(b"/work/\xff\n")) == b"x"
+    live.write_file(b"/tree/\xff\n", b"x")
+    assert live.read_file(os.fsdecode(b"/tree/\xff\n")) == b"x"
 
 
 def test_copy(live: Live, tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_copy(live: Live, tmp_path: Path) -> None:
     source = tmp_path / "program"
     source.write_bytes(os.urandom(300_000))
     source.chmod(0o711)
-    live.copy_in(source, "/work/program")
+    live.copy_in(source, "/tree/program")
     sh(live, 'test "$(stat -c %a program)" = 711')
-    live.copy_out("/work/program", tmp_path / "copy")
+    live.copy_out("/tree/program", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
     assert not os.access(tmp_path / "copy", os.X_OK, effective_ids=False) or os.geteuid() == 0
     assert (tmp_path / "copy").stat().st_mode & 0o111 == 0
@@ -99,8 +99,8 @@ def test_relative_host_paths(live: Live, tmp_path: Path, monkeypatch: pytest.Mon
     """Paths of the host may be relative."""
     monkeypatch.chdir(tmp_path)
     Path("a").write_text("x")
-    live.copy_in("a", "/work/a")
-    live.copy_out("/work/a", "b")
+    live.copy_in("a", "/tree/a")
+    live.copy_out("/tree/a", "b")
     assert Path("b").read_text() == "x"
 
 
@@ -131,17 +131,17 @@ def test_hidden_from_the_payload(tmp_path: Path, root: None) -> None:
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("/work", errno.EISDIR),
+        ("/tree", errno.EISDIR),
         ("/", errno.EISDIR),
-        ("/work/fifo", errno.EINVAL),
-        ("/work/socket", errno.EINVAL),
+        ("/tree/fifo", errno.EINVAL),
+        ("/tree/socket", errno.EINVAL),
         ("/dev/zero", errno.EINVAL),
         ("/dev/null", errno.EINVAL),
         ("/dev/tty", errno.EINVAL),
         ("/dev/pts/ptmx", errno.EINVAL),
-        ("/work/link", errno.ELOOP),
-        ("/work/loop", errno.ELOOP),
-        ("/work/directory/passwd", errno.ENOTDIR),
+        ("/tree/link", errno.ELOOP),
+        ("/tree/loop", errno.ELOOP),
+        ("/tree/directory/passwd", errno.ENOTDIR),
         ("/bin/sh", errno.ENOTDIR),
         ("/proc/self/status", errno.ENOTDIR),
         ("/proc/1/mem", errno.EINVAL),
@@ -150,22 +150,22 @@ def test_hidden_from_the_payload(tmp_path: Path, root: None) -> None:
         ("/proc/1/root/etc/passwd", errno.ENOTDIR),
         ("/proc/1/fd/0", errno.ELOOP),
         ("/dev/stdin", errno.ELOOP),
-        ("/work/none", errno.ENOENT),
-        ("/work/file/x", errno.ENOTDIR),
+        ("/tree/none", errno.ENOENT),
+        ("/tree/file/x", errno.ENOTDIR),
     ],
 )
 def test_read_refuses(live: Live, path: str, code: int) -> None:
     """Only regular files of a file system that stores them are read; nothing blocks."""
     sh(live, "ln -s file link; ln -s loop loop; ln -s /etc directory; mkfifo fifo; echo x > file")
     live.run(
-        [*PYTHON, "import socket; socket.socket(socket.AF_UNIX).bind('/work/socket')"], check=True
+        [*PYTHON, "import socket; socket.socket(socket.AF_UNIX).bind('/tree/socket')"], check=True
     )
     allowed = {code, errno.EACCES} if path.startswith(("/proc", "/dev")) else {code}
     assert refused(live, path).errno in allowed
 
 
 @pytest.mark.parametrize(
-    "path", ["/work/fifo", "/dev/zero", "/proc/1/mem", "/work/link", "/work/dangling", "/work"]
+    "path", ["/tree/fifo", "/dev/zero", "/proc/1/mem", "/tree/link", "/tree/dangling", "/tree"]
 )
 def test_write_refuses(live: Live, path: str) -> None:
     """Nothing but a regular file is written to, and no file is made through a link."""
@@ -179,11 +179,11 @@ def test_fifo_with_a_reader(live: Live) -> None:
     """A FIFO that somebody reads is opened, and refused without a byte in it."""
     sh(live, "mkfifo fifo")
     reader = (
-        "import os\nfile = os.open('/work/fifo', os.O_RDWR)\nos.write(1, b'x')\nos.read(file, 1)"
+        "import os\nfile = os.open('/tree/fifo', os.O_RDWR)\nos.write(1, b'x')\nos.read(file, 1)"
     )
     with running(live, reader) as process:
         with pytest.raises(FileError) as caught:
-            live.write_file("/work/fifo", b"x")
+            live.write_file("/tree/fifo", b"x")
         assert caught.value.errno == errno.EINVAL
         assert process.poll() is None
 
@@ -191,12 +191,12 @@ def test_fifo_with_a_reader(live: Live) -> None:
 def test_builtin_classes(live: Live) -> None:
     """Errors are those that Python's own functions raise."""
     with pytest.raises(FileNotFoundError):
-        live.read_file("/work/none")
+        live.read_file("/tree/none")
     with pytest.raises(IsADirectoryError, match="tar"):
-        live.read_file("/work")
+        live.read_file("/tree")
     sh(live, "touch file")
     with pytest.raises(NotADirectoryError):
-        live.read_file("/work/file/x")
+        live.read_file("/tree/file/x")
 
 
 @pytest.mark.parametrize("path", ["relative", "", "/a/../b", "/a\0b"])
@@ -215,7 +215,7 @@ def test_paths(live: Live, path: str) -> None:
 def test_no_bytes(live: Live) -> None:
     """Text has to be encoded by whoever knows how."""
     with pytest.raises(TypeError, match="encode"):
-        live.write_file("/work/file", "text")  # type: ignore[arg-type]
+        live.write_file("/tree/file", "text")  # type: ignore[arg-type]
 
 
 # ---- sizes ------------------------------------------------------------------
@@ -223,18 +223,18 @@ def test_no_bytes(live: Live) -> None:
 
 def test_cap(live: Live, tmp_path: Path) -> None:
     """A file of exactly so many bytes is read; one more, and the error says what to raise."""
-    live.write_file("/work/file", bytes(1000))
-    assert len(live.read_file("/work/file", max_size=1000)) == 1000
+    live.write_file("/tree/file", bytes(1000))
+    assert len(live.read_file("/tree/file", max_size=1000)) == 1000
     for act in (
-        lambda: live.read_file("/work/file", max_size=999),
-        lambda: live.copy_out("/work/file", tmp_path / "copy", max_size=999),
+        lambda: live.read_file("/tree/file", max_size=999),
+        lambda: live.copy_out("/tree/file", tmp_path / "copy", max_size=999),
     ):
         with pytest.raises(FileError, match="max_size") as caught:
             act()
         assert caught.value.errno == errno.EFBIG
     (tmp_path / "large").write_bytes(bytes(1000))
     with pytest.raises(FileError, match="max_size"):
-        live.copy_in(tmp_path / "large", "/work/large", max_size=999)
+        live.copy_in(tmp_path / "large", "/tree/large", max_size=999)
     assert os.listdir(tmp_path) == ["large"]
     sh(live, "test ! -e large")
 
@@ -242,15 +242,15 @@ def test_cap(live: Live, tmp_path: Path) -> None:
 def test_sparse_giant(live: Live, tmp_path: Path) -> None:
     """A file of a tebibyte without a byte in it is refused at once."""
     sh(live, "truncate -s 1099511627776 giant")
-    assert refused(live, "/work/giant").errno == errno.EFBIG
+    assert refused(live, "/tree/giant").errno == errno.EFBIG
     with pytest.raises(FileError):
-        live.copy_out("/work/giant", tmp_path / "giant")
+        live.copy_out("/tree/giant", tmp_path / "giant")
     assert os.listdir(tmp_path) == []
 
 
 _GROW = """
 import os
-file = os.open("/work/file", os.O_RDWR | os.O_CREAT)
+file = os.open("/tree/file", os.O_RDWR | os.O_CREAT)
 os.write(1, b"x")
 while True:
     os.ftruncate(file, 100)
@@ -263,7 +263,7 @@ def test_growing_file(live: Live) -> None:
     """A file that is grown while it is read is read up to the cap, or refused."""
     with running(live, _GROW):
         for _ in range(200):
-            allowing((errno.EFBIG,), lambda: live.read_file("/work/file", max_size="1M"))
+            allowing((errno.EFBIG,), lambda: live.read_file("/tree/file", max_size="1M"))
 
 
 # ---- no room ----------------------------------------------------------------
@@ -271,15 +271,15 @@ def test_growing_file(live: Live) -> None:
 
 def test_full(live: Live, tmp_path: Path) -> None:
     """Where there is no room, what was there is as before, and nothing new is there."""
-    live.write_file("/work/old", b"old")
+    live.write_file("/tree/old", b"old")
     (tmp_path / "large").write_bytes(bytes(2 << 20))
-    for path in ("/work/old", "/work/new"):
+    for path in ("/tree/old", "/tree/new"):
         with pytest.raises(FileError, match="full") as caught:
             live.write_file(path, bytes(2 << 20))
         assert caught.value.errno == errno.ENOSPC
         with pytest.raises(FileError, match="full"):
             live.copy_in(tmp_path / "large", path)
-    assert live.read_file("/work/old") == b"old"
+    assert live.read_file("/tree/old") == b"old"
     sh(live, "test ! -e new")
 
 
@@ -287,7 +287,7 @@ def test_no_inodes(live: Live) -> None:
     """A file system without a free inode is an error, too."""
     sh(live, "seq 100 | xargs touch 2>/dev/null || true")
     with pytest.raises(FileError) as caught:
-        live.write_file("/work/one-more", b"")
+        live.write_file("/tree/one-more", b"")
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -296,12 +296,12 @@ def test_no_inodes(live: Live) -> None:
 
 def test_copy_out_replaces_links(live: Live, tmp_path: Path) -> None:
     """A link with the file's name on the host is replaced, and what it leads to not touched."""
-    live.write_file("/work/file", b"new")
+    live.write_file("/tree/file", b"new")
     (tmp_path / "precious").write_text("old")
     (tmp_path / "copy").symlink_to("precious")
     (tmp_path / "hard").hardlink_to(tmp_path / "precious")
     for name in ("copy", "hard"):
-        live.copy_out("/work/file", tmp_path / name)
+        live.copy_out("/tree/file", tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"new"
         assert not (tmp_path / name).is_symlink()
     assert (tmp_path / "precious").read_text() == "old"
@@ -310,11 +310,11 @@ def test_copy_out_replaces_links(live: Live, tmp_path: Path) -> None:
 
 def test_copy_out_through_a_link(live: Live, tmp_path: Path) -> None:
     """No link on the way is followed: the payload may have made it, in a directory it shares."""
-    live.write_file("/work/file", b"new")
+    live.write_file("/tree/file", b"new")
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to("target")
     with pytest.raises(FileError, match="symbolic link") as caught:
-        live.copy_out("/work/file", tmp_path / "link" / "file")
+        live.copy_out("/tree/file", tmp_path / "link" / "file")
     assert caught.value.errno == errno.ELOOP
     assert os.listdir(tmp_path / "target") == []
 
@@ -322,10 +322,10 @@ def test_copy_out_through_a_link(live: Live, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["directory", "none/file", "directory/"])
 def test_copy_out_nowhere(live: Live, tmp_path: Path, name: str) -> None:
     """A directory is not replaced, and none is made; nothing is left of the attempt."""
-    live.write_file("/work/file", b"new")
+    live.write_file("/tree/file", b"new")
     (tmp_path / "directory").mkdir()
     with pytest.raises(FileError):
-        live.copy_out("/work/file", f"{tmp_path}/{name}")
+        live.copy_out("/tree/file", f"{tmp_path}/{name}")
     assert os.listdir(tmp_path) == ["directory"]
     assert os.listdir(tmp_path / "directory") == []
 
@@ -335,19 +335,19 @@ def test_copy_in_what_is_no_file(live: Live, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path, tmp_path / "none", "/dev/zero"):
         with pytest.raises(FileError):
-            live.copy_in(path, "/work/file")
+            live.copy_in(path, "/tree/file")
     sh(live, "test ! -e file")
 
 
 def test_whose_path_it_is(live: Live, tmp_path: Path) -> None:
     """An error about a path of the host says so, since the same path may be inside."""
     with pytest.raises(FileNotFoundError, match="on the host"):
-        live.copy_in(tmp_path / "none", "/work/file")
-    live.write_file("/work/file", b"new")
+        live.copy_in(tmp_path / "none", "/tree/file")
+    live.write_file("/tree/file", b"new")
     with pytest.raises(FileNotFoundError, match="on the host"):
-        live.copy_out("/work/file", tmp_path / "none/file")
+        live.copy_out("/tree/file", tmp_path / "none/file")
     with pytest.raises(FileNotFoundError) as caught:
-        live.copy_out("/work/none", tmp_path / "file")
+        live.copy_out("/tree/none", tmp_path / "file")
     assert "on the host" not in str(caught.value)
 
 
@@ -357,18 +357,18 @@ _REFUSALS = (errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EINVAL, errno.EISDI
 
 _FLIP = """
 import os
-os.makedirs("/work/real", exist_ok=True)
-os.makedirs("/work/other", exist_ok=True)
-open("/work/real/file", "w").write("real")
-open("/work/other/file", "w").write("other")
-os.symlink("/work/other", "/work/link")
-os.rename("/work/real", "/work/flip")
+os.makedirs("/tree/real", exist_ok=True)
+os.makedirs("/tree/other", exist_ok=True)
+open("/tree/real/file", "w").write("real")
+open("/tree/other/file", "w").write("other")
+os.symlink("/tree/other", "/tree/link")
+os.rename("/tree/real", "/tree/flip")
 os.write(1, b"x")
 while True:
-    os.rename("/work/flip", "/work/away")
-    os.rename("/work/link", "/work/flip")
-    os.rename("/work/flip", "/work/link")
-    os.rename("/work/away", "/work/flip")
+    os.rename("/tree/flip", "/tree/away")
+    os.rename("/tree/link", "/tree/flip")
+    os.rename("/tree/flip", "/tree/link")
+    os.rename("/tree/away", "/tree/flip")
 """
 
 
@@ -378,10 +378,10 @@ def test_flipping_directory(live: Live, tmp_path: Path) -> None:
     with running(live, _FLIP):
         done, copy = 0, tmp_path / "copy"
         for _ in range(1000):
-            done += allowing(_REFUSALS, partial(live.write_file, "/work/flip/file", b"new"))
-            if allowing(_REFUSALS, partial(live.copy_out, "/work/flip/file", copy)):
+            done += allowing(_REFUSALS, partial(live.write_file, "/tree/flip/file", b"new"))
+            if allowing(_REFUSALS, partial(live.copy_out, "/tree/flip/file", copy)):
                 assert copy.read_bytes() in (b"real", b"new", b"")
-    assert live.read_file("/work/other/file") == b"other"
+    assert live.read_file("/tree/other/file") == b"other"
     assert done
 
 
@@ -390,20 +390,20 @@ import os
 os.write(1, b"x")
 while True:
     for make in (
-        lambda: os.symlink("/etc/passwd", "/work/new"),
-        lambda: os.mkfifo("/work/new"),
-        lambda: os.symlink("/dev/zero", "/work/new"),
-        lambda: os.symlink("/proc/1/mem", "/work/new"),
-        lambda: os.mkdir("/work/new"),
-        lambda: os.close(os.open("/work/new", os.O_CREAT)),
+        lambda: os.symlink("/etc/passwd", "/tree/new"),
+        lambda: os.mkfifo("/tree/new"),
+        lambda: os.symlink("/dev/zero", "/tree/new"),
+        lambda: os.symlink("/proc/1/mem", "/tree/new"),
+        lambda: os.mkdir("/tree/new"),
+        lambda: os.close(os.open("/tree/new", os.O_CREAT)),
     ):
         try:
             make()
         except OSError:
             pass
-        os.rename("/work/new", "/work/file") if not os.path.isdir("/work/new") else None
+        os.rename("/tree/new", "/tree/file") if not os.path.isdir("/tree/new") else None
         for remove in (os.unlink, os.rmdir):
-            for path in ("/work/file", "/work/new"):
+            for path in ("/tree/file", "/tree/new"):
                 try:
                     remove(path)
                 except OSError:
@@ -417,15 +417,15 @@ def test_swapped_file(live: Live, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     with running(live, _SWAP):
         for _ in range(1000):
-            allowing(_REFUSALS, partial(live.write_file, "/work/file", b"mine"))
-            if allowing(_REFUSALS, partial(live.copy_out, "/work/file", copy)):
+            allowing(_REFUSALS, partial(live.write_file, "/tree/file", b"mine"))
+            if allowing(_REFUSALS, partial(live.copy_out, "/tree/file", copy)):
                 assert copy.read_bytes() in (b"", b"mine")
 
 
 _LEASE = """
 import fcntl, os, signal, sys
 signal.signal(signal.SIGIO, signal.SIG_IGN)
-file = os.open("/work/file", os.O_RDWR | os.O_CREAT)
+file = os.open("/tree/file", os.O_RDWR | os.O_CREAT)
 fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 os.write(1, b"x")
 signal.pause()
@@ -434,9 +434,9 @@ signal.pause()
 
 def test_lease() -> None:
     """A lease that the payload does not give back makes an error, and nobody wait."""
-    box = python_box(mounts=[Tmpfs("/work")], seccomp=None)  # the filter permits no lease
+    box = python_box(mounts=[Tmpfs("/tree")], seccomp=None)  # the filter permits no lease
     with box.open() as live, running(live, _LEASE):
-        assert refused(live, "/work/file").errno == errno.EAGAIN
+        assert refused(live, "/tree/file").errno == errno.EAGAIN
 
 
 def test_many_threads(live: Live) -> None:
@@ -444,7 +444,7 @@ def test_many_threads(live: Live) -> None:
     wrong: list[object] = []
 
     def work(number: int) -> None:
-        path, data = f"/work/{number}", str(number).encode() * 100
+        path, data = f"/tree/{number}", str(number).encode() * 100
         for _ in range(20):
             live.write_file(path, data)
             if live.read_file(path) != data:
@@ -466,9 +466,9 @@ def test_after_the_end(live: Live) -> None:
     assert live.pidfd is not None
     assert ends(live.pidfd)
     with pytest.raises(FileError, match="ended") as caught:
-        live.read_file("/work/file")
+        live.read_file("/tree/file")
     assert caught.value.errno == errno.ESRCH
     live.close()
     assert live.pidfd is None
     with pytest.raises(PlanError, match="closed"):
-        live.read_file("/work/file")
+        live.read_file("/tree/file")
