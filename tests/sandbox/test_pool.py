@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,17 @@ pytestmark = pytest.mark.usefixtures("box")
 TRUE = ["/bin/true"]
 CAT = ["/bin/cat"]
 PR_SET_DUMPABLE = 4
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """No descriptor can be opened, however many are closed meanwhile (setrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -403,8 +414,6 @@ def test_figures_without_descriptors() -> None:
     """Whoever cannot read them now is told so, and reads them later."""
 
     def child() -> tuple[int | None, str]:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
         cleared: list[Member] = []
         number = None
         with (
@@ -413,18 +422,11 @@ def test_figures_without_descriptors() -> None:
         ):
             patched.setattr(Stock, "clear_away", lambda _, member: cleared.append(member))
             result = full(pool).run(["/bin/sh", "-c", "/bin/true; :"], stderr=DEVNULL)
-            taken: list[int] = []
-            try:
-                while True:
-                    taken.append(os.open(os.devnull, os.O_RDONLY))
-            except OSError:
-                pass
-            try:
-                print(result.reason)
-            except CgroupError as error:
-                number = error.errno
-            for fd in taken:
-                os.close(fd)
+            with no_descriptors():
+                try:
+                    print(result.reason)
+                except CgroupError as error:
+                    number = error.errno
             patched.undo()
             pool._stock.clear_away(cleared[0])
         return number, str(result.reason)
@@ -997,22 +999,12 @@ def test_no_descriptors_left(box: Sandbox) -> None:
     def child() -> tuple[int | None, int]:
         with box.pool(2) as pool:
             full(pool)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1, hard))
-            spare = []
-            try:
-                while True:
-                    spare.append(os.dup(0))
-            except OSError:
-                pass
             code = None
-            try:
-                pool.run(TRUE, stdin=PIPE)
-            except OSError as error:
-                code = error.errno
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for fd in spare:
-                os.close(fd)
+            with no_descriptors():
+                try:
+                    pool.run(TRUE, stdin=PIPE)
+                except OSError as error:
+                    code = error.errno
             return code, full(pool).run(TRUE).returncode
 
     assert in_child(child) == (errno.EMFILE, 0)
