@@ -106,7 +106,8 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	static const char *const argv[] = { "nsbox-init", NULL };
 	static const char *const staying[] = { "nsbox-init", "stays", NULL };
 	static const uint32_t kept = NSBOX_REQUEST_SETSID | NSBOX_REQUEST_RESTORE_SIGNALS |
-				     NSBOX_REQUEST_SHIELD | NSBOX_REQUEST_LATE_FILTER;
+				     NSBOX_REQUEST_SHIELD | NSBOX_REQUEST_LATE_FILTER |
+				     NSBOX_REQUEST_STAYS;
 	struct nsbox_request own = *request;
 
 	int caller = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));
@@ -116,7 +117,7 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	own.envp = argv + 1;
 	own.cwd = "/";
 	own.stdio[INIT_CONTROL] = control;
-	own.stdio[INIT_CALLER] = own.stdio[2] = caller;
+	own.stdio[INIT_CALLER] = own.stdio[INIT_LISTENER] = caller;
 	own.process_group = -1;
 	own.terminal = NULL;
 	own.flags = (request->flags & kept) | NSBOX_REQUEST_INIT;

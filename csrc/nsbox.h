@@ -442,6 +442,11 @@ int nsbox_open(const char *path, int flags, int32_t *fd);
 /* The same by openat2(2). */
 int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uint64_t resolve,
 		      int32_t *fd);
+/*
+ * The namespace of a process, CLONE_NEWNS or CLONE_NEWIPC, by its pidfd: ENOTTY before Linux
+ * 6.11, EACCES if the process is not the caller's to inspect (ptrace(2)).
+ */
+int nsbox_open_namespace(int pidfd, uint64_t nstype, int32_t *fd);
 /* Close *fd, and set it to -1; without effect the second time. */
 int nsbox_close(int32_t *fd);
 /* Duplicate fd, close-on-exec, into *copy. 0 or -errno. */

@@ -12,6 +12,7 @@
 #include <linux/futex.h>
 #include <linux/stat.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -153,6 +154,19 @@ int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uin
 {
 	int opened =
 		(int)RETRY(nsbox_openat2(dirfd, path, (uint64_t)flags | O_CLOEXEC, mode, resolve));
+	if (opened < 0)
+		return opened;
+	*fd = opened;
+	return 0;
+}
+
+/* linux/pidfd.h, since Linux 6.11. */
+enum { GET_IPC_NAMESPACE = _IO(0xFF, 2), GET_MNT_NAMESPACE = _IO(0xFF, 3) };
+
+int nsbox_open_namespace(int pidfd, uint64_t nstype, int32_t *fd)
+{
+	int which = nstype == CLONE_NEWNS ? GET_MNT_NAMESPACE : GET_IPC_NAMESPACE;
+	int opened = lift((int)sys(__NR_ioctl, pidfd, which, 0));
 	if (opened < 0)
 		return opened;
 	*fd = opened;

@@ -5,12 +5,13 @@ The C core's system calls as Python functions that raise OSError.
 they are used from here, since making flag types takes time at import.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, NoReturn, Self
 
-from ._constants import AT_FDCWD
+from ._constants import AT_FDCWD, NAMESPACE_FLAGS
 from ._native import ffi, lib
 from ._values import PathArg, check_text
 
@@ -66,6 +67,30 @@ class Descriptor:
         """
         descriptor = cls.none()
         ret = lib.nsbox_dup(fd, descriptor.slot)
+        if ret < 0:
+            _fail(ret)
+        return descriptor
+
+    @classmethod
+    def namespace(cls, kind: str, pid: int, pidfd: int) -> Self:
+        """
+        Open a namespace of a process that only the caller can reap.
+
+        By its pidfd, since Linux 6.11: names below /proc/pid that were looked up are something
+        for the kernel to forget while it is reaped. By such a name before.
+
+        Args:
+            kind: "mnt" or "ipc".
+            pid: Of the process.
+            pidfd: Likewise.
+
+        Raises:
+            OSError: If that fails; EACCES if it is not the caller's to inspect.
+        """
+        descriptor = cls.none()
+        ret = lib.nsbox_open_namespace(pidfd, NAMESPACE_FLAGS[kind], descriptor.slot)
+        if ret == -errno.ENOTTY:
+            return cls(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
         if ret < 0:
             _fail(ret)
         return descriptor

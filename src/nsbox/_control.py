@@ -117,6 +117,10 @@ class Control:
                 raise spawn_error(error.errno or errno.EIO, Step.LAYERS) from None
             raise
 
+    def fileno(self) -> int:
+        """Return the number of its socket, -1 once there is none."""
+        return int(self._struct.socket)
+
     def start(self, request: Request, child: Child, mode: Mode = Mode.NORMAL) -> None:
         """
         Start a process, and wait until it executes; any number of threads may.

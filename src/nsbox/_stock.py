@@ -150,18 +150,19 @@ class Member(Fence):
             self._watch.add()  # it begins with the process
             self._watched = Placement(-1, (), shield=False, watch=self._watch)
         self.started()
-        proc = f"/proc/{control.init.pid}"
-        # To take apart a mount or an IPC namespace takes longer than all else at the end of a
-        # process, and the last descriptor of it takes its time. So whoever waits for the end is
-        # not the one to let go of them. (After a change of ids the init may be somebody else's
-        # to inspect.)
-        self._held.append(Descriptor.duplicate(control.init.pidfd))
+        pid, pidfd = control.init.pid, control.init.pidfd
+        # To take apart a mount or an IPC namespace, or to free the filter, takes longer than all
+        # else at the end of a process, and the last descriptor of it takes its time. So whoever
+        # waits for the end is not the one to let go of them. (The filter's is in a message that
+        # nobody reads. After a change of ids the init may be somebody else's to inspect.)
+        self._held.append(Descriptor.duplicate(control.fileno()))
+        self._held.append(Descriptor.duplicate(pidfd))
         with suppress(PermissionError):
             for kind in ("mnt", "ipc"):
-                self._held.append(Descriptor(f"{proc}/ns/{kind}", os.O_RDONLY))
+                self._held.append(Descriptor.namespace(kind, pid, pidfd))
         inside = self.lowered.mount_points
         if len(inside):
-            self._view = View(inside, Descriptor(f"{proc}/root", os.O_PATH), self._view)
+            self._view = View(inside, Descriptor(f"/proc/{pid}/root", os.O_PATH), self._view)
 
     # ---- its process ----
 
@@ -199,11 +200,12 @@ class Member(Fence):
 
     def remove(self) -> None:
         """Kill what there is, and remove it; without effect the second time."""
+        # First: where an init may not be killed any more, it ends with its control socket.
+        while self._held:
+            self._held.pop().close()
         if self._control is not None:
             self._control.close()
         self._view.close()
-        while self._held:
-            self._held.pop().close()
         self.settle()  # there are descriptors now, if nobody else took them
         super().discard()
 

@@ -23,6 +23,7 @@ import pytest
 
 import fingerprint
 import nsbox._stock
+import nsbox.lowlevel
 import nsbox.pool
 from conftest import children, open_fds
 from nsbox import (
@@ -55,6 +56,7 @@ from nsbox._stock import Member, Stock
 from nsbox.errors import spawn_error
 from support import (
     CHILD_DEADLINE,
+    PYTHON,
     SOURCE,
     ends,
     enter_private_mounts,
@@ -63,6 +65,7 @@ from support import (
     in_child,
     interruptions,
     mount_tmpfs,
+    python_box,
     stdin_of,
     stdout_of,
 )
@@ -72,6 +75,7 @@ pytestmark = pytest.mark.usefixtures("box")
 TRUE = ["/bin/true"]
 CAT = ["/bin/cat"]
 PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
 
 
 @contextmanager
@@ -251,6 +255,44 @@ def test_drop_of_privileges_with_late_filter() -> None:
     with Sandbox(seccomp="strict").pool(1) as pool:
         assert pool.run(["/bin/sh", "-c", "true & wait"], stderr=DEVNULL).returncode != 0
         assert pool.stats().warm == 1
+
+
+LISTEN = """
+import ctypes, os, platform
+number = {"x86_64": 317, "aarch64": 277}[platform.machine()]
+libc = ctypes.CDLL(None, use_errno=True)
+allow = ctypes.create_string_buffer(b"\\x06\\0\\0\\0\\0\\0\\xff\\x7f", 8)
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+program = Program(1, ctypes.addressof(allow))
+listener = libc.syscall(number, 1, 8, ctypes.byref(program))
+"""
+"""Installs a filter that allows all, with SECCOMP_FILTER_FLAG_NEW_LISTENER (seccomp_unotify(2))."""
+
+
+def test_filter_is_held() -> None:
+    """While a run lasts its filter has the one listener that there can be; only then."""
+    box = python_box()
+    command = [*PYTHON, f"{LISTEN}os._exit(ctypes.get_errno() if listener < 0 else 0)"]
+    assert box.run(command).returncode == 0
+    with box.pool(2) as pool:
+        assert full(pool).run(command).returncode == errno.EBUSY
+        with full(pool).spawn(command) as process:
+            assert process.wait(CHILD_DEADLINE) == 0
+        assert pool.stats().warm == 2
+
+
+def test_filter_that_cannot_be_held() -> None:
+    """Below a filter that has a listener a pool does without one of its own."""
+
+    def child() -> tuple[bool, int, int]:
+        nsbox.lowlevel.prctl(PR_SET_NO_NEW_PRIVS, 1)
+        names: dict[str, Any] = {}
+        exec(LISTEN, names)
+        with Sandbox().pool(1) as pool:
+            return names["listener"] >= 0, full(pool).run(TRUE).returncode, pool.stats().warm
+
+    assert in_child(child) == (True, 0, 1)
 
 
 def test_init_that_stays() -> None:
