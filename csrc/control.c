@@ -44,6 +44,7 @@ void let_go(struct nsbox_control *control)
 /* Without effect the second time. After a fork the copy of the socket is all that is ours. */
 int nsbox_control_close(struct nsbox_control *control)
 {
+	nsbox_close(&control->listener);
 	if (control->owner != (int32_t)sys(__NR_getpid))
 		return nsbox_close(&control->socket);
 	lock(&control->lock);
@@ -107,7 +108,7 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	static const char *const staying[] = { "nsbox-init", "stays", NULL };
 	static const uint32_t kept = NSBOX_REQUEST_SETSID | NSBOX_REQUEST_RESTORE_SIGNALS |
 				     NSBOX_REQUEST_SHIELD | NSBOX_REQUEST_LATE_FILTER |
-				     NSBOX_REQUEST_STAYS;
+				     NSBOX_REQUEST_KEEP_FILTER;
 	struct nsbox_request own = *request;
 
 	int caller = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));
@@ -117,7 +118,7 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	own.envp = argv + 1;
 	own.cwd = "/";
 	own.stdio[INIT_CONTROL] = control;
-	own.stdio[INIT_CALLER] = own.stdio[INIT_LISTENER] = caller;
+	own.stdio[INIT_CALLER] = own.stdio[2] = caller;
 	own.process_group = -1;
 	own.terminal = NULL;
 	own.flags = (request->flags & kept) | NSBOX_REQUEST_INIT;
@@ -126,6 +127,13 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	int err = nsbox_spawn(plan, &own, dumpable, result);
 	sys(__NR_close, caller);
 	return err;
+}
+
+/* If one has been sent, and there is room for it. */
+static void take_listener(struct nsbox_control *control)
+{
+	int fd = lift(receive_descriptor(control->socket));
+	control->listener = fd < 0 ? -1 : fd;
 }
 
 int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_request *request,
@@ -156,6 +164,8 @@ int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_requ
 		nsbox_close(&copies[i]);
 	if (err < 0)
 		nsbox_close(&control->socket);
+	else if (request->flags & NSBOX_REQUEST_KEEP_FILTER)
+		take_listener(control);
 	return err;
 }
 
@@ -212,7 +222,7 @@ int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_requ
 			  struct nsbox_result *result)
 {
 	struct nsbox_result init = no_result();
-	struct nsbox_control control = { .socket = -1, .init = &init };
+	struct nsbox_control control = { .socket = -1, .listener = -1, .init = &init };
 	struct nsbox_request world = *request, payload = *request;
 
 	*result = no_result();

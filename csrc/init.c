@@ -476,7 +476,7 @@ __attribute__((noreturn)) static void become_process(void)
 	long channel = sys(__NR_fcntl, told, F_DUPFD_CLOEXEC, above);
 
 	/* Whoever has not said so is taken for one that has not begun, and is started again. */
-	if ((n_channels || announce(told, INIT_LISTENER) < 0) && announce(told, -1) < 0)
+	if (announce(told, -1) < 0)
 		exit_process(1);
 	/* Session and process group are its own already. */
 	request.flags &= ~(uint32_t)NSBOX_REQUEST_SETSID;

@@ -231,7 +231,8 @@ enum nsbox_request_flag {
 	 * It will be there for long, and not become the payload: so it gives back at first what
 	 * is more than it needs, for which it has a thread, with a pid and in its cgroup.
 	 */
-	NSBOX_REQUEST_STAYS = 512
+	NSBOX_REQUEST_STAYS = 512,
+	NSBOX_REQUEST_KEEP_FILTER = 1024 /* it will become the payload: see install_filter() */
 };
 
 struct nsbox_watcher;
@@ -381,7 +382,8 @@ enum nsbox_start_mode {
  * which that ends (LAST, REPLACE) is alone.
  */
 struct nsbox_control {
-	int32_t socket; /* -1 once it is closed, or the last process's */
+	int32_t socket;   /* -1 once it is closed, or the last process's */
+	int32_t listener; /* of its filter: NSBOX_REQUEST_KEEP_FILTER; or -1 */
 	/* -- */
 	int32_t owner; /* as in nsbox_result */
 	uint32_t lock;

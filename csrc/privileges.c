@@ -210,17 +210,19 @@ int drop_privileges(struct spawn *spawn)
 /* ---- the system-call filter ----------------------------------------- */
 
 /*
- * For an init that will be its process: a filter whose last process ends is freed in the middle of
- * that end, by a thread of the kernel's, which takes 20 us. So this one gets a listener, which
- * nobody listens to; whoever holds it keeps the filter. Negative if there can be none, as where
- * the caller has such a filter itself (EBUSY).
+ * A filter whose last process ends is freed in the middle of that end, by a thread of the kernel's
+ * that takes 20 us. So one that an init has for its only process gets a listener, which nobody
+ * listens to, and which goes to the caller: who holds it keeps the filter. Negative if there can
+ * be none, as where the caller has such a filter itself (EBUSY).
  */
 static long install_with_listener(const void *program)
 {
 	long fd = sys(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER,
 		      program);
-	/* The exec closes the other number. */
-	return fd < 0 ? fd : RETRY(sys(__NR_dup3, fd, INIT_LISTENER, 0));
+	/* Where it cannot be sent it is closed by the exec, and no harm is done. */
+	if (fd >= 0)
+		send_descriptor(INIT_CONTROL, (int)fd);
+	return fd;
 }
 
 /*
@@ -229,7 +231,6 @@ static long install_with_listener(const void *program)
  */
 int install_filter(struct spawn *spawn)
 {
-	enum { WHOSE = NSBOX_REQUEST_INIT | NSBOX_REQUEST_STAYS };
 	const struct nsbox_plan *plan = spawn->plan;
 	struct {
 		unsigned short length;
@@ -239,7 +240,7 @@ int install_filter(struct spawn *spawn)
 
 	if (!plan->filter_length)
 		return 0;
-	if ((spawn->request->flags & WHOSE) == NSBOX_REQUEST_INIT &&
+	if (spawn->request->flags & NSBOX_REQUEST_KEEP_FILTER &&
 	    install_with_listener(&program) >= 0)
 		return 0;
 	long err = sys(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);

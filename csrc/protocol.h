@@ -19,11 +19,8 @@
 
 enum { PROTOCOL_VERSION = 3 };
 
-/*
- * Where the init finds its descriptors: the control socket, a pidfd of the caller, and, if it
- * may become its process, what keeps the filter when that has ended (install_filter()).
- */
-enum { INIT_CONTROL = 0, INIT_CALLER = 1, INIT_LISTENER = 2 };
+/* Where the init finds its descriptors: the control socket, and a pidfd of the caller. */
+enum { INIT_CONTROL = 0, INIT_CALLER = 1 };
 
 enum request_kind { REQUEST_START = 1, REQUEST_OPEN };
 

@@ -165,7 +165,7 @@ class Lowered:
         child: Child,
         store: Store | None = None,
         *,
-        stays: bool = False,
+        flags: int = 0,
     ) -> None:
         """
         Start an nsbox-init: a payload that starts others.
@@ -175,13 +175,13 @@ class Lowered:
             request: What it starts as. Its streams are replaced.
             child: Receives its pid and pidfd.
             store: What was made ahead, or None.
-            stays: It never becomes a payload, and may take its time to be small.
+            flags: What it is for: NSBOX_REQUEST_STAYS or NSBOX_REQUEST_KEEP_FILTER.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
         """
         struct, keep, note = self._prepared(request, child, store)
-        struct.flags |= self._late_filter | (_STAYS if stays else 0)
+        struct.flags |= self._late_filter | flags
         struct.exec_fd = _program_of_init()
         control.init = child.record
         lib.nsbox_control_prepare(self._struct, struct, False, note, control)
@@ -429,7 +429,6 @@ class Lowered:
 
 _INIT: Final = int(lib.NSBOX_REQUEST_INIT)
 _LATE_FILTER: Final = int(lib.NSBOX_REQUEST_LATE_FILTER)
-_STAYS: Final = int(lib.NSBOX_REQUEST_STAYS)
 
 _WITHOUT_TARGET: Final = {
     Code.LOOPBACK,

@@ -5,7 +5,6 @@ The C core's system calls as Python functions that raise OSError.
 they are used from here, since making flag types takes time at import.
 """
 
-import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -77,7 +76,7 @@ class Descriptor:
         Open a namespace of a process that only the caller can reap.
 
         By its pidfd, since Linux 6.11: names below /proc/pid that were looked up are something
-        for the kernel to forget while it is reaped. By such a name before.
+        for the kernel to forget while it is reaped. By such a name otherwise.
 
         Args:
             kind: "mnt" or "ipc".
@@ -89,11 +88,7 @@ class Descriptor:
         """
         descriptor = cls.none()
         ret = lib.nsbox_open_namespace(pidfd, NAMESPACE_FLAGS[kind], descriptor.slot)
-        if ret == -errno.ENOTTY:
-            return cls(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
-        if ret < 0:
-            _fail(ret)
-        return descriptor
+        return descriptor if ret == 0 else cls(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
 
     @classmethod
     def none(cls) -> Self:

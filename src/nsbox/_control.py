@@ -40,6 +40,11 @@ class Mode(IntEnum):
     REPLACE = int(lib.NSBOX_START_REPLACE)
 
 
+_FLAGS: Final[dict[Mode | None, int]] = {
+    Mode.NORMAL: int(lib.NSBOX_REQUEST_STAYS),
+    Mode.REPLACE: int(lib.NSBOX_REQUEST_KEEP_FILTER),
+}
+
 _controls: Final[weakref.WeakSet["Control"]] = weakref.WeakSet()
 
 
@@ -70,7 +75,7 @@ class Control:
         *,
         layers: bool = False,
         store: Store | None = None,
-        stays: bool = False,
+        mode: Mode | None = None,
     ) -> None:
         """
         Make the world, and start the init in it.
@@ -81,7 +86,8 @@ class Control:
                 any, begins now.
             layers: Get descriptors of the layers of overlays.
             store: What was made ahead for a plan without any, or None.
-            stays: There will be no REPLACE.
+            mode: Of all the processes that it starts, if that is known. NORMAL: the init may take
+                its time to be small. REPLACE: the filter is kept until this is closed.
 
         Raises:
             SpawnError: If a step failed; nothing is left then.
@@ -89,18 +95,19 @@ class Control:
         self._lowered = lowered
         self.layers: list[Layers] = []
         self.init = Child()
-        self._memory = ffi.new("struct nsbox_control *", {"socket": -1})
+        self._memory = ffi.new("struct nsbox_control *", {"socket": -1, "listener": -1})
         self._struct = ffi.gc(self._memory, lib.nsbox_control_close)
         _controls.add(self)
         # Its session is its own; what it executes, and with which streams, is not said here.
         request = Request([b"nsbox-init"], b"nsbox-init", {}, "/")
         request.placement = placement
+        flags = _FLAGS.get(mode, 0)
         if layers:
-            self._prepare_with_layers(request, stays)
+            self._prepare_with_layers(request, flags)
         else:
-            lowered.prepare(self._struct, request, self.init, store, stays=stays)
+            lowered.prepare(self._struct, request, self.init, store, flags=flags)
 
-    def _prepare_with_layers(self, request: Request, stays: bool) -> None:
+    def _prepare_with_layers(self, request: Request, flags: int) -> None:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -108,7 +115,7 @@ class Control:
         try:
             with ours, theirs:
                 request.layers = theirs.fileno()
-                self._lowered.prepare(self._struct, request, self.init, stays=stays)
+                self._lowered.prepare(self._struct, request, self.init, flags=flags)
                 while (received := Layers.receive(ours.fileno())) is not None:
                     self.layers.append(received)
         except BaseException as error:
@@ -116,10 +123,6 @@ class Control:
             if isinstance(error, OSError) and not isinstance(error, SpawnError):
                 raise spawn_error(error.errno or errno.EIO, Step.LAYERS) from None
             raise
-
-    def fileno(self) -> int:
-        """Return the number of its socket, -1 once there is none."""
-        return int(self._struct.socket)
 
     def start(self, request: Request, child: Child, mode: Mode = Mode.NORMAL) -> None:
         """

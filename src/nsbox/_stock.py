@@ -145,7 +145,8 @@ class Member(Fence):
         self._site.prepare(())  # in one call of C, and that is this one's
         placement = self._open()
         placement, store = placement._replace(watch=None), self._stock.world.store(self.lowered)
-        control = self._control = Control(self.lowered, placement, store=store)
+        mode = self._stock.world.mode
+        control = self._control = Control(self.lowered, placement, store=store, mode=mode)
         if self._watch is not None:
             self._watch.add()  # it begins with the process
             self._watched = Placement(-1, (), shield=False, watch=self._watch)
@@ -153,9 +154,8 @@ class Member(Fence):
         pid, pidfd = control.init.pid, control.init.pidfd
         # To take apart a mount or an IPC namespace, or to free the filter, takes longer than all
         # else at the end of a process, and the last descriptor of it takes its time. So whoever
-        # waits for the end is not the one to let go of them. (The filter's is in a message that
-        # nobody reads. After a change of ids the init may be somebody else's to inspect.)
-        self._held.append(Descriptor.duplicate(control.fileno()))
+        # waits for the end is not the one to let go of them. (The control has the filter's. After a
+        # change of ids the init may be somebody else's to inspect.)
         self._held.append(Descriptor.duplicate(pidfd))
         with suppress(PermissionError):
             for kind in ("mnt", "ipc"):
@@ -200,12 +200,11 @@ class Member(Fence):
 
     def remove(self) -> None:
         """Kill what there is, and remove it; without effect the second time."""
-        # First: where an init may not be killed any more, it ends with its control socket.
-        while self._held:
-            self._held.pop().close()
         if self._control is not None:
             self._control.close()
         self._view.close()
+        while self._held:
+            self._held.pop().close()
         self.settle()  # there are descriptors now, if nobody else took them
         super().discard()
 

@@ -18,7 +18,7 @@ from ._calls import Descriptor
 from ._changes import MOST, Change, ChangeKind, Stack, changes_of
 from ._child import Child
 from ._compile import rlimits_of
-from ._control import Control
+from ._control import Control, Mode
 from ._payload import Args, FixedPlace, Place
 from ._plan import Code, OpFlag
 from ._request import Request
@@ -69,7 +69,9 @@ class Live:
         self._plan = lowered.plan
         try:
             layers = any(op.code is Code.OVERLAY for op in self._plan.ops)
-            self._control = Control(lowered, whole.open(), layers=layers, store=store, stays=True)
+            self._control = Control(
+                lowered, whole.open(), layers=layers, store=store, mode=Mode.NORMAL
+            )
             whole.started()
             self._made = {change.path for change in self._changes(MOST, given=False)}
         except BaseException as error:

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ PR_SET_NO_NEW_PRIVS = 38
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """No descriptor can be opened, however many are closed meanwhile (setrlimit(2))."""
+    """No descriptor can be opened, however many are closed meanwhile, and none polled (poll(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -270,16 +270,39 @@ listener = libc.syscall(number, 1, 8, ctypes.byref(program))
 """Installs a filter that allows all, with SECCOMP_FILTER_FLAG_NEW_LISTENER (seccomp_unotify(2))."""
 
 
-def test_filter_is_held() -> None:
-    """While a run lasts its filter has the one listener that there can be; only then."""
-    box = python_box()
+@pytest.mark.parametrize(("init", "number"), [(False, errno.EBUSY), (True, 0)])
+def test_filter_is_held(init: bool, number: int) -> None:
+    """What is held of a filter is the one listener that there can be, and only in a pool."""
+    box = python_box(init=init)
     command = [*PYTHON, f"{LISTEN}os._exit(ctypes.get_errno() if listener < 0 else 0)"]
     assert box.run(command).returncode == 0
     with box.pool(2) as pool:
-        assert full(pool).run(command).returncode == errno.EBUSY
+        assert full(pool).run(command).returncode == number
         with full(pool).spawn(command) as process:
-            assert process.wait(CHILD_DEADLINE) == 0
+            assert process.wait(CHILD_DEADLINE) == number
         assert pool.stats().warm == 2
+
+
+def test_no_descriptors_for_what_is_heard() -> None:
+    """How a run has ended needs none, whatever the end, and however long it has taken."""
+
+    def child() -> list[object]:
+        ends: list[object] = []
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        for args in (["/bin/false"], ["/no"], ["/bin/sleep", "0.5"]):
+            with Sandbox().pool(1) as pool, ExitStack() as taken:
+                full(pool)
+                with suppress(OSError):
+                    while True:
+                        taken.callback(os.close, os.dup(0))
+                try:
+                    ends.append(pool.run(args).returncode)
+                except FileNotFoundError:
+                    ends.append(FileNotFoundError)
+        return ends
+
+    assert in_child(child) == [1, FileNotFoundError, 0]
 
 
 def test_filter_that_cannot_be_held() -> None:

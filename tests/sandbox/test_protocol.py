@@ -527,7 +527,10 @@ class Liar:
         self.over = os.eventfd(0)
         self.control = Control.__new__(Control)
         self.control._lowered, self.control.init = self.lowered, self.init
-        memory = ffi.new("struct nsbox_control *", {"socket": ours.detach(), "owner": os.getpid()})
+        memory = ffi.new(
+            "struct nsbox_control *",
+            {"socket": ours.detach(), "listener": -1, "owner": os.getpid()},
+        )
         memory.init = self.init.record
         self.control._struct = ffi.gc(memory, lib.nsbox_control_close)
 
