@@ -9,6 +9,7 @@ from setuptools.command.build_ext import build_ext
 # From a libc it takes headers only, and from csrc/ what it calls: the linker drops the rest.
 SOURCES = (
     "begin.c",
+    "incoming.c",
     "init.c",
     "syscalls.c",
     "child.c",

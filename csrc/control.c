@@ -45,13 +45,15 @@ void let_go(struct nsbox_control *control)
 int nsbox_control_close(struct nsbox_control *control)
 {
 	nsbox_close(&control->listener);
-	if (control->owner != (int32_t)sys(__NR_getpid))
-		return nsbox_close(&control->socket);
-	lock(&control->lock);
+	bool foreign = control->owner != (int32_t)sys(__NR_getpid);
+	if (!foreign)
+		lock(&control->lock);
 	control->closed = 1;
-	if (!control->users)
+	if (foreign || !control->users)
 		nsbox_close(&control->socket);
-	unlock(&control->lock);
+	if (!foreign)
+		unlock(&control->lock);
+	close_lines(&control->lines, foreign);
 	return 0;
 }
 
@@ -201,7 +203,7 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 	int init = borrow_pidfd(control->init);
 	if (init < 0)
 		err = -ESRCH;
-	else if (!send_request(socket, init, gate, parts, 2, &packet, &channel, &err)) {
+	else if (!send_request(socket, init, gate, parts, 2, &packet, &channel, 1, &err)) {
 		err = await(channel, init, &answer);
 		err = err == 0 ? -ESRCH : err;
 	}

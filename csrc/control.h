@@ -22,12 +22,24 @@ struct answer {
 	int32_t fd;
 };
 
+/*
+ * What a process is started over that somebody waits for: the socket of requests and answers, that
+ * of names, and a pidfd of the init.
+ */
+struct line {
+	int32_t talk;
+	int32_t names;
+	int32_t init;
+};
+
 int failed(struct nsbox_result *result, enum nsbox_step step, int index, long error);
 
 /* messages.c */
 enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
-			     size_t n, struct packet *packet, int *channel, long *err);
+			     size_t n, struct packet *packet, int32_t *channels,
+			     uint32_t n_channels, long *err);
 int receive(int channel, struct answer *answer);
+int receive_pid(int channel);
 int await(int channel, int init, struct answer *answer);
 
 /* start.c */
@@ -35,6 +47,15 @@ int add_watch(const struct nsbox_request *request, struct nsbox_result *result);
 int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
 		  const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
 		  struct nsbox_result *result);
+
+/* lines.c */
+struct nsbox_lines *hold_lines(struct nsbox_control *control);
+void let_go_of_lines(struct nsbox_lines **held);
+void close_lines(struct nsbox_lines **held, bool foreign);
+bool take_line(struct nsbox_lines *lines, struct line *line);
+enum nsbox_step open_line(int socket, int init, struct nsbox_gate *gate, struct line *line,
+			  long *err);
+void close_line(struct line *line);
 
 /* control.c */
 int hold(struct nsbox_control *control);

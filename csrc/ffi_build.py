@@ -22,6 +22,7 @@ SOURCES = (
     "privileges.c",
     "landlock.c",
     "limits.c",
+    "lines.c",
     "files.c",
     "adopt.c",
     "spawn.c",

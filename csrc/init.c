@@ -12,7 +12,7 @@
  * this memory until its exec, so the rules of child.c hold; it could be stopped on its
  * way, so nobody waits for it for ever (spawn.c).
  *
- * No libc: memory is what is below and in begin.c, and does not grow.
+ * No libc: memory is what is below, in incoming.c and in begin.c, and does not grow.
  */
 #include "init.h"
 #include "protocol.h"
@@ -33,10 +33,17 @@
 /* How many are reaped before the next look at the caller: there may be no end of them. */
 enum { REAP_AT_ONCE = 64 };
 
-/* The processes that the caller has asked for: polls[POLL_CHANNELS + i] is pids[i]'s channel. */
+/*
+ * The processes that the caller has asked for, and the lines for others: polls[POLL_CHANNELS + i]
+ * is the channel of process i, or the first socket of its line.
+ */
 static struct pollfd *const polls = own.polls;
-static int32_t pids[MOST_PROCESSES];
+static struct process {
+	int32_t pid;   /* 0: a line that is free */
+	int32_t names; /* the second socket of its line; -1: it has none */
+} processes[MOST_PROCESSES];
 static uint32_t n_processes;
+enum { NO_LINE = MOST_PROCESSES };
 static int32_t last; /* the process that everything ends with, or 0 */
 /* The last one that was started, if it has not been settled what became of that; or 0. */
 static int32_t newcomer;
@@ -44,18 +51,6 @@ static int64_t next_look; /* at that one: when; 0: there is no need */
 
 /* Of a process until its exec. */
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
-
-/* One message and its descriptors. */
-static char message[sizeof(struct start_request) + MOST_INLINE] __attribute__((aligned(8)));
-static int32_t fds[MOST_DESCRIPTORS];
-static int32_t received[MOST_DESCRIPTORS]; /* a copy, which the child may change */
-static uint32_t n_fds;
-static uint32_t n_channels; /* of these, at the beginning: 1, or 0 if it is over the control */
-
-/* What it asks for, in the words of spawn.c. */
-static struct nsbox_plan plan;
-static struct nsbox_request request;
-static struct spawn spawn;
 
 /* ---- answers -------------------------------------------------------- */
 
@@ -107,15 +102,45 @@ static void settle(void)
 	await_exec(&spawn, &spawn.alive);
 	if (!spawn.result.step && !spawn.executing)
 		fail(&spawn, NSBOX_STEP_KILLED, -1, -ESRCH);
-	if (spawn.result.pidfd >= 0)
-		sys(__NR_close, spawn.result.pidfd);
 	newcomer = 0;
 }
 
-static void forget(uint32_t i)
+/* Of the newcomer, when it has been settled what became of it, and who waits has been told. */
+static void close_pidfd(void)
 {
+	if (spawn.result.pidfd >= 0)
+		sys(__NR_close, spawn.result.pidfd);
+	spawn.result.pidfd = -1;
+}
+
+/* Room for a process, or a line. */
+static void remember(int channel, short events, int32_t pid, int32_t names)
+{
+	polls[POLL_CHANNELS + n_processes] = (struct pollfd){ .fd = channel, .events = events };
+	processes[n_processes++] = (struct process){ .pid = pid, .names = names };
+}
+
+static void close_channel(uint32_t i)
+{
+	if (polls[POLL_CHANNELS + i].fd >= 0)
+		sys(__NR_close, polls[POLL_CHANNELS + i].fd);
+	if (processes[i].names >= 0)
+		sys(__NR_close, processes[i].names);
+	polls[POLL_CHANNELS + i] = (struct pollfd){ .fd = -1 };
+	processes[i].names = -1;
+}
+
+/* The process has ended, or never been: its line is free, and else nothing is left of it. */
+static void release(uint32_t i)
+{
+	if (processes[i].names >= 0) {
+		processes[i].pid = 0;
+		polls[POLL_CHANNELS + i].events = POLLIN;
+		return;
+	}
+	close_channel(i);
 	n_processes--;
-	pids[i] = pids[n_processes];
+	processes[i] = processes[n_processes];
 	polls[POLL_CHANNELS + i] = polls[POLL_CHANNELS + n_processes];
 }
 
@@ -131,32 +156,33 @@ static void answer_end(uint32_t i, const siginfo_t *info, const struct rusage *u
 		.end = exit_of(info, usage),
 	};
 	int channel = polls[POLL_CHANNELS + i].fd;
-	if (pids[i] == newcomer) {
+	bool new = processes[i].pid == newcomer;
+	if (new) {
 		settle();
 		started = !spawn.result.step;
 	}
-	if (channel >= 0) {
+	if (channel >= 0)
 		started ? answer(channel, &reply, -1) : answer_start(channel);
-		sys(__NR_close, channel);
-	}
-	if (pids[i] == last)
+	if (processes[i].pid == last)
 		exit_process(0);
-	forget(i);
+	release(i);
+	if (new)
+		close_pidfd();
 }
 
-/* Reap what has ended, orphans too. Returns whether there may be more. */
-static bool reap_some(void)
+/* Reap so many at most of what has ended, orphans too. Returns whether there may be more. */
+static bool reap(int most)
 {
 	siginfo_t info;
 	struct rusage usage;
 
-	for (int count = 0; count < REAP_AT_ONCE; count++) {
+	for (int count = 0; count < most; count++) {
 		info.si_pid = 0;
 		long err = sys(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | __WALL, &usage);
 		if (err < 0 || !info.si_pid)
 			return false;
 		for (uint32_t i = 0; i < n_processes; i++) {
-			if (pids[i] == info.si_pid) {
+			if (processes[i].pid == info.si_pid) {
 				answer_end(i, &info, &usage);
 				break;
 			}
@@ -176,126 +202,18 @@ static void take_signals(void)
 			sys(__NR_kill, last, signals[i].ssi_signo);
 }
 
-/* The caller has closed a channel: it has given the process up. */
-static void kill_abandoned(void)
+/* The caller has closed a channel: it has given the process up, or needs no line any more. */
+static void drop_abandoned(void)
 {
-	for (uint32_t i = 0; i < n_processes; i++) {
-		struct pollfd *channel = &polls[POLL_CHANNELS + i];
-		if (!channel->revents)
+	for (uint32_t i = n_processes; i-- > 0;) {
+		if (!(polls[POLL_CHANNELS + i].revents & (POLLHUP | POLLERR)))
 			continue;
-		sys(__NR_kill, pids[i], SIGKILL);
-		sys(__NR_close, channel->fd);
-		*channel = (struct pollfd){ .fd = -1 };
+		close_channel(i);
+		if (processes[i].pid)
+			sys(__NR_kill, processes[i].pid, SIGKILL);
+		else
+			release(i);
 	}
-}
-
-/* ---- requests ------------------------------------------------------- */
-
-static void close_received(void)
-{
-	while (n_fds)
-		sys(__NR_close, fds[--n_fds]);
-}
-
-/*
- * Take n addresses, behind each other and with a 0 after the last, from a body, whose last
- * byte is a 0 too. NULL if they are not as they should be.
- */
-static const char *const *take_strings(char *body, uint64_t size, uint64_t **next, uint32_t n)
-{
-	uint64_t *addresses = *next;
-
-	for (uint32_t i = 0; i < n; i++) {
-		if (!addresses[i] || addresses[i] >= size)
-			return NULL;
-		addresses[i] += (uint64_t)(uintptr_t)body;
-	}
-	*next = addresses + n + 1;
-	return addresses[n] ? NULL : (const char *const *)addresses;
-}
-
-/* Whether the counts of a request fit its body and its descriptors. */
-static bool is_whole(const struct start_request *head)
-{
-	uint64_t strings = (uint64_t)head->n_executables + head->n_argv + head->n_envp + 3;
-	uint64_t groups = head->n_groups < 0 ? 0 : (uint64_t)head->n_groups;
-	uint64_t arrays = strings * sizeof(uint64_t) +
-			  (uint64_t)head->n_rlimits * sizeof(struct nsbox_rlimit) +
-			  (uint64_t)head->filter_length * sizeof(uint64_t) +
-			  (groups + head->n_fds) * sizeof(uint32_t);
-	uint64_t descriptors = (uint64_t)n_channels + head->in_memfd + head->n_tasks + head->n_fds;
-
-	return head->in_memfd <= 1 && head->body_size <= MOST_BODY && arrays < head->body_size &&
-	       head->cwd >= arrays && head->cwd < head->body_size && descriptors == n_fds &&
-	       head->mode <= NSBOX_START_REPLACE;
-}
-
-/* The descriptors for the process, after the channel: those for 0, 1, 2, and the others. */
-static bool take_descriptors(const int32_t *targets, uint32_t n)
-{
-	const int32_t *files = fds + n_channels;
-	uint32_t standard = 0;
-
-	for (uint32_t i = 0; i < n; i++)
-		if (targets[i] < 0 || (i && targets[i] <= targets[i - 1]))
-			return false;
-	for (; standard < n && targets[standard] < 3; standard++)
-		request.stdio[targets[standard]] = files[standard];
-	request.pass_fds = targets + standard;
-	request.n_pass_fds = n - standard;
-	memcpy(received, files + standard, request.n_pass_fds * sizeof *fds);
-	spawn.received = received;
-	return true;
-}
-
-/* From a message to what spawn.c and child.c know. */
-static bool take_start(const struct start_request *head, char *body)
-{
-	uint64_t *next = (uint64_t *)body;
-	uint64_t size = head->body_size;
-
-	plan = (struct nsbox_plan){
-		.nice = head->nice,
-		.n_rlimits = head->n_rlimits,
-		.filter_length = head->filter_length,
-	};
-	request = (struct nsbox_request){
-		.executables = take_strings(body, size, &next, head->n_executables),
-		.stdio = { -1, -1, -1 },
-		.umask = head->umask,
-		.process_group = head->process_group,
-		.uid = head->uid,
-		.gid = head->gid,
-		.n_groups = head->n_groups,
-		.flags = head->flags,
-		.cgroup = -1,
-		.layers = -1,
-		.n_tasks = head->n_tasks,
-		.tasks = fds + n_channels + head->n_fds,
-		.cwd = body + head->cwd,
-	};
-	spawn = (struct spawn){
-		.plan = &plan,
-		.request = &request,
-		.result = no_result(),
-		.mask = head->mask,
-		.caller_pidfd = INIT_CALLER,
-		/* Who clones may be a thread that ends before us, with whom all in here ends. */
-		.parent = head->mode == NSBOX_START_REPLACE ? PARENT_STAYS : PARENT_LEAVES,
-		.root = -1,
-		.scratch = -1,
-		.terminal = -1,
-		.channel = -1,
-	};
-	request.argv = request.executables ? take_strings(body, size, &next, head->n_argv) : NULL;
-	request.envp = request.argv ? take_strings(body, size, &next, head->n_envp) : NULL;
-	if (!request.envp)
-		return false;
-	plan.rlimits = (const struct nsbox_rlimit *)next;
-	plan.filter = plan.rlimits + plan.n_rlimits;
-	request.groups = (const uint32_t *)((const uint64_t *)plan.filter + plan.filter_length);
-	const uint32_t *end = request.groups + (head->n_groups < 0 ? 0 : head->n_groups);
-	return take_descriptors((const int32_t *)end, head->n_fds);
 }
 
 /* ---- starting ------------------------------------------------------- */
@@ -398,8 +316,10 @@ static bool await_start(void)
 {
 	int32_t pid = newcomer;
 
-	if (pid)
+	if (pid) {
 		settle();
+		close_pidfd();
+	}
 	if (pid && spawn.result.step)
 		wait_for(P_PID, pid, WEXITED);
 	return !spawn.result.step;
@@ -413,14 +333,11 @@ static void settle_newcomer(void)
 	if (!pid || await_start())
 		return;
 	for (uint32_t i = 0; i < n_processes; i++) {
-		int channel = polls[POLL_CHANNELS + i].fd;
-		if (pids[i] != pid)
+		if (processes[i].pid != pid)
 			continue;
-		if (channel >= 0) {
-			answer_start(channel);
-			sys(__NR_close, channel);
-		}
-		forget(i);
+		if (polls[POLL_CHANNELS + i].fd >= 0)
+			answer_start(polls[POLL_CHANNELS + i].fd);
+		release(i);
 		return;
 	}
 }
@@ -445,8 +362,8 @@ static uint64_t look_at_newcomer(void)
 	return newcomer ? (uint64_t)(next_look - now) : 0;
 }
 
-/* Whoever attends it is told of its exec only if we have to wait for that ourselves. */
-static void start_process(uint32_t mode, bool wait)
+/* A process that its caller waits to hear of. */
+static void start_process(uint32_t mode)
 {
 	int channel = spawn.channel = fds[0];
 
@@ -454,17 +371,31 @@ static void start_process(uint32_t mode, bool wait)
 		fail(&spawn, NSBOX_STEP_CLONE, -1, -EAGAIN);
 	else
 		launch();
-	if (wait || !(request.flags & NSBOX_REQUEST_ATTENDED) || !newcomer) {
+	bool started = await_start();
+	answer_start(channel);
+	if (!started)
+		return;
+	remember(channel, 0, spawn.result.pid, -1);
+	if (mode == NSBOX_START_LAST)
+		last = spawn.result.pid;
+	fds[0] = fds[--n_fds]; /* the channel stays */
+}
+
+/* One over a line. Its caller is told of its exec only if we have to wait for that ourselves. */
+static void start_over_line(uint32_t line, bool wait)
+{
+	int channel = polls[POLL_CHANNELS + line].fd;
+
+	spawn.channel = processes[line].names;
+	launch();
+	if (wait || !newcomer) {
 		bool started = await_start();
 		answer_start(channel);
 		if (!started)
 			return;
 	}
-	polls[POLL_CHANNELS + n_processes] = (struct pollfd){ .fd = channel };
-	pids[n_processes++] = spawn.result.pid;
-	if (mode == NSBOX_START_LAST)
-		last = spawn.result.pid;
-	fds[0] = fds[--n_fds]; /* the channel stays */
+	processes[line].pid = spawn.result.pid;
+	polls[POLL_CHANNELS + line].events = 0;
 }
 
 /* Become the process. The caller sees the channel close by the exec, or reads why not. */
@@ -489,15 +420,36 @@ __attribute__((noreturn)) static void become_process(void)
 	exit_process(1);
 }
 
-/* Whether the message made sense. */
-static bool serve_start(uint64_t size)
+/*
+ * A request that cannot be served now. If its channel has not come, the caller sees that close.
+ * Returns false for the last one, which may be tried elsewhere.
+ */
+static bool refuse(uint32_t line, bool is_last, int32_t error)
+{
+	const struct reply reply = {
+		.version = PROTOCOL_VERSION,
+		.kind = REPLY_STARTED,
+		.step = NSBOX_STEP_MESSAGE,
+		.error = error,
+		.index = -1,
+	};
+
+	if (line != NO_LINE)
+		answer(polls[POLL_CHANNELS + line].fd, &reply, -1);
+	else if (n_fds)
+		answer(fds[0], &reply, -1);
+	return !is_last;
+}
+
+/* Whether the message made sense. `line`: it came over that one; or NO_LINE. */
+static bool serve_start(uint64_t size, uint32_t line)
 {
 	const struct start_request *head = (const struct start_request *)message;
 	char *body = message + sizeof *head;
 
-	if (size < sizeof *head)
+	if (size < sizeof *head || is_over_line(head) != (line != NO_LINE))
 		return false;
-	n_channels = !is_over_control(head);
+	n_channels = !is_over_control(head) && line == NO_LINE;
 	if (!is_whole(head))
 		return false;
 	if (head->in_memfd) {
@@ -507,7 +459,7 @@ static bool serve_start(uint64_t size)
 		long address = sys(__NR_mmap, 0, head->body_size, PROT_READ | PROT_WRITE,
 				   MAP_PRIVATE, fd, 0);
 		if (address < 0 && address > -4096)
-			return n_channels; /* no memory: the caller sees the channel close */
+			return refuse(line, is_over_control(head), ENOMEM);
 		body = (char *)address;
 	} else if (size - sizeof *head != head->body_size) {
 		return false;
@@ -515,43 +467,16 @@ static bool serve_start(uint64_t size)
 	bool sensible = !body[head->body_size - 1] && take_start(head, body);
 	if (sensible && head->mode == NSBOX_START_REPLACE)
 		become_process();
-	if (sensible)
-		start_process(head->mode, head->in_memfd);
+	if (sensible && line != NO_LINE)
+		start_over_line(line, head->in_memfd);
+	else if (sensible)
+		start_process(head->mode);
 	if (head->in_memfd)
 		sys(__NR_munmap, body, head->body_size);
 	return sensible;
 }
 
 /* ---- files ---------------------------------------------------------- */
-
-/*
- * Open a path that begins at the root, without ".." and links: each part by itself, since
- * the filter may refuse openat2(2), whose arguments it cannot see. The path is changed.
- */
-static int open_path_inside(char *path, uint64_t flags, uint64_t mode)
-{
-	enum { STEP = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC };
-	int directory = (int)RETRY(sys(__NR_openat, AT_FDCWD, "/", STEP));
-	char *part = path, *end;
-
-	for (; directory >= 0; part = end + 1) {
-		while (*part == '/')
-			part++;
-		for (end = part; *end && *end != '/'; end++)
-			;
-		bool final = !*end;
-		*end = '\0';
-		long fd = -EXDEV;
-		if (part[0] != '.' || part[1] != '.' || part[2])
-			fd = RETRY(sys(__NR_openat, directory, *part ? part : ".",
-				       final ? flags | O_NOFOLLOW : STEP, mode));
-		sys(__NR_close, directory);
-		directory = (int)fd;
-		if (final)
-			break;
-	}
-	return directory;
-}
 
 static bool serve_open(uint64_t size)
 {
@@ -575,72 +500,78 @@ static bool serve_open(uint64_t size)
 
 /* ---- messages ------------------------------------------------------- */
 
-/* The descriptors that came with a message. Descriptors of ours may be used up: then not all. */
-static void take_fds(const struct cmsghdr *head, size_t size)
+/* The caller has a new line, from now on; or sees it close again. */
+static bool serve_line(uint64_t size)
 {
-	n_fds = 0;
-	if (size < sizeof *head || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
-		return;
-	n_fds = (uint32_t)((head->cmsg_len - CMSG_LEN(0)) / sizeof *fds);
-	memcpy(fds, CMSG_DATA(head), n_fds * sizeof *fds);
-}
-
-/*
- * Not all descriptors fitted in; without the channel, the caller sees that close. Returns false
- * for the request after which there would be no other: it may be tried elsewhere.
- */
-static bool answer_no_room(uint64_t size)
-{
-	static const struct reply reply = {
-		.version = PROTOCOL_VERSION,
-		.kind = REPLY_STARTED,
-		.step = NSBOX_STEP_MESSAGE,
-		.error = EMFILE,
-		.index = -1,
-	};
-	const struct start_request *head = (const struct start_request *)message;
-
-	if (size >= sizeof *head && head->kind == REQUEST_START && is_over_control(head))
+	if (size != sizeof(struct line_request) || n_fds != 2)
 		return false;
-	if (n_fds)
-		answer(fds[0], &reply, -1);
+	if (n_processes == MOST_PROCESSES)
+		return true;
+	remember(fds[0], POLLIN, 0, fds[1]);
+	n_fds = 0;
 	return true;
 }
 
-/* One message from the caller; false ends everything. */
-static bool take_request(void)
+/* Not all descriptors fitted in: descriptors of ours are used up. */
+static bool answer_no_room(uint64_t size, uint32_t line)
 {
-	static union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof fds)];
-	} control;
-	struct iovec part = { message, sizeof message };
-	struct msghdr packet = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof control,
-	};
+	const struct start_request *head = (const struct start_request *)message;
+	bool start = head->kind == REQUEST_START && size >= sizeof *head;
 
-	settle_newcomer();
-	long size = sys(__NR_recvmsg, INIT_CONTROL, &packet, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-	if (size == -EAGAIN || size == -EINTR)
-		return true;
-	if (size < (long)(2 * sizeof(uint32_t)) || packet.msg_flags & MSG_TRUNC)
-		return false;
-	take_fds(&control.head, packet.msg_controllen);
-	const uint32_t *head = (const uint32_t *)message;
-	bool sensible = head[0] == PROTOCOL_VERSION;
-	if (sensible && packet.msg_flags & MSG_CTRUNC) {
-		sensible = answer_no_room((uint64_t)size);
-	} else if (sensible) {
-		if (head[1] == REQUEST_START)
-			sensible = serve_start((uint64_t)size);
-		else
-			sensible = head[1] == REQUEST_OPEN && serve_open((uint64_t)size);
+	return refuse(line, start && is_over_control(head), EMFILE);
+}
+
+static bool serve(uint64_t size, uint32_t line)
+{
+	switch (((const uint32_t *)message)[1]) {
+	case REQUEST_START: return serve_start(size, line);
+	case REQUEST_OPEN: return line == NO_LINE && serve_open(size);
+	case REQUEST_LINE: return line == NO_LINE && serve_line(size);
+	default: return false;
 	}
+}
+
+/*
+ * One message from the caller, over a line or the control socket; false ends everything. No
+ * newcomer has our memory any more.
+ */
+static bool take_request(uint32_t line)
+{
+	bool truncated = false;
+
+	long size = receive_message(line == NO_LINE ? INIT_CONTROL : polls[POLL_CHANNELS + line].fd,
+				    &truncated);
+	if (size <= 0)
+		return size == 0;
+	bool sensible = *(const uint32_t *)message == PROTOCOL_VERSION &&
+			(truncated ? answer_no_room : serve)((uint64_t)size, line);
 	close_received();
 	return sensible;
+}
+
+/* Something has come over a free line; if that was its end, it is there no more. */
+static bool is_asked(uint32_t i)
+{
+	return i < n_processes && !processes[i].pid && polls[POLL_CHANNELS + i].revents;
+}
+
+static void take_requests(void)
+{
+	bool sensible = true;
+
+	for (uint32_t i = n_processes; i-- > 0;) {
+		if (!is_asked(i))
+			continue;
+		settle_newcomer(); /* by which this one may have got a lower number */
+		sensible = sensible && (!is_asked(i) || take_request(i));
+	}
+	if (polls[POLL_CONTROL].revents) {
+		settle_newcomer();
+		sensible = sensible && take_request(NO_LINE);
+	}
+	/* Not 0, which would be the end of a process that it has become: see process.c. */
+	if (!sensible)
+		exit_process(1);
 }
 
 /* ---- the whole ------------------------------------------------------ */
@@ -699,16 +630,17 @@ __attribute__((noreturn, used)) void init_main(long argc)
 			exit_process(1);
 		if (polls[POLL_CALLER].revents)
 			exit_process(0);
-		kill_abandoned();
+		drop_abandoned();
 		if (polls[POLL_SIGNALS].revents || more) {
+			/* One before the signals are taken, since somebody may wait to hear of it.
+			 */
+			reap(1);
 			take_signals();
-			more = reap_some();
+			more = reap(REAP_AT_ONCE);
 			/* Some child has stopped, or ended: it may have been this one. */
 			if (newcomer && !next_look)
 				next_look = monotonic_time() + STOP_TICK;
 		}
-		/* Not 0, which would be the end of a process that it has become: see process.c. */
-		if (polls[POLL_CONTROL].revents && !take_request())
-			exit_process(1);
+		take_requests();
 	}
 }

@@ -216,10 +216,10 @@ struct spawn {
 };
 
 /*
- * Of an attended start: nothing; that it has begun, so who it is, but not if it will fail; all
- * (as of starts that are not attended).
+ * Of an attended start: nothing; that it has begun, but not yet who it is; that too, but not if it
+ * will fail; all (as of starts that are not attended).
  */
-enum heard { HEARD_ALL, HEARD_NOTHING, HEARD_HERE };
+enum heard { HEARD_ALL, HEARD_NOTHING, HEARD_SIGN, HEARD_HERE };
 
 /* Record the first failure and return its -errno, for `return fail(...)`. */
 int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
@@ -265,10 +265,12 @@ void give_back_pidfd(struct nsbox_result *child);
 int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
 struct nsbox_result no_result(void);
 /* messages.c */
-int await_event(int socket, short event, int init);
+int await_event(int socket, short event, int other, int init);
 bool is_stopped(int init);
+/* lines.c */
+void let_go_of_line(struct nsbox_result *child);
 /* start.c */
-void hear_start(struct nsbox_result *child);
+bool hear_name(struct nsbox_result *child);
 void hear_replacement(struct nsbox_result *child, bool ended);
 void give_up_start(struct nsbox_result *child, int err);
 int hear_end(struct nsbox_result *child);

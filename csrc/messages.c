@@ -43,20 +43,21 @@ bool is_stopped(int init)
 }
 
 /*
- * Wait until something can be done with a socket to an init: 1; 0 if the init has ended, and
- * -ETIMEDOUT if somebody has stopped it.
+ * Wait until something can be done with a socket to an init, or, if it is not -1, with another: 1;
+ * 0 if the init has ended, and -ETIMEDOUT if somebody has stopped it.
  */
-int await_event(int socket, short event, int init)
+int await_event(int socket, short event, int other, int init)
 {
 	static const uint64_t tick[2] = { 0, STOP_TICK };
-	struct pollfd events[2] = { { .fd = socket, .events = event },
+	struct pollfd events[3] = { { .fd = socket, .events = event },
+				    { .fd = other, .events = event },
 				    { .fd = init, .events = POLLIN } };
 
 	for (int stops = 0; stops < STOPS;) {
-		long ready = RETRY(sys(__NR_ppoll, events, 2, tick, 0, sizeof(signal_mask)));
-		if (events[0].revents)
+		long ready = RETRY(sys(__NR_ppoll, events, 3, tick, 0, sizeof(signal_mask)));
+		if (events[0].revents || events[1].revents)
 			return 1;
-		if (events[1].revents)
+		if (events[2].revents)
 			return 0;
 		stops = ready == 0 && is_stopped(init) ? stops + 1 : 0;
 	}
@@ -88,55 +89,61 @@ static long send_packet(int socket, struct iovec *parts, size_t n, const struct 
 	return RETRY(sys(__NR_sendmsg, socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
-/* Without a channel. Returns the step that failed. */
-static enum nsbox_step send_alone(int socket, struct iovec *parts, size_t n,
-				  const struct packet *packet, long *err)
-{
-	*err = send_packet(socket, parts, n, packet);
-	return *err < 0 ? NSBOX_STEP_MESSAGE : NSBOX_STEP_NONE;
-}
-
-/* With a channel, whose other end goes to the init with the message. The same. */
-static enum nsbox_step send_with_channel(int socket, struct iovec *parts, size_t n,
-					 struct packet *packet, int *channel, long *err)
+/* A channel: our end, and the other, which goes to the init with a message. */
+static long make_channel(int32_t *ours, int32_t *theirs)
 {
 	static const int on = 1;
 	int pair[2];
 
-	*err = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
-	if (*err < 0)
-		return NSBOX_STEP_SOCKETPAIR;
-	*channel = lift(pair[0]);
-	packet->fds[0] = pair[1];
+	long err = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+	if (err < 0)
+		return err;
+	*theirs = pair[1];
+	*ours = lift(pair[0]);
 	/* Before the message is there: whoever answers is named by the kernel. */
-	sys(__NR_setsockopt, *channel, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
-	*err = send_packet(socket, parts, n, packet);
-	sys(__NR_close, pair[1]);
-	if (*channel >= 0 && *err >= 0)
-		return NSBOX_STEP_NONE;
-	enum nsbox_step step = *channel < 0 ? NSBOX_STEP_SOCKETPAIR : NSBOX_STEP_MESSAGE;
-	*err = *channel < 0 ? *channel : *err;
-	nsbox_close(channel);
+	sys(__NR_setsockopt, *ours, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
+	return *ours < 0 ? *ours : 0;
+}
+
+/* With so many channels, for which there is room in the packet. Returns the step that failed. */
+static enum nsbox_step send_with_channels(int socket, struct iovec *parts, size_t n,
+					  struct packet *packet, int32_t *channels,
+					  uint32_t n_channels, long *err)
+{
+	enum nsbox_step step = NSBOX_STEP_SOCKETPAIR;
+	uint32_t made = 0;
+
+	*err = 0;
+	for (uint32_t i = 0; i < n_channels; i++)
+		channels[i] = packet->fds[i] = -1;
+	while (made < n_channels && *err >= 0) {
+		*err = make_channel(&channels[made], &packet->fds[made]);
+		made++;
+	}
+	if (*err >= 0) {
+		*err = send_packet(socket, parts, n, packet);
+		step = *err < 0 ? NSBOX_STEP_MESSAGE : NSBOX_STEP_NONE;
+	}
+	for (uint32_t i = 0; i < made; i++) {
+		nsbox_close(&packet->fds[i]);
+		if (step)
+			nsbox_close(&channels[i]);
+	}
 	return step;
 }
 
-/*
- * The same, until there is room in the socket; the gate is never closed while we wait. Channel:
- * NULL for none.
- */
+/* The same, until there is room in the socket; the gate is never closed while we wait. */
 enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
-			     size_t n, struct packet *packet, int *channel, long *err)
+			     size_t n, struct packet *packet, int32_t *channels,
+			     uint32_t n_channels, long *err)
 {
 	for (;;) {
-		enum nsbox_step step;
-
-		if (channel) {
+		if (n_channels)
 			nsbox_gate_close(gate);
-			step = send_with_channel(socket, parts, n, packet, channel, err);
+		enum nsbox_step step =
+			send_with_channels(socket, parts, n, packet, channels, n_channels, err);
+		if (n_channels)
 			nsbox_gate_open(gate);
-		} else {
-			step = send_alone(socket, parts, n, packet, err);
-		}
 		if (step != NSBOX_STEP_MESSAGE)
 			return step;
 		if (*err == -EPIPE || *err == -ECONNRESET) {
@@ -145,7 +152,7 @@ enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, stru
 		}
 		if (*err != -EAGAIN)
 			return step;
-		int room = await_event(socket, POLLOUT, init);
+		int room = await_event(socket, POLLOUT, -1, init);
 		if (room != 1) {
 			*err = room == 0 ? -ESRCH : room;
 			return NSBOX_STEP_INIT;
@@ -221,10 +228,36 @@ int receive(int channel, struct answer *answer)
 	return size == 0 ? 0 : -EPROTO;
 }
 
+/*
+ * Of the next answer only who has sent it, as the kernel tells: a descriptor that comes with it is
+ * the kernel's to close. 0 if there is none.
+ */
+int receive_pid(int channel)
+{
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	struct answer answer = { .fd = -1 };
+	struct iovec part = { &answer.reply, sizeof answer.reply };
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control,
+	};
+
+	if (sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) <= 0)
+		return 0;
+	take_control(&answer, &control.head, message.msg_controllen);
+	nsbox_close(&answer.fd);
+	return answer.pid;
+}
+
 /* The same, and wait for it; 0 also if the init has ended without one. */
 int await(int channel, int init, struct answer *answer)
 {
-	int ret = await_event(channel, POLLIN, init);
+	int ret = await_event(channel, POLLIN, -1, init);
 
 	answer->fd = -1;
 	if (ret < 0)

@@ -313,6 +313,8 @@ struct nsbox_exit {
 	int64_t involuntary_switches;
 };
 
+struct nsbox_lines; /* lines.c */
+
 /*
  * Whole after nsbox_spawn returns; step tells success from failure. What is below
  * the line belongs to process.c, whose functions any number of threads may call.
@@ -337,6 +339,10 @@ struct nsbox_result {
 	int32_t heard; /* enum heard */
 	int32_t starter;
 	int32_t starting;
+	/* Of one that was started over a line: its second socket, or -1; and where it belongs. */
+	int32_t names;
+	int32_t is_free; /* the line is */
+	struct nsbox_lines *lines;
 	uint32_t stops; /* how many times in a row that init has been found stopped */
 	int32_t owner;  /* pid of the process that spawned */
 	uint32_t lock;
@@ -390,6 +396,7 @@ struct nsbox_control {
 	uint32_t users;
 	int32_t closed;
 	struct nsbox_result *init;
+	struct nsbox_lines *lines; /* NULL until one is needed */
 };
 
 /*

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -217,6 +218,7 @@ struct nsbox_result no_result(void)
 		.control = -1,
 		.starter = -1,
 		.starting = -1,
+		.names = -1,
 		.owner = (int32_t)sys(__NR_getpid),
 		.started_at = monotonic_time(),
 	};
@@ -225,10 +227,9 @@ struct nsbox_result no_result(void)
 static void close_all(struct nsbox_result *child)
 {
 	nsbox_close(&child->pidfd);
-	nsbox_close(&child->report);
+	let_go_of_line(child);
 	nsbox_close(&child->init);
 	nsbox_close(&child->control);
-	nsbox_close(&child->starter);
 	nsbox_close(&child->starting);
 }
 
@@ -246,6 +247,7 @@ static bool is_foreign(struct nsbox_result *child)
 {
 	if (child->owner == (int32_t)sys(__NR_getpid))
 		return false;
+	child->is_free = 0;
 	close_all(child);
 	if (!child->end.code)
 		child->end.code = CLD_EXITED; /* as Popen, assume success */
@@ -287,12 +289,29 @@ static bool is_unheard(struct nsbox_result *child)
 	       (child->killed || is_reaped(child->pidfd));
 }
 
+/* It was started over a line, and who it is has not been looked at. */
+static bool is_unnamed(const struct nsbox_result *child)
+{
+	return child->names >= 0 && !child->end.code &&
+	       (child->heard == HEARD_NOTHING || child->heard == HEARD_SIGN);
+}
+
 /* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */
 static int look_at_report(struct nsbox_result *child)
 {
 	int ret = child->lost ? -EPIPE : hear_end(child);
+	if (ret == 0 && is_unnamed(child) && is_readable(child->starter)) {
+		/* What that had to say it has said before its end. */
+		ret = hear_end(child);
+		ret = ret == 0 ? -EPIPE : ret;
+	}
 	if (ret == 1 || (ret == 0 && !is_unheard(child)))
 		return ret;
+	/* Whom to kill? */
+	if (is_unnamed(child) && !hear_name(child))
+		give_up_start(child, -ESRCH);
+	if (child->end.code)
+		return 1;
 	nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
 	child->lost = 1;
 	if (!is_readable(child->pidfd))
@@ -323,15 +342,18 @@ static int look_at_init(struct nsbox_result *child)
 	return ret;
 }
 
-/* An init was asked to start it, and who it is has not been heard. */
-static bool is_unnamed(const struct nsbox_result *child)
-{
-	return child->starter >= 0 && child->heard == HEARD_NOTHING && !child->end.code;
-}
-
 static bool may_run(const struct nsbox_result *child)
 {
 	return !child->end.code && (child->pidfd >= 0 || is_unnamed(child));
+}
+
+/* Who else sleeps on a line does not hear what has been read from it. */
+static void wake_others(struct nsbox_result *child)
+{
+	if (child->names < 0)
+		return;
+	child->is_free = 0;
+	sys(__NR_shutdown, child->report, SHUT_RDWR);
 }
 
 /* The caller holds the lock. 1: the end is known. */
@@ -339,12 +361,7 @@ static int look(struct nsbox_result *child)
 {
 	int ret = 1;
 
-	if (is_unnamed(child)) {
-		hear_start(child);
-		if (is_unnamed(child))
-			return 0;
-	}
-	if (!child->end.code && child->pidfd >= 0) {
+	if (may_run(child)) {
 		if (child->report < 0)
 			ret = look_at_own(child);
 		else
@@ -352,7 +369,9 @@ static int look(struct nsbox_result *child)
 	}
 	if (ret == 1)
 		note_end(child);
-	if (ret == 1 && !child->waiters)
+	if (ret == 1 && child->waiters)
+		wake_others(child);
+	else if (ret == 1)
 		close_all(child);
 	return ret;
 }
@@ -368,8 +387,9 @@ static long sleep_until(struct pollfd *events, int n, int timeout)
 /* Until an init tells of the end, the child has ended, or that has been so for a while. */
 static long sleep_until_told(const struct nsbox_result *child, int timeout, int64_t ended_at)
 {
+	int ends = is_unnamed(child) ? child->starter : child->pidfd;
 	struct pollfd events[2] = { { .fd = child->lost ? -1 : child->report, .events = POLLIN },
-				    { .fd = child->pidfd, .events = POLLIN } };
+				    { .fd = ends, .events = POLLIN } };
 
 	if (!ended_at || child->lost)
 		return sleep_until(events, 2, timeout);
@@ -378,14 +398,14 @@ static long sleep_until_told(const struct nsbox_result *child, int timeout, int6
 
 /*
  * The same, and for no longer than a tick. Of what an init says before the end nobody has to
- * be woken: the end closes the channel.
+ * be woken.
  */
 static long sleep_unheard(const struct nsbox_result *child, int timeout)
 {
-	bool replaced = child->starter < 0;
+	bool replaced = child->names < 0;
 	struct pollfd events[2] = { { .fd = replaced ? child->pidfd : child->starter,
 				      .events = POLLIN },
-				    { .fd = child->report } };
+				    { .fd = child->report, .events = POLLIN } };
 	int tick = STOP_TICK / 1000000;
 
 	return sleep_until(events, replaced ? 1 : 2,
@@ -395,17 +415,20 @@ static long sleep_unheard(const struct nsbox_result *child, int timeout)
 /* Nothing of the end: has it begun, or is its init stopped by somebody, as in await_event()? */
 static void look_at_start(struct nsbox_result *child)
 {
-	int init = child->starter < 0 ? child->pidfd : child->starter;
+	bool replaced = child->names < 0;
+	int init = replaced ? child->pidfd : child->starter;
 
 	/* Another thread may have heard of it meanwhile: what comes next is not the beginning. */
-	if (child->heard == HEARD_NOTHING && child->starter < 0)
+	if (child->heard == HEARD_NOTHING && replaced)
 		hear_replacement(child, false);
+	else if (child->heard == HEARD_NOTHING && is_readable(child->names))
+		child->heard = HEARD_SIGN;
 	if (child->heard != HEARD_NOTHING || child->end.code)
 		return;
 	child->stops = is_stopped(init) ? child->stops + 1 : 0;
 	if (child->stops < STOPS)
 		return;
-	if (child->starter < 0)
+	if (replaced)
 		nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
 	else
 		give_up_start(child, -ETIMEDOUT);
@@ -483,10 +506,10 @@ int64_t nsbox_wall_time(const struct nsbox_result *child)
 /* Whom a signal is for has to be known. The caller holds the lock. */
 static void await_name(struct nsbox_result *child)
 {
-	while (is_unnamed(child) && look(child) == 0 && is_unnamed(child)) {
+	while (is_unnamed(child) && look(child) == 0 && !hear_name(child)) {
 		child->waiters++;
 		unlock(&child->lock);
-		int ret = await_event(child->report, POLLIN, child->starter);
+		int ret = await_event(child->names, POLLIN, child->report, child->starter);
 		lock(&child->lock);
 		child->waiters--;
 		if (ret < 0 && is_unnamed(child))

@@ -5,7 +5,8 @@
  * socket (SOCK_SEQPACKET), one message each, so threads of the caller need no lock. Each
  * brings a socket of its own, the channel, over which the answers come; whoever closes a
  * channel gives up the process that it is about. The last one, after which there is no init
- * any more, may have the control socket for its channel. docs/design.md tells the whole.
+ * any more, may have the control socket for its channel. Processes that are waited for go over
+ * lines: two sockets that stay, one process at a time. docs/design.md tells the whole.
  *
  * Numbers are in the machine's own byte order; there are no bytes between the members.
  */
@@ -17,12 +18,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PROTOCOL_VERSION = 3 };
+enum { PROTOCOL_VERSION = 4 };
 
 /* Where the init finds its descriptors: the control socket, and a pidfd of the caller. */
 enum { INIT_CONTROL = 0, INIT_CALLER = 1 };
 
-enum request_kind { REQUEST_START = 1, REQUEST_OPEN };
+enum request_kind { REQUEST_START = 1, REQUEST_OPEN, REQUEST_LINE };
 
 enum {
 	MOST_DESCRIPTORS = 253,      /* SCM_MAX_FD */
@@ -33,8 +34,8 @@ enum {
 /*
  * Start a process. If it is attended (flags), nobody waits to hear that it executes: then
  * its end is told next, or why it has none. With the message come, in this order, descriptors of:
- * the channel, unless it is over the control; n_fds files for the process; n_tasks files of
- * cgroups, for the child to write "0" to; a memfd with the body, if that is not behind this header.
+ * the channel, unless it needs none; n_fds files for the process; n_tasks files of cgroups, for
+ * the child to write "0" to; a memfd with the body, if that is not behind this header.
  *
  * The body has, one behind the other: the strings' addresses, as offsets in the body, 0
  * for NULL, in three arrays that end with it (executables, argv, envp); n_rlimits of
@@ -72,6 +73,15 @@ static inline bool is_over_control(const struct start_request *head)
 }
 
 /*
+ * One at a time, it comes over a line, and so do its answers, but HERE: that comes over the other
+ * socket of it, where it wakes nobody.
+ */
+static inline bool is_over_line(const struct start_request *head)
+{
+	return head->mode == NSBOX_START_NORMAL && head->flags & NSBOX_REQUEST_ATTENDED;
+}
+
+/*
  * Open a file: with the rights of the init, which are the payload's. The body is its path,
  * with a 0 at the end, from the root, without ".."; no link is followed. With it comes
  * the channel.
@@ -81,6 +91,15 @@ struct open_request {
 	uint32_t kind;
 	uint64_t flags; /* of open(2) */
 	uint64_t mode;
+};
+
+/*
+ * Have a line. There is no body, and with it come its two sockets: for starts and their answers,
+ * and for names.
+ */
+struct line_request {
+	uint32_t version;
+	uint32_t kind;
 };
 
 enum reply_kind {
@@ -103,6 +122,7 @@ struct reply {
 
 _Static_assert(sizeof(struct start_request) == 104, "no gaps");
 _Static_assert(sizeof(struct open_request) == 24, "no gaps");
+_Static_assert(sizeof(struct line_request) == 8, "no gaps");
 _Static_assert(sizeof(struct reply) == 64, "no gaps");
 
 #endif

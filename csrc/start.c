@@ -229,7 +229,7 @@ static int fill(struct start *start, const struct nsbox_plan *plan,
 {
 	start->procs = start->memfd = -1;
 	set_head(&start->head, plan, request, mode);
-	start->packet.n_fds = !is_over_control(&start->head);
+	start->packet.n_fds = !is_over_control(&start->head) && !is_over_line(&start->head);
 	if (add_descriptors(start, request, result) < 0 || add_cgroups(start, request, result) < 0)
 		return -1;
 	return add_body(start, plan, request, result);
@@ -399,7 +399,7 @@ static int await_replacement(int channel, struct nsbox_control *control, int ini
 			     struct nsbox_result *result)
 {
 	/* Whatever it says, it closes the channel next: one time to wake up is enough. */
-	int ret = await_event(channel, 0, init);
+	int ret = await_event(channel, 0, -1, init);
 	if (ret < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, ret);
 	if (take_replacement(channel, false, result) < 0)
@@ -425,23 +425,23 @@ static int32_t take_socket(struct nsbox_control *control)
  * Nobody is woken for what an init says of a start while the calling thread has nothing to
  * do but to wait for the end: it is read then, or when a signal is to be sent.
  */
-static int attend(int32_t *channel, struct nsbox_control *control, int init, bool replaced,
-		  struct nsbox_result *result)
+static void attend_replacement(struct nsbox_control *control, struct nsbox_result *result)
 {
-	if (replaced) {
-		result->pid = control->init->pid;
-		result->pidfd = take_pidfd(control->init, &result->end);
-		result->starting = take_socket(control);
-	} else {
-		long copy = sys(__NR_fcntl, init, F_DUPFD_CLOEXEC, 3);
-		if (copy < 0)
-			return failed(result, NSBOX_STEP_INIT, -1, copy);
-		result->starter = (int32_t)copy;
-		result->report = *channel;
-		*channel = -1;
-	}
+	result->pid = control->init->pid;
+	result->pidfd = take_pidfd(control->init, &result->end);
+	result->starting = take_socket(control);
 	result->heard = HEARD_NOTHING;
-	return 0;
+}
+
+/* The line is the process's until its end. */
+static void attend_over(const struct line *line, struct nsbox_lines *lines,
+			struct nsbox_result *result)
+{
+	result->report = line->talk;
+	result->names = line->names;
+	result->starter = line->init;
+	result->lines = lines;
+	result->heard = HEARD_NOTHING;
 }
 
 /* There has been no process, unless somebody here has killed it. */
@@ -461,20 +461,23 @@ void give_up_start(struct nsbox_result *child, int err)
 	note_failure(child);
 }
 
-/* Who the process is, or why there is none, if the init has said so, or cannot any more. */
-void hear_start(struct nsbox_result *child)
+/*
+ * Who it is that was started over a line; false if that has not been said. With the pidfd of the
+ * init, which is not needed any more, there is a place for that of the process.
+ */
+bool hear_name(struct nsbox_result *child)
 {
 	struct answer answer;
 
-	if (!is_readable(child->report) && !is_readable(child->starter))
-		return;
-	/* With a pidfd that is no longer needed there is room for the one that comes. */
+	if (!is_readable(child->names))
+		return false;
 	if (!child->waiters)
 		nsbox_close(&child->starter);
-	int ret = receive(child->report, &answer);
+	int ret = receive(child->names, &answer);
 	if (take_name(ret == -EAGAIN ? 0 : ret, &answer, child) < 0)
 		note_failure(child);
 	child->heard = HEARD_HERE;
+	return true;
 }
 
 /* Whether it has begun; and when it has been reaped, whether it failed then. */
@@ -502,14 +505,23 @@ void hear_replacement(struct nsbox_result *child, bool ended)
 	nsbox_pidfd_send_signal(child->pidfd, SIGKILL, 0);
 }
 
+/* All has been said of its process, but perhaps its name, of which the pid may be asked for. */
+static void free_line(struct nsbox_result *child)
+{
+	if (child->heard == HEARD_NOTHING || child->heard == HEARD_SIGN)
+		child->pid = receive_pid(child->names);
+	child->is_free = child->pid > 0;
+}
+
 /* How a process ended, if the init has said so: 1, or 0 if not yet; -EPIPE if it never will. */
 int hear_end(struct nsbox_result *child)
 {
 	struct answer answer;
 
 	int ret = receive(child->report, &answer);
-	if (ret == 1 && child->heard == HEARD_HERE && answer.reply.kind == REPLY_STARTED) {
-		child->heard = HEARD_ALL;
+	if (ret == 1 && child->heard != HEARD_ALL && answer.reply.kind == REPLY_STARTED) {
+		if (child->heard == HEARD_HERE)
+			child->heard = HEARD_ALL;
 		if (answer.reply.step) {
 			refused(ret, &answer, child);
 			note_failure(child);
@@ -530,6 +542,8 @@ int hear_end(struct nsbox_result *child)
 	if (answer.reply.kind != REPLY_ENDED || !(exited || killed))
 		return -EPIPE;
 	child->end = *said;
+	if (child->names >= 0)
+		free_line(child);
 	return 1;
 }
 
@@ -542,6 +556,31 @@ static void bind_to_init(struct nsbox_result *result, struct nsbox_control *cont
 	result->control = take_socket(control);
 }
 
+/* Send it over a line that is free, or a new one. */
+static int start_over_line(struct nsbox_control *control, int socket, int init, struct iovec *parts,
+			   size_t n, struct start *start, struct nsbox_gate *gate,
+			   struct nsbox_result *result)
+{
+	struct nsbox_lines *lines = hold_lines(control);
+	struct line line;
+	long err = -ENOMEM;
+
+	enum nsbox_step step = lines ? NSBOX_STEP_NONE : NSBOX_STEP_INIT;
+	if (lines && !take_line(lines, &line))
+		step = open_line(socket, init, gate, &line, &err);
+	if (!step) {
+		step = send_request(line.talk, init, gate, parts, n, &start->packet, NULL, 0, &err);
+		if (step)
+			close_line(&line);
+	}
+	if (!step) {
+		attend_over(&line, lines, result);
+		return 0;
+	}
+	let_go_of_lines(&lines);
+	return failed(result, step, -1, err);
+}
+
 /* Send it, and see what becomes of it. */
 static int start_by(struct nsbox_control *control, int socket, int init, struct start *start,
 		    struct nsbox_gate *gate, struct nsbox_result *result)
@@ -551,16 +590,17 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 	size_t n = start->head.in_memfd ? 1 : 2;
 	int32_t channel = -1;
 	long err = 0;
+	int ret = 0;
 
-	enum nsbox_step step = send_request(socket, init, gate, parts, n, &start->packet,
-					    is_over_control(&start->head) ? NULL : &channel, &err);
+	if (is_over_line(&start->head))
+		return start_over_line(control, socket, init, parts, n, start, gate, result);
+	enum nsbox_step step = send_request(socket, init, gate, parts, n, &start->packet, &channel,
+					    !is_over_control(&start->head), &err);
 	if (step)
 		return failed(result, step, -1, err);
-	bool replaced = start->head.mode == NSBOX_START_REPLACE;
-	int ret;
-	if (start->head.flags & NSBOX_REQUEST_ATTENDED)
-		ret = attend(&channel, control, init, replaced, result);
-	else if (replaced)
+	if (is_over_control(&start->head))
+		attend_replacement(control, result);
+	else if (start->head.mode == NSBOX_START_REPLACE)
 		ret = await_replacement(channel, control, init, result);
 	else
 		ret = await_start(&channel, init, result);

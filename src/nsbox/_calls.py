@@ -490,7 +490,7 @@ def clone(
 # What nobody's child is: no descriptor in it is one.
 NO_RESULT: Final = ffi.new(
     "struct nsbox_result *",
-    dict.fromkeys(("pidfd", "report", "init", "control", "starter", "starting"), -1),
+    dict.fromkeys(("pidfd", "report", "init", "control", "starter", "starting", "names"), -1),
 )
 
 

@@ -212,7 +212,7 @@ def test_failures_are_the_same(
     assert shell(live, "echo alive") == "alive"
 
 
-@pytest.mark.parametrize("count", [250, 300])
+@pytest.mark.parametrize("count", [251, 300])
 def test_too_many_descriptors(box: Sandbox, live: Live, count: int) -> None:
     """More descriptors than one message takes, beside the streams, are an error that says so."""
     fds = [os.dup(0) for _ in range(count)]

@@ -27,12 +27,12 @@ from nsbox._native import ffi, lib
 from nsbox._payload import FixedPlace, Payload
 from nsbox._request import Request
 from nsbox.errors import STEPS
-from support import ends
+from support import ends, in_child
 
 pytestmark = pytest.mark.usefixtures("box")
 
 DEADLINE = 30.0
-VERSION, START, OPEN = 3, 1, 2
+VERSION, START, OPEN, LINE = 4, 1, 2, 3
 HERE, STARTED, ENDED, OPENED = 1, 2, 3, 4
 FLAG_ATTENDED = int(lib.NSBOX_REQUEST_ATTENDED)
 HEAD = struct.Struct("=4I 3Q 2q 4i 8I")  # struct start_request
@@ -138,6 +138,43 @@ def test_attended(lowered: Lowered, mode: Mode) -> None:
         assert works(control) == (mode is Mode.NORMAL)
         control.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_attended_ones_over_one_line(control: Control) -> None:
+    """The next needs no descriptor; after one that was killed there is another line."""
+    before = set(os.listdir("/proc/self/fd"))
+    assert finish(begin(control, b"/bin/true")) == 0
+    line = set(os.listdir("/proc/self/fd"))
+    assert len(line - before) == 3
+    for status in range(3):
+        assert finish(begin(control, b"/bin/sh", b"-c", b"exit %d" % status)) == status
+    assert set(os.listdir("/proc/self/fd")) == line
+    killed = begin(control, b"/bin/sleep", b"1000")
+    killed.signal(signal.SIGKILL)
+    assert finish(killed) == -signal.SIGKILL
+    assert finish(begin(control, b"/bin/true")) == 0
+    assert len(os.listdir("/proc/self/fd")) == len(line)
+    control.close()
+    assert set(os.listdir("/proc/self/fd")) < line
+
+
+def test_lines_of_many(control: Control) -> None:
+    """Of many at a time a few lines stay, and none in a fork, or when the control is closed."""
+    before = len(os.listdir("/proc/self/fd"))
+    children = [begin(control, b"/bin/true") for _ in range(30)]
+    assert [finish(child) for child in children] == [0] * 30
+    assert len(os.listdir("/proc/self/fd")) == before + 3 * 8
+    running = begin(control, b"/bin/sleep", b"1000")
+
+    def left() -> int:
+        running.wait(0)
+        return len(os.listdir("/proc/self/fd"))
+
+    # Nor that of the process that runs, nor the control's own, nor the init's.
+    assert in_child(left) < before
+    assert running.discard()
+    control.close()
+    assert len(os.listdir("/proc/self/fd")) < before
 
 
 def test_attended_ones_together(control: Control) -> None:
@@ -352,6 +389,12 @@ def say(control: Control, message: bytes, *fds: int) -> socket.socket:
     return ours
 
 
+def receive(line: socket.socket) -> tuple[bytes, list[int]]:
+    """Return a message, and the descriptors that came with it."""
+    data, control, _, _ = line.recvmsg(65536, 4096)
+    return data, [fd for *_, rights in control for (fd,) in struct.iter_unpack("=i", rights)]
+
+
 def listen(channel: socket.socket) -> list[tuple[int, ...]]:
     """Return kind, step and status of all that comes, until the channel ends."""
     heard: list[tuple[int, ...]] = []
@@ -485,6 +528,86 @@ def test_channel_that_is_closed(control: Control) -> None:
     assert works(control)
 
 
+@pytest.fixture
+def line(control: Control) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A line: for starts and their answers, and for names."""
+    names, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        talk = say(control, struct.pack("=2I", VERSION, LINE), theirs.fileno())
+    with talk, names:
+        talk.settimeout(DEADLINE)
+        names.settimeout(DEADLINE)
+        yield talk, names
+
+
+def hear(channel: socket.socket) -> int:
+    """Return the kind of one answer."""
+    data, fds = receive(channel)
+    for fd in fds:
+        os.close(fd)
+    return int(REPLY.unpack(data)[1])
+
+
+def test_line(control: Control, line: tuple[socket.socket, socket.socket]) -> None:
+    """One process after the other is started over it; each says who it is, and how it ended."""
+    talk, names = line
+    for _ in range(3):
+        talk.send(start(flags=FLAG_ATTENDED))
+        assert (hear(talk), hear(names)) == (ENDED, HERE)
+    content = body([b"/missing"], [b"missing"], [])
+    talk.send(start(flags=FLAG_ATTENDED, body_size=len(content))[: HEAD.size] + content)
+    assert (hear(talk), hear(names)) == (STARTED, HERE)
+    talk.send(start(flags=FLAG_ATTENDED))
+    assert (hear(talk), hear(names)) == (ENDED, HERE)
+    talk.close()
+    assert names.recv(1) == b""
+    assert works(control)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"x",
+        start(),
+        start(mode=1, flags=FLAG_ATTENDED),
+        start(mode=2, flags=FLAG_ATTENDED),
+        start(flags=FLAG_ATTENDED, n_fds=1),
+        struct.pack("=2I", VERSION, LINE),
+        struct.pack("=2I2Q", VERSION, OPEN, 0, 0) + b"/\0",
+    ],
+)
+def test_wrong_over_a_line(
+    control: Control, line: tuple[socket.socket, socket.socket], message: bytes
+) -> None:
+    """What is not meant for a line is nonsense there."""
+    line[0].send(message)
+    assert ends(control.init.pidfd, DEADLINE)
+
+
+@pytest.mark.parametrize("more", [[], [0, 0]])
+def test_line_that_is_none(control: Control, more: list[int]) -> None:
+    """It has two sockets."""
+    say(control, struct.pack("=2I", VERSION, LINE), *more).close()
+    assert ends(control.init.pidfd, DEADLINE)
+
+
+def test_line_that_is_closed(control: Control, line: tuple[socket.socket, socket.socket]) -> None:
+    """Its process is given up, and killed."""
+    reader, writer = os.pipe()
+    content = body([b"/bin/sleep"], [b"sleep", b"1000"], [], targets=[1])
+    head = start(flags=FLAG_ATTENDED, body_size=len(content), n_argv=2, n_fds=1, cwd=6 * 8 + 4)[
+        : HEAD.size
+    ]
+    rights = array.array("i", [writer])
+    line[0].sendmsg([head + content], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    os.close(writer)
+    assert hear(line[1]) == HERE
+    line[0].close()
+    assert ends(reader, DEADLINE)
+    os.close(reader)
+    assert works(control)
+
+
 @pytest.mark.one_kernel
 @settings(
     max_examples=60,
@@ -541,18 +664,27 @@ class Liar:
 
     def answer(self, *answers: tuple[bytes, Sequence[int]]) -> None:
         """Take one request, and answer it, and close the channel; if there comes one."""
-        line = self.line.fileno()
-        if line not in select.select([line, self.over], [], [])[0]:
+        asked = self.line.fileno()
+        if asked not in select.select([asked, self.over], [], [])[0]:
             return
-        _, control, _, _ = self.line.recvmsg(65536, 4096)
-        fds = [fd for *_, rights in control for (fd,) in struct.iter_unpack("=i", rights)]
-        for fd in fds[1:]:
-            os.close(fd)
-        with socket.socket(fileno=fds[0]) as channel:
+        channel, names = self.take_start()
+        with channel, names:
             for data, passed in answers:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passed))]
+                to = names if data[4:8] == struct.pack("=I", HERE) else channel
                 with suppress(BrokenPipeError, ConnectionResetError):  # it has read enough
-                    channel.sendmsg([data], rights if passed else [])
+                    to.sendmsg([data], rights if passed else [])
+
+    def take_start(self) -> tuple[socket.socket, socket.socket]:
+        """Take a request to start something; return what is said over, and where names go."""
+        data, (fd, *others) = receive(self.line)
+        channel = names = socket.socket(fileno=fd)
+        if struct.unpack("=2I", data[:8]) == (VERSION, LINE):
+            names = socket.socket(fileno=others.pop())
+            _, others = receive(channel)
+        for fd in others:
+            os.close(fd)
+        return channel, names
 
     def asked(self, call: Callable[[], object], *answers: tuple[bytes, Sequence[int]]) -> OSError:
         """Make a call, answer it, and return its error."""
@@ -651,24 +783,20 @@ def test_lies_of_a_process_that_is_there(
     witnesses: list[subprocess.Popen[bytes]] = []
 
     def answer() -> None:
-        _, control, _, _ = liar.line.recvmsg(65536, 4096)
-        channel, *others = (
-            fd for *_, rights in control for (fd,) in struct.iter_unpack("=i", rights)
-        )
-        command = [sys.executable, "-S", "-c", WITNESS, str(channel), reply(HERE).hex()]
+        channel, names = liar.take_start()
+        number = names.fileno()
+        command = [sys.executable, "-S", "-c", WITNESS, str(number), reply(HERE).hex()]
         witness = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[channel]
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[number]
         )
         witnesses.append(witness)
         assert witness.stdout is not None
         witness.stdout.readline()
-        with socket.socket(fileno=channel) as line:
+        with channel, names:
             data, count = said
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * count))]
             with suppress(BrokenPipeError, ConnectionResetError):
-                line.sendmsg([data], rights if count else [])
-        for fd in others:
-            os.close(fd)
+                channel.sendmsg([data], rights if count else [])
 
     thread = threading.Thread(target=answer)
     thread.start()
