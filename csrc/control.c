@@ -44,16 +44,19 @@ void let_go(struct nsbox_control *control)
 /* Without effect the second time. After a fork the copy of the socket is all that is ours. */
 int nsbox_control_close(struct nsbox_control *control)
 {
-	nsbox_close(&control->listener);
 	bool foreign = control->owner != (int32_t)sys(__NR_getpid);
+
 	if (!foreign)
 		lock(&control->lock);
+	struct nsbox_lines *lines = control->lines;
+	control->lines = NULL;
 	control->closed = 1;
+	nsbox_close(&control->listener);
 	if (foreign || !control->users)
 		nsbox_close(&control->socket);
 	if (!foreign)
 		unlock(&control->lock);
-	close_lines(&control->lines, foreign);
+	close_lines(lines, foreign);
 	return 0;
 }
 

@@ -49,13 +49,13 @@ int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
 		  struct nsbox_result *result);
 
 /* lines.c */
-struct nsbox_lines *hold_lines(struct nsbox_control *control);
-void let_go_of_lines(struct nsbox_lines **held);
-void close_lines(struct nsbox_lines **held, bool foreign);
+long hold_lines(struct nsbox_control *control, struct nsbox_lines **held);
+void let_go_of_lines(struct nsbox_lines *lines);
+void close_lines(struct nsbox_lines *lines, bool foreign);
 bool take_line(struct nsbox_lines *lines, struct line *line);
 enum nsbox_step open_line(int socket, int init, struct nsbox_gate *gate, struct line *line,
 			  long *err);
-void close_line(struct line *line);
+void close_line(struct line *line, bool foreign);
 
 /* control.c */
 int hold(struct nsbox_control *control);

@@ -426,19 +426,15 @@ __attribute__((noreturn)) static void become_process(void)
  */
 static bool refuse(uint32_t line, bool is_last, int32_t error)
 {
-	const struct reply reply = {
-		.version = PROTOCOL_VERSION,
-		.kind = REPLY_STARTED,
-		.step = NSBOX_STEP_MESSAGE,
-		.error = error,
-		.index = -1,
-	};
-
+	if (is_last)
+		return false;
+	spawn.result = no_result();
+	fail(&spawn, NSBOX_STEP_MESSAGE, -1, -error);
 	if (line != NO_LINE)
-		answer(polls[POLL_CHANNELS + line].fd, &reply, -1);
+		answer_start(polls[POLL_CHANNELS + line].fd);
 	else if (n_fds)
-		answer(fds[0], &reply, -1);
-	return !is_last;
+		answer_start(fds[0]);
+	return true;
 }
 
 /* Whether the message made sense. `line`: it came over that one; or NO_LINE. */
@@ -500,13 +496,13 @@ static bool serve_open(uint64_t size)
 
 /* ---- messages ------------------------------------------------------- */
 
-/* The caller has a new line, from now on; or sees it close again. */
+/* The caller has a new line, from now on. */
 static bool serve_line(uint64_t size)
 {
 	if (size != sizeof(struct line_request) || n_fds != 2)
 		return false;
 	if (n_processes == MOST_PROCESSES)
-		return true;
+		return refuse(NO_LINE, false, EAGAIN);
 	remember(fds[0], POLLIN, 0, fds[1]);
 	n_fds = 0;
 	return true;

@@ -216,10 +216,10 @@ struct spawn {
 };
 
 /*
- * Of an attended start: nothing; that it has begun, but not yet who it is; that too, but not if it
- * will fail; all (as of starts that are not attended).
+ * Of an attended start: nothing; that it has begun, so who it is, but not if it will fail; all
+ * (as of starts that are not attended).
  */
-enum heard { HEARD_ALL, HEARD_NOTHING, HEARD_SIGN, HEARD_HERE };
+enum heard { HEARD_ALL, HEARD_NOTHING, HEARD_HERE };
 
 /* Record the first failure and return its -errno, for `return fail(...)`. */
 int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
@@ -268,7 +268,7 @@ struct nsbox_result no_result(void);
 int await_event(int socket, short event, int other, int init);
 bool is_stopped(int init);
 /* lines.c */
-void let_go_of_line(struct nsbox_result *child);
+void let_go_of_line(struct nsbox_result *child, bool foreign);
 /* start.c */
 bool hear_name(struct nsbox_result *child);
 void hear_replacement(struct nsbox_result *child, bool ended);

@@ -9,8 +9,9 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
-enum { MOST_FREE = 8 };
+enum { MOST_FREE = 4 };
 
 struct nsbox_lines {
 	uint32_t lock;
@@ -20,59 +21,62 @@ struct nsbox_lines {
 	struct line free[MOST_FREE];
 };
 
-void close_line(struct line *line)
+/* A fork has copies of it, which keep no process: whoever is not one says so. */
+void close_line(struct line *line, bool foreign)
 {
+	if (line->talk >= 0 && !foreign)
+		sys(__NR_shutdown, line->talk, SHUT_RDWR);
 	nsbox_close(&line->talk);
 	nsbox_close(&line->names);
 	nsbox_close(&line->init);
 }
 
-static void close_free(struct nsbox_lines *lines)
+static struct nsbox_lines *create_lines(void)
 {
-	while (lines->n_free)
-		close_line(&lines->free[--lines->n_free]);
-}
-
-/* The list, held once more; NULL if the control is closed, or without memory. */
-struct nsbox_lines *hold_lines(struct nsbox_control *control)
-{
-	lock(&control->lock);
-	if (!control->lines && !control->closed) {
-		control->lines = calloc(1, sizeof *control->lines);
-		if (control->lines)
-			control->lines->holders = 1;
-	}
-	struct nsbox_lines *lines = control->lines;
+	struct nsbox_lines *lines = calloc(1, sizeof *lines);
 	if (lines)
-		__atomic_add_fetch(&lines->holders, 1, __ATOMIC_RELAXED);
-	unlock(&control->lock);
+		lines->holders = 1;
 	return lines;
 }
 
-void let_go_of_lines(struct nsbox_lines **held)
+/* The list, held once more. -ESRCH if the control is closed. */
+long hold_lines(struct nsbox_control *control, struct nsbox_lines **held)
 {
-	struct nsbox_lines *lines = __atomic_exchange_n(held, NULL, __ATOMIC_ACQ_REL);
-
-	if (lines && __atomic_sub_fetch(&lines->holders, 1, __ATOMIC_ACQ_REL) == 0) {
-		close_free(lines);
-		free(lines);
+	*held = NULL;
+	lock(&control->lock);
+	long err = control->closed ? -ESRCH : 0;
+	if (err == 0) {
+		if (!control->lines)
+			control->lines = create_lines();
+		*held = control->lines;
+		if (*held)
+			__atomic_add_fetch(&(*held)->holders, 1, __ATOMIC_RELAXED);
+		else
+			err = -ENOMEM;
 	}
+	unlock(&control->lock);
+	return err;
 }
 
-/* No process needs one any more. `foreign`: this is a fork, and the lock whatever it was. */
-void close_lines(struct nsbox_lines **held, bool foreign)
+void let_go_of_lines(struct nsbox_lines *lines)
 {
-	struct nsbox_lines *lines = *held;
+	if (lines && __atomic_sub_fetch(&lines->holders, 1, __ATOMIC_ACQ_REL) == 0)
+		free(lines);
+}
 
-	if (lines && !foreign)
+/* The control's own. `foreign`: this is a fork, and the lock whatever it was. */
+void close_lines(struct nsbox_lines *lines, bool foreign)
+{
+	if (!lines)
+		return;
+	if (!foreign)
 		lock(&lines->lock);
-	if (lines) {
-		lines->closed = true;
-		close_free(lines);
-	}
-	if (lines && !foreign)
+	lines->closed = true;
+	while (lines->n_free)
+		close_line(&lines->free[--lines->n_free], foreign);
+	if (!foreign)
 		unlock(&lines->lock);
-	let_go_of_lines(held);
+	let_go_of_lines(lines);
 }
 
 bool take_line(struct nsbox_lines *lines, struct line *line)
@@ -101,15 +105,19 @@ static void give_back(struct nsbox_lines *lines, struct line *line)
 }
 
 /* The process has ended, or is nobody's any more. */
-void let_go_of_line(struct nsbox_result *child)
+void let_go_of_line(struct nsbox_result *child, bool foreign)
 {
 	struct line line = { child->report, child->names, child->starter };
+	struct nsbox_lines *lines = child->lines;
 
+	if (!lines)
+		return;
 	child->report = child->names = child->starter = -1;
-	if (child->lines && child->is_free && line.init >= 0)
-		give_back(child->lines, &line);
-	close_line(&line);
-	let_go_of_lines(&child->lines);
+	child->lines = NULL;
+	if (child->is_free && line.init >= 0 && !foreign)
+		give_back(lines, &line);
+	close_line(&line, foreign);
+	let_go_of_lines(lines);
 }
 
 /* Ask an init for one more. Returns the step that failed. */
@@ -131,6 +139,6 @@ enum nsbox_step open_line(int socket, int init, struct nsbox_gate *gate, struct 
 	line->talk = channels[0];
 	line->names = channels[1];
 	if (step)
-		close_line(line);
+		close_line(line, false);
 	return step;
 }

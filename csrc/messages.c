@@ -189,11 +189,8 @@ static void take_control(struct answer *answer, const struct cmsghdr *head, size
 	}
 }
 
-/*
- * Receive an answer of that kind. 1; 0 at the end of the channel; -errno, -EPROTO for what
- * is no answer.
- */
-int receive(int channel, struct answer *answer)
+/* A message; descriptors that come with it only if they are wanted. As recvmsg(2), or -EMFILE. */
+static long receive_message(int channel, struct answer *answer, bool wanted)
 {
 	union {
 		struct cmsghdr head;
@@ -204,54 +201,49 @@ int receive(int channel, struct answer *answer)
 		.msg_iov = &part,
 		.msg_iovlen = 1,
 		.msg_control = &control,
-		.msg_controllen = sizeof control,
+		.msg_controllen = wanted ? sizeof control : CMSG_SPACE(sizeof(struct ucred)),
 	};
 
 	answer->pid = 0;
 	answer->fd = -1;
 	long size = sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-	/* Told once, and first: that what we have said was not all read. */
-	if (size == -ECONNRESET)
-		size = sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (size < 0)
-		return (int)size;
+		return size;
 	take_control(answer, &control.head, message.msg_controllen);
+	if (message.msg_flags & MSG_TRUNC)
+		return -EPROTO;
 	/* We have no room for the descriptor. */
-	if (message.msg_flags & MSG_CTRUNC) {
-		nsbox_close(&answer->fd);
-		return -EMFILE;
-	}
-	if (size == sizeof answer->reply && !(message.msg_flags & MSG_TRUNC) &&
-	    answer->reply.version == PROTOCOL_VERSION)
-		return 1;
-	nsbox_close(&answer->fd);
-	return size == 0 ? 0 : -EPROTO;
+	return wanted && message.msg_flags & MSG_CTRUNC ? -EMFILE : size;
 }
 
 /*
- * Of the next answer only who has sent it, as the kernel tells: a descriptor that comes with it is
- * the kernel's to close. 0 if there is none.
+ * Receive an answer. 1; 0 at the end of the channel; -errno, -EPROTO for what is no answer.
  */
+static int receive_answer(int channel, struct answer *answer, bool wanted)
+{
+	long size = receive_message(channel, answer, wanted);
+	/* Told once, and first: that what we have said was not all read. */
+	if (size == -ECONNRESET)
+		size = receive_message(channel, answer, wanted);
+	if (size == sizeof answer->reply && answer->reply.version == PROTOCOL_VERSION)
+		return 1;
+	nsbox_close(&answer->fd);
+	return size <= 0 ? (int)size : -EPROTO;
+}
+
+int receive(int channel, struct answer *answer)
+{
+	return receive_answer(channel, answer, true);
+}
+
+/* The pid alone of the next process that says that it is here; 0 if none does. */
 int receive_pid(int channel)
 {
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(struct ucred))];
-	} control;
-	struct answer answer = { .fd = -1 };
-	struct iovec part = { &answer.reply, sizeof answer.reply };
-	struct msghdr message = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof control,
-	};
+	struct answer answer;
 
-	if (sys(__NR_recvmsg, channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) <= 0)
-		return 0;
-	take_control(&answer, &control.head, message.msg_controllen);
+	int ret = receive_answer(channel, &answer, false);
 	nsbox_close(&answer.fd);
-	return answer.pid;
+	return ret == 1 && answer.reply.kind == REPLY_HERE ? answer.pid : 0;
 }
 
 /* The same, and wait for it; 0 also if the init has ended without one. */

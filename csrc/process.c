@@ -224,10 +224,11 @@ struct nsbox_result no_result(void)
 	};
 }
 
-static void close_all(struct nsbox_result *child)
+static void close_all(struct nsbox_result *child, bool foreign)
 {
+	let_go_of_line(child, foreign);
 	nsbox_close(&child->pidfd);
-	let_go_of_line(child);
+	nsbox_close(&child->report);
 	nsbox_close(&child->init);
 	nsbox_close(&child->control);
 	nsbox_close(&child->starting);
@@ -247,8 +248,7 @@ static bool is_foreign(struct nsbox_result *child)
 {
 	if (child->owner == (int32_t)sys(__NR_getpid))
 		return false;
-	child->is_free = 0;
-	close_all(child);
+	close_all(child, true);
 	if (!child->end.code)
 		child->end.code = CLD_EXITED; /* as Popen, assume success */
 	note_end(child);
@@ -292,8 +292,7 @@ static bool is_unheard(struct nsbox_result *child)
 /* It was started over a line, and who it is has not been looked at. */
 static bool is_unnamed(const struct nsbox_result *child)
 {
-	return child->names >= 0 && !child->end.code &&
-	       (child->heard == HEARD_NOTHING || child->heard == HEARD_SIGN);
+	return child->names >= 0 && child->heard == HEARD_NOTHING && !child->end.code;
 }
 
 /* By an init, whose child it is. Whoever tells nonsense is not listened to any longer. */
@@ -372,7 +371,7 @@ static int look(struct nsbox_result *child)
 	if (ret == 1 && child->waiters)
 		wake_others(child);
 	else if (ret == 1)
-		close_all(child);
+		close_all(child, false);
 	return ret;
 }
 
@@ -387,9 +386,8 @@ static long sleep_until(struct pollfd *events, int n, int timeout)
 /* Until an init tells of the end, the child has ended, or that has been so for a while. */
 static long sleep_until_told(const struct nsbox_result *child, int timeout, int64_t ended_at)
 {
-	int ends = is_unnamed(child) ? child->starter : child->pidfd;
 	struct pollfd events[2] = { { .fd = child->lost ? -1 : child->report, .events = POLLIN },
-				    { .fd = ends, .events = POLLIN } };
+				    { .fd = child->pidfd, .events = POLLIN } };
 
 	if (!ended_at || child->lost)
 		return sleep_until(events, 2, timeout);
@@ -421,8 +419,8 @@ static void look_at_start(struct nsbox_result *child)
 	/* Another thread may have heard of it meanwhile: what comes next is not the beginning. */
 	if (child->heard == HEARD_NOTHING && replaced)
 		hear_replacement(child, false);
-	else if (child->heard == HEARD_NOTHING && is_readable(child->names))
-		child->heard = HEARD_SIGN;
+	else if (is_unnamed(child))
+		hear_name(child);
 	if (child->heard != HEARD_NOTHING || child->end.code)
 		return;
 	child->stops = is_stopped(init) ? child->stops + 1 : 0;

@@ -2,11 +2,11 @@
  * protocol.h - what a caller (control.h) and its nsbox-init (init.c) say to each other.
  *
  * Both come from one build, and the version says so. Requests go over the control
- * socket (SOCK_SEQPACKET), one message each, so threads of the caller need no lock. Each
- * brings a socket of its own, the channel, over which the answers come; whoever closes a
- * channel gives up the process that it is about. The last one, after which there is no init
- * any more, may have the control socket for its channel. Processes that are waited for go over
- * lines: two sockets that stay, one process at a time. docs/design.md tells the whole.
+ * socket (SOCK_SEQPACKET), one message each, so threads of the caller need no lock. They
+ * bring a socket of their own, the channel, over which the answers come; whoever closes a
+ * channel gives up the process that it is about. But the last one, after which there is no init
+ * any more, may have the control socket for its channel, and processes that are waited for go
+ * over lines: two sockets that stay, one process at a time. docs/design.md tells the whole.
  *
  * Numbers are in the machine's own byte order; there are no bytes between the members.
  */

@@ -508,7 +508,7 @@ void hear_replacement(struct nsbox_result *child, bool ended)
 /* All has been said of its process, but perhaps its name, of which the pid may be asked for. */
 static void free_line(struct nsbox_result *child)
 {
-	if (child->heard == HEARD_NOTHING || child->heard == HEARD_SIGN)
+	if (child->heard == HEARD_NOTHING)
 		child->pid = receive_pid(child->names);
 	child->is_free = child->pid > 0;
 }
@@ -556,29 +556,48 @@ static void bind_to_init(struct nsbox_result *result, struct nsbox_control *cont
 	result->control = take_socket(control);
 }
 
-/* Send it over a line that is free, or a new one. */
+/* A line that is free, or a new one. */
+static enum nsbox_step find_line(struct nsbox_lines *lines, int socket, int init,
+				 struct nsbox_gate *gate, struct line *line, long *err)
+{
+	return take_line(lines, line) ? NSBOX_STEP_NONE : open_line(socket, init, gate, line, err);
+}
+
+/* It has not been sent: if the init has refused the line, that is why. */
+static int not_sent(const struct line *line, enum nsbox_step step, long err,
+		    struct nsbox_result *result)
+{
+	struct answer answer;
+
+	if (step == NSBOX_STEP_INIT && receive(line->talk, &answer) == 1)
+		return refused(1, &answer, result);
+	return failed(result, step, -1, err);
+}
+
 static int start_over_line(struct nsbox_control *control, int socket, int init, struct iovec *parts,
 			   size_t n, struct start *start, struct nsbox_gate *gate,
 			   struct nsbox_result *result)
 {
-	struct nsbox_lines *lines = hold_lines(control);
+	struct nsbox_lines *lines;
 	struct line line;
-	long err = -ENOMEM;
 
-	enum nsbox_step step = lines ? NSBOX_STEP_NONE : NSBOX_STEP_INIT;
-	if (lines && !take_line(lines, &line))
-		step = open_line(socket, init, gate, &line, &err);
-	if (!step) {
-		step = send_request(line.talk, init, gate, parts, n, &start->packet, NULL, 0, &err);
-		if (step)
-			close_line(&line);
+	long err = hold_lines(control, &lines);
+	if (err < 0)
+		return failed(result, NSBOX_STEP_INIT, -1, err);
+	enum nsbox_step step = find_line(lines, socket, init, gate, &line, &err);
+	if (step) {
+		let_go_of_lines(lines);
+		return failed(result, step, -1, err);
 	}
-	if (!step) {
-		attend_over(&line, lines, result);
-		return 0;
+	step = send_request(line.talk, init, gate, parts, n, &start->packet, NULL, 0, &err);
+	if (step) {
+		int ret = not_sent(&line, step, err, result);
+		close_line(&line, false);
+		let_go_of_lines(lines);
+		return ret;
 	}
-	let_go_of_lines(&lines);
-	return failed(result, step, -1, err);
+	attend_over(&line, lines, result);
+	return 0;
 }
 
 /* Send it, and see what becomes of it. */

@@ -7,6 +7,7 @@ import pickle
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -338,19 +339,22 @@ def test_init_that_stays() -> None:
 
 
 def test_member_without_room_for_descriptors() -> None:
-    """An init that cannot take them all gives way to a fresh sandbox."""
+    """An init that cannot take them all gives way to a fresh sandbox, in silence."""
 
-    def child() -> tuple[int, int, int]:
+    def child() -> tuple[int, int, int, bytes]:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (96, hard))
         with Sandbox().pool(1) as pool:
             full(pool)
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             passed = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]
-            status = pool.run(TRUE, pass_fds=passed).returncode
-            return status, pool.stats().warm, pool.stats().cold
+            peer, stdin = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with peer, stdin:
+                status = pool.run(TRUE, stdin=stdin.fileno(), pass_fds=passed).returncode
+                stdin.close()
+                return status, pool.stats().warm, pool.stats().cold, peer.recv(4096)
 
-    assert in_child(child) == (0, 0, 1)
+    assert in_child(child) == (0, 0, 1, b"")
 
 
 # ---- limits --------------------------------------------------------------------

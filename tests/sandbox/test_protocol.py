@@ -163,7 +163,7 @@ def test_lines_of_many(control: Control) -> None:
     before = len(os.listdir("/proc/self/fd"))
     children = [begin(control, b"/bin/true") for _ in range(30)]
     assert [finish(child) for child in children] == [0] * 30
-    assert len(os.listdir("/proc/self/fd")) == before + 3 * 8
+    assert len(os.listdir("/proc/self/fd")) == before + 3 * 4
     running = begin(control, b"/bin/sleep", b"1000")
 
     def left() -> int:
@@ -175,6 +175,63 @@ def test_lines_of_many(control: Control) -> None:
     assert running.discard()
     control.close()
     assert len(os.listdir("/proc/self/fd")) < before
+
+
+def test_line_that_others_have(control: Control) -> None:
+    """A copy of it, such as a fork has, keeps neither its process nor the line."""
+    child = begin(control, b"/bin/sleep", b"1000")
+    copy, names = os.dup(child.record.report), socket.socket(fileno=os.dup(child.record.names))
+    assert child.discard()
+    with names:
+        names.settimeout(DEADLINE)
+        assert names.recv(4096) == b""
+    os.close(copy)
+
+
+def test_no_room_for_lines(lowered: Lowered) -> None:
+    """An init whose descriptors are used up says so if there is one to say it over, and goes on."""
+
+    def child() -> tuple[set[tuple[Step | None, int | None]], bool]:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        control = Control(lowered)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        failures: set[tuple[Step | None, int | None]] = set()
+        children: list[Child] = []
+        for _ in range(60):
+            children.append(Child())
+            wanted = request(b"/bin/sleep", b"1000", attended=True)
+            try:
+                control.start(wanted, children[-1])
+            except SpawnError as error:
+                failures.add((error.step, error.errno))
+            else:
+                told = [children[-1].record.names, children[-1].record.report]
+                assert select.select(told, [], [], DEADLINE)[0]
+        for each in children:
+            each.signal(signal.SIGKILL)
+            each.discard()
+            if each.record.step:
+                failure = each.source.failure(each)
+                failures.add((failure.step, failure.errno))
+        return failures, works(control)
+
+    failures, alive = in_child(child)
+    assert alive
+    assert failures
+    assert {number for _, number in failures - {(Step.INIT, errno.ESRCH)}} <= {errno.EMFILE}
+
+
+def test_closed_by_two(lowered: Lowered) -> None:
+    """Threads may close it at the same time."""
+    for _ in range(100):
+        control = Control(lowered)
+        assert finish(begin(control, b"/bin/true")) == 0
+        threads = [threading.Thread(target=control.close) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def test_attended_ones_together(control: Control) -> None:
