@@ -184,6 +184,24 @@ def output_of(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@contextmanager
+def meanwhile(name: str, act: Callable[[], object]) -> Iterator[None]:
+    """Do something once, as another thread might, when a function with a name is called."""
+    left = [act]
+
+    def enter(frame: FrameType, event: str, argument: object) -> None:
+        if left and frame.f_code.co_name == name:
+            left.pop()()  # not traced
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+    assert not left
+
+
 class _Interruption:
     """A trace function that raises at the n-th event in some files."""
 

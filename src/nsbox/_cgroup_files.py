@@ -113,6 +113,39 @@ _V2: Final[Mapping[str, _Lower]] = {
 }
 
 
+# ---- freezing -----------------------------------------------------------
+
+
+class Switch(NamedTuple):
+    """
+    How a cgroup is frozen. Pairs are of what is thawed, and of what is frozen.
+
+    Args:
+        file: Where it is said.
+        words: What is written there.
+        told: The file that holds "0" or "1", as it was said last, by whomever.
+        state: The file that tells whether it has come to that, and
+        lines: the line that does.
+    """
+
+    file: str
+    words: tuple[str, str]
+    told: str
+    state: str
+    lines: tuple[str, str]
+
+
+_STATES: Final = ("THAWED", "FROZEN")
+
+SWITCHES: Final[Mapping[int, Switch]] = {
+    1: Switch("freezer.state", _STATES, "freezer.self_freezing", "freezer.state", _STATES),
+    2: Switch(
+        "cgroup.freeze", ("0", "1"), "cgroup.freeze", "cgroup.events", ("frozen 0", "frozen 1")
+    ),
+}
+"""By version of the hierarchy."""
+
+
 # ---- figures ------------------------------------------------------------
 
 

@@ -56,7 +56,7 @@ def write(path: str, text: str) -> None:
 
 
 def look_again(done: Callable[[], bool], deadline: float, error: int, path: str) -> None:
-    """Look again and again, with longer and longer pauses: v1 has no events for it."""
+    """Look again and again, with longer and longer pauses, for what is no event of the kernel's."""
     pause = _SHORTEST
     while not done():
         if time.monotonic() >= deadline:
@@ -83,7 +83,7 @@ def await_event(directory: str, line: str, deadline: float, code: int) -> None:
                     raise CgroupError(code, directory, f"its state did not become {line!r}")
                 poll.poll(min(remaining, 3600) * 1000)
     except CgroupError as error:
-        # Removed by someone: neither populated nor frozen.
+        # Removed by someone: not populated.
         if error.errno not in (errno.ENOENT, errno.ENODEV):
             raise
 

@@ -108,6 +108,11 @@ class Whole(Fence):
         """Let everything in it go on."""
         self._set_frozen(Cgroup.thaw)
 
+    def let_die(self) -> None:
+        """It has been killed: it is not frozen any more."""
+        if self.cgroup is not None:
+            self.cgroup.let_die()
+
     def _set_frozen(self, act: Callable[[Cgroup], None]) -> None:
         cgroup = self.required("freezing")
         try:

@@ -8,6 +8,7 @@ stands for a directory of the same name in each hierarchy that it needs.
 
 import errno
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from . import _calls, _cgroup_choice, _cgroup_layout, _cgroup_names
 from ._calls import Descriptor
 from ._cgroup_ahead import Ahead, left, tidy
 from ._cgroup_choice import Choice, Part, Purpose, by_controller, narrowed
-from ._cgroup_files import Place, Reader, find, read
+from ._cgroup_files import SWITCHES, Place, Reader, Switch, find, read
 from ._cgroup_layout import UNIFIED, read_words
 from ._cgroup_tree import (
     await_event,
@@ -104,7 +105,9 @@ class Cgroup:
     _directory: Descriptor
     _closed: bool
     ahead: Ahead | None = None  # if it was made so
+    _lock: threading.RLock  # held by whoever freezes or thaws, to say so and to note it
     _frozen: bool = False
+    _dying: bool = False  # never frozen again
     limits: Limits
     degraded: frozenset[str]
 
@@ -227,23 +230,41 @@ class Cgroup:
         """
         Stop everything in it, and return when it has stopped.
 
+        Also when another thread has thawed it meanwhile, or ended what is in it.
+
         Raises:
             CgroupError: If it does not stop within 10 s (ETIMEDOUT): it goes on then.
                 If the host has neither cgroup v2 nor the v1 freezer (EOPNOTSUPP).
+            PlanError: If it is closed.
         """
-        self._frozen = True
         try:
             self._set_frozen(True)
         except BaseException:
             with suppress(CgroupError, PlanError):
                 self._set_frozen(False)
-            self._frozen = False
             raise
 
     def thaw(self) -> None:
-        """Let everything in it go on."""
+        """
+        Let everything in it go on, and return when it does, or has been frozen again.
+
+        Raises:
+            CgroupError: As from :meth:`freeze`; ETIMEDOUT if a cgroup above it is frozen.
+            PlanError: If it is closed.
+        """
         self._set_frozen(False)
-        self._frozen = False
+
+    def let_die(self) -> None:
+        """
+        Thaw it for good, since it has been killed: on v1 what is frozen does not die.
+
+        Raises:
+            CgroupError: If it cannot be thawed.
+        """
+        with self._lock:
+            self._dying = True
+            if self._frozen:
+                self._turn(False)
 
     @property
     def frozen(self) -> bool:
@@ -285,6 +306,7 @@ class Cgroup:
             return
         deadline = time.monotonic() + patience
         self._kill()
+        self.let_die()
         if self._parts[0].version == 2:
             await_event(self.directories[0], "populated 0", deadline, errno.EBUSY)
         else:
@@ -391,20 +413,42 @@ class Cgroup:
                 return directory
         return None
 
-    def _set_frozen(self, frozen: bool) -> None:
-        self._check_open()
+    @property
+    def _switch(self) -> tuple[str, Switch]:
+        """Where it is frozen, and how."""
         first = self.directories[0]
         if self._parts[0].version == 2:
-            write(f"{first}/cgroup.freeze", str(int(frozen)))
-            deadline = time.monotonic() + _PATIENCE
-            await_event(first, f"frozen {int(frozen)}", deadline, errno.ETIMEDOUT)
-        elif self._freezer is not None:
-            path, state = f"{self._freezer}/freezer.state", "FROZEN" if frozen else "THAWED"
-            deadline = time.monotonic() + _PATIENCE
-            write(path, state)
-            look_again(lambda: read(path) == state, deadline, errno.ETIMEDOUT, path)
-        else:
-            raise CgroupError(errno.EOPNOTSUPP, first, "neither cgroup v2 nor the v1 freezer")
+            return first, SWITCHES[2]
+        if self._freezer is not None:
+            return self._freezer, SWITCHES[1]
+        raise CgroupError(errno.EOPNOTSUPP, first, "neither cgroup v2 nor the v1 freezer")
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self._check_open()
+        with self._lock:
+            if not (frozen and self._dying):
+                self._turn(frozen)
+        deadline = time.monotonic() + _PATIENCE
+        look_again(lambda: self._is_settled(frozen), deadline, errno.ETIMEDOUT, self.directories[0])
+
+    def _turn(self, frozen: bool) -> None:
+        directory, switch = self._switch
+        write(f"{directory}/{switch.file}", switch.words[frozen])
+        self._frozen = frozen
+
+    def _is_settled(self, frozen: bool) -> bool:
+        """
+        Tell whether it is as it was told to be.
+
+        Or is told otherwise by now, by whomever, which is no event if it comes before
+        that; or removed, and then there is no text.
+        """
+        directory, switch = self._switch
+        with reported(directory):
+            told, state = _calls.read_files(
+                [f"{directory}/{switch.told}", f"{directory}/{switch.state}"]
+            )
+        return told.strip() != str(int(frozen)) or switch.lines[frozen] in state.splitlines()
 
     def _is_empty(self) -> bool:
         first = self.directories[0]
@@ -540,6 +584,7 @@ def _described(limits: Limits, choice: Choice, name: str) -> Cgroup:
     cgroup._parts, cgroup._name = choice.parts, name
     cgroup._directories = tuple(f"{part.parent}/{name}" for part in choice.parts)
     cgroup._owner, cgroup._closed = os.getpid(), True
+    cgroup._lock = threading.RLock()
     return cgroup
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack
 
 from . import _files
 from ._bridge import Lowered
@@ -27,13 +27,22 @@ from ._spares import Store
 from ._values import PathArg, check_mode, check_path, check_target, parse_size
 from ._whole import Whole
 from .cgroup import Stats
-from .errors import CgroupError, PlanError, PlanTypeError, SpawnError, file_error
+from .errors import (
+    CgroupError,
+    PlanError,
+    PlanTypeError,
+    SpawnError,
+    UnsupportedError,
+    file_error,
+)
 from .limits import Limits, check_limits
 from .process import Process
 from .result import Result
 
 if TYPE_CHECKING:
     from ._async import AsyncProcess
+
+T = TypeVar("T")
 
 _PF_EXITING: Final = 0x4
 
@@ -102,7 +111,7 @@ class Live:
                 ended, killed by somebody or for a limit.
             PlanError: Also if the sandbox is closed, or frozen.
         """
-        return self._spawn(self._place(limits), args, **options)
+        return self._unless_closed(lambda: self._spawn(self._place(limits), args, **options))
 
     def run(
         self,
@@ -180,7 +189,7 @@ class Live:
     def _attend_inside(
         self, limits: Limits | None, args: Args, /, **options: Unpack[SpawnOptions]
     ) -> Running:
-        return self._attend(self._place(limits), args, **options)
+        return self._unless_closed(lambda: self._attend(self._place(limits), args, **options))
 
     def _place(self, limits: Limits | None) -> Place:
         if limits is not None:
@@ -357,10 +366,10 @@ class Live:
 
         Raises:
             UnsupportedError: If it has no cgroup; says why.
+            CgroupError: If there are no descriptors left.
             PlanError: If the sandbox is closed.
         """
-        self._check_open()
-        return self._whole.required("stats()").stats()
+        return self._unless_closed(lambda: self._whole.required("stats()").stats())
 
     @property
     def frozen(self) -> bool:
@@ -372,13 +381,14 @@ class Live:
         """
         Stop everything in it, and return when it has stopped.
 
+        Also when another thread has thawed or killed it meanwhile.
+
         Raises:
             UnsupportedError: If it has no cgroup that can be frozen; says why.
             CgroupError: If it does not stop within 10 s (ETIMEDOUT); it goes on then.
             PlanError: If the sandbox is closed.
         """
-        self._check_open()
-        self._whole.freeze()
+        self._unless_closed(self._whole.freeze)
 
     def thaw(self) -> None:
         """
@@ -387,8 +397,7 @@ class Live:
         Raises:
             As :meth:`freeze`.
         """
-        self._check_open()
-        self._whole.thaw()
+        self._unless_closed(self._whole.thaw)
 
     def kill(self) -> None:
         """
@@ -397,7 +406,10 @@ class Live:
         Who closes many sandboxes kills all of them first, and they end at the same time.
         """
         self._control.kill()
-        self._thaw_killed()
+        # A cgroup that another thread removes in this moment is none to be thawed.
+        if not self._control.closed:
+            with suppress(CgroupError):
+                self._whole.let_die()
 
     def close(self) -> None:
         """Kill everything in it, and wait for the end; without effect the second time."""
@@ -409,12 +421,6 @@ class Live:
         """It has been closed, or this process is a fork of the one that it belongs to."""
         return self._control.closed
 
-    def _thaw_killed(self) -> None:
-        """On cgroup v1 what is frozen dies only when it is thawed."""
-        if self.frozen and not self._control.closed:
-            with suppress(CgroupError):
-                self._whole.thaw()
-
     def _end(self) -> bool:
         """Wait for the end, and remove what is left; tell if it was running."""
         control = getattr(self, "_control", None)
@@ -425,6 +431,15 @@ class Live:
     def _check_open(self) -> None:
         if self._control.closed:
             raise PlanError("the sandbox is closed")
+
+    def _unless_closed(self, act: Callable[[], T]) -> T:
+        """Do something; what fails because another thread closes the sandbox says so."""
+        self._check_open()
+        try:
+            return act()
+        except (CgroupError, PlanError, UnsupportedError):
+            self._check_open()
+            raise
 
     def _check_active(self) -> None:
         self._check_open()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from nsbox import (
 )
 from nsbox.cgroup import remove_abandoned, remove_leftovers
 from nsbox.lowlevel import CloneFlag, MountFlag
-from support import SOURCE, enter_private_mounts, in_child
+from support import SOURCE, enter_private_mounts, in_child, meanwhile
 
 pytestmark = pytest.mark.usefixtures("cgroups")
 
@@ -111,18 +110,10 @@ def test_stats_while_it_runs() -> None:
 def test_what_was_abandoned_is_removed_by_several_threads() -> None:
     """Whoever finds that another was faster goes on."""
 
-    def faster(frame: FrameType, event: str, _: object) -> None:
-        if frame.f_code.co_name == "remove_tree":
-            remove_abandoned()  # not traced
-
     cgroup = Cgroup.create()
     cgroup.abandon()
-    before = sys.gettrace()
-    sys.settrace(faster)
-    try:
+    with meanwhile("remove_tree", remove_abandoned):
         remove_abandoned()
-    finally:
-        sys.settrace(before)
     assert not any(map(os.path.exists, cgroup.directories))
 
 
@@ -170,6 +161,26 @@ def test_freeze_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
         while cgroup.stats().cpu_time == before:
             pass
         process.kill()
+
+
+@pytest.mark.parametrize("end", ["thaw", "kill", "close"])
+def test_freeze_meanwhile(end: str) -> None:
+    """Whoever waits until it has stopped hears at once that another thread wants otherwise."""
+    cgroup = Cgroup.create(LIMITS)
+    with spinning(cgroup), cgroup:
+        with meanwhile("look_again", getattr(cgroup, end)):
+            cgroup.freeze()
+        assert cgroup.frozen == (end == "kill")
+
+
+def test_thaw_meanwhile() -> None:
+    """Likewise, the other way round."""
+    cgroup = Cgroup.create(LIMITS)
+    with spinning(cgroup), cgroup:
+        cgroup.freeze()
+        with meanwhile("look_again", cgroup.freeze):
+            cgroup.thaw()
+        assert cgroup.frozen
 
 
 def test_kill_of_what_is_frozen() -> None:

@@ -26,7 +26,16 @@ from nsbox import (
     _cgroup_layout,
 )
 from nsbox._cgroup_layout import Layout
-from support import PYTHON, expired, expose, in_child, inside, output_of, python_box
+from support import (
+    PYTHON,
+    expired,
+    expose,
+    in_child,
+    inside,
+    meanwhile,
+    output_of,
+    python_box,
+)
 
 DEADLINE = 30.0
 """How long a test waits for what should happen much sooner, before it fails."""
@@ -632,6 +641,25 @@ class TestVersion1:
             assert process.cgroup is not None
             process.cgroup.freeze()
             process.cgroup.kill()
+            assert process.wait(DEADLINE) == -signal.SIGKILL
+
+    @pytest.mark.parametrize("end", ["thaw", "kill", "close"])
+    def test_freeze_meanwhile(self, end: str) -> None:
+        """What another thread has thawed, or killed, is not waited for, and dies."""
+        live = Sandbox().open()
+        with live.spawn(["/bin/sh", "-c", SPIN]) as process, live:
+            with meanwhile("look_again", getattr(live, end)):
+                live.freeze()
+            live.kill()
+            assert process.wait(DEADLINE) == -signal.SIGKILL
+
+    @pytest.mark.parametrize("end", ["kill", "close"])
+    def test_freeze_of_what_is_killed(self, end: str) -> None:
+        """It would not die."""
+        live = Sandbox().open()
+        with live.spawn(["/bin/sh", "-c", SPIN]) as process, live:
+            with meanwhile("let_die", live.freeze):
+                getattr(live, end)()
             assert process.wait(DEADLINE) == -signal.SIGKILL
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from nsbox import (
     SpawnError,
     UnsupportedError,
 )
-from support import PYTHON, ends, interruptions, python_box, running, stdout_of
+from support import PYTHON, ends, interruptions, meanwhile, python_box, running, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
 PACKAGE = os.path.dirname(nsbox.__file__)
+_PATIENCE = 10.0  # of freeze()
 _FILL = "data = []\nwhile True: data.append(bytearray(1 << 20))"
 _SPIN = "while True: pass"
 _DAEMON = "sleep 1000 > /dev/null 2>&1 & echo $!"
@@ -385,6 +387,46 @@ def test_freeze_that_is_interrupted() -> None:
                 live.thaw()
             assert live.run(["/bin/true"]).returncode == 0
     assert number > 30
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("end", ["thaw", "kill", "close"])
+def test_freeze_meanwhile(end: str) -> None:
+    """Whoever waits until it has stopped hears at once that another thread wants otherwise."""
+    live = python_box().open()
+    with started(live, _SPIN), live:
+        began = time.monotonic()
+        with meanwhile("look_again", getattr(live, end)):
+            live.freeze()
+        assert time.monotonic() - began < _PATIENCE
+        assert not live.frozen
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_freeze_of_what_was_killed() -> None:
+    """It would not die, on cgroup v1."""
+    live = python_box().open()
+    with started(live, _SPIN) as process, live:
+        with meanwhile("_set_frozen", live.kill):
+            live.freeze()
+        assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [
+        ("_turn", Live.freeze),
+        ("_turn", Live.thaw),
+        ("required", Live.stats),
+        ("make", lambda live: live.run(["/bin/true"], limits=Limits(pids=5))),
+    ],
+)
+def test_closed_meanwhile(name: str, act: Callable[[Live], object]) -> None:
+    """What fails because another thread closes the sandbox says so."""
+    closed = pytest.raises(PlanError, match="the sandbox is closed")
+    with Sandbox().open() as live, closed, meanwhile(name, live.close):
+        act(live)
 
 
 @pytest.mark.usefixtures("cgroups")
