@@ -6,6 +6,7 @@
 #include "control.h"
 
 #include <fcntl.h>
+#include <linux/limits.h>
 #include <sys/socket.h>
 
 int failed(struct nsbox_result *result, enum nsbox_step step, int index, long error)
@@ -193,13 +194,16 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 			 uint64_t mode, struct nsbox_gate *gate, int32_t *fd)
 {
 	struct open_request head = { PROTOCOL_VERSION, REQUEST_OPEN, flags, mode };
-	struct iovec parts[2] = { { &head, sizeof head },
-				  { (void *)(uintptr_t)path, string_length(path) + 1 } };
+	size_t size = string_length(path) + 1;
+	struct iovec parts[2] = { { &head, sizeof head }, { (void *)(uintptr_t)path, size } };
 	struct packet packet = { .n_fds = 1 };
 	struct answer answer = { .fd = -1 };
 	int32_t channel = -1;
 	long err = 0;
 
+	/* As the kernel has it; and a message of such a length would be the end of the init. */
+	if (size > PATH_MAX)
+		return -ENAMETOOLONG;
 	int socket = hold(control);
 	if (socket < 0)
 		return -ESRCH;

@@ -37,6 +37,7 @@ _HINTS: Final = {
     errno.EISDIR: "a directory; for a whole tree run tar inside",
     errno.EINVAL: "not a regular file of a file system that stores files",
     errno.ENOSPC: "the file system is full, or has no inode left",
+    errno.ENAMETOOLONG: "a path has at most 4095 bytes, and a name in it 255",
     errno.EROFS: "it is read-only there",
     errno.ETXTBSY: "it is a program that runs",
 }

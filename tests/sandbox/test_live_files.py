@@ -212,6 +212,23 @@ def test_paths(live: Live, path: str) -> None:
         live.copy_out(path, "/tmp/never")
 
 
+@pytest.mark.parametrize("size", [4096, 1 << 14, 1 << 20])
+def test_long_paths(live: Live, size: int, tmp_path: Path) -> None:
+    """Such a path is too long, as for open(2), and nobody's end."""
+    assert refused(live, "/a" * 2047).errno == errno.ENOENT
+    path = "/a" * (size // 2)
+    for act in (
+        lambda: live.read_file(path),
+        lambda: live.write_file(path, b""),
+        lambda: live.copy_in("/etc/passwd", path),
+        lambda: live.copy_out(path, tmp_path / "never"),
+    ):
+        with pytest.raises(FileError) as caught:
+            act()
+        assert caught.value.errno == errno.ENAMETOOLONG
+    assert live.run(["/bin/true"]).returncode == 0
+
+
 def test_no_bytes(live: Live) -> None:
     """Text has to be encoded by whoever knows how."""
     with pytest.raises(TypeError, match="encode"):
