@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pickle
+import resource
 import select
 import signal
 import subprocess
@@ -182,6 +183,17 @@ def expired(run: Callable[[float], object]) -> nsbox.TimeoutExpired:
 def output_of(command: list[str]) -> str:
     """Run a program of the host, and return what it prints."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """No descriptor can be opened, however many are closed meanwhile, and none polled (poll(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextmanager

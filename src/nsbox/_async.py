@@ -6,6 +6,7 @@ handler. Any loop will do that has add_reader() and add_writer(), as uvloop's.
 """
 
 import asyncio
+import errno
 import io
 import os
 import subprocess
@@ -15,13 +16,14 @@ from types import TracebackType
 from typing import IO, Any, Final, NoReturn, Self, Unpack
 
 from ._calls import Descriptor
+from ._constants import ANYWHERE
 from ._layers import Enforced
 from ._output import Captured, encoded
 from ._payload import Args
 from ._run import STREAM_LIMIT, SpawnOptions, prepare
 from ._streams import ReadPipe, WritePipe
 from .cgroup import Cgroup
-from .errors import PlanError
+from .errors import PlanError, SpawnError, Step, spawn_error
 from .process import Process, ProcessNamespaces
 from .result import Reason, Result, Usage
 from .terminal import Terminal
@@ -283,9 +285,15 @@ class _View:
         self._process = weakref.ref(process)
         self._loop = loop
         child = process._process._payload.child
-        self._watched = [Descriptor.duplicate(fd) for fd in child.signs_of_end()]
-        for descriptor in self._watched:
-            loop.add_reader(descriptor.fileno(), self._note_end, descriptor)
+        self._watched: list[Descriptor] = []
+        try:
+            for fd in child.signs_of_end():
+                descriptor = Descriptor.duplicate(fd)
+                self._watched.append(descriptor)
+                loop.add_reader(descriptor.fileno(), self._note_end, descriptor)
+        except BaseException:
+            self.close()
+            raise
 
     def _note_end(self, descriptor: Descriptor) -> None:
         process = self._process()
@@ -348,10 +356,18 @@ def _start(
     process = spawn(args, **options)
     try:
         return AsyncProcess(process, limit)
-    except BaseException:
+    except BaseException as error:
         process.kill()
         with process:
+            if isinstance(error, OSError):
+                raise _unwatched(error.errno or errno.EIO) from None
             raise
+
+
+def _unwatched(code: int) -> SpawnError:
+    """Return the error for a process that the loop cannot watch."""
+    hint = "fs.epoll.max_user_watches is reached" if code == errno.ENOSPC else ANYWHERE.get(code)
+    return spawn_error(code, Step.WATCH, hint=hint)
 
 
 async def run(

@@ -195,6 +195,8 @@ class FileError(NsboxError, OSError):
     """
     A file of a live sandbox could not be opened, read, written or copied.
 
+    Or one of /proc that tells of its processes could not be read.
+
     Where Python has a class for the error number it is also of that class:
     FileNotFoundError, PermissionError, ...
 

@@ -18,6 +18,7 @@ from ._calls import Descriptor
 from ._changes import MOST, Change, ChangeKind, Stack, changes_of
 from ._child import Child
 from ._compile import rlimits_of
+from ._constants import ANYWHERE
 from ._control import Control, Mode
 from ._payload import Args, FixedPlace, Place
 from ._plan import Code, OpFlag
@@ -353,10 +354,20 @@ class Live:
         return pidfd if pidfd >= 0 else None
 
     def processes(self) -> list[int]:
-        """Return the ids of its processes in the caller's pid namespace, without the init."""
+        """
+        Return the ids of its processes in the caller's pid namespace, without the init.
+
+        Raises:
+            FileError: If /proc cannot be read, for want of descriptors (EMFILE) for example.
+            PlanError: If the sandbox is closed.
+        """
         self._check_open()
         init = self._control.init
-        found = sorted(_descendants(init.pid))
+        try:
+            found = sorted(_descendants(init.pid))
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise file_error(code, error.filename or "/proc", ANYWHERE.get(code)) from None
         # The number could be another process's by now, unless ours has not been reaped.
         return found if init.wait(0) is None else []
 

@@ -34,6 +34,7 @@ from nsbox import (
     TimeoutExpired,
 )
 from nsbox._spares import drain
+from nsbox.errors import Step
 from support import SOURCE, ends, expired, in_child
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -703,8 +704,9 @@ def test_process_that_cannot_be_watched_leaves_nothing_in_the_loop(
             before = open_fds()
             with monkeypatch.context() as patch:
                 patch.setattr(loop, "add_reader", add_reader)
-                with pytest.raises(OSError, match="watches"):
+                with pytest.raises(SpawnError, match="watches") as caught:
                     await Sandbox().spawn_async(args, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+            assert (caught.value.step, caught.value.errno) == (Step.WATCH, errno.ENOSPC)
             assert children() == set()
             assert open_fds().keys() <= before.keys()
             process = await Sandbox().spawn_async(args, stdin=PIPE, stdout=PIPE, stderr=PIPE)
@@ -712,6 +714,34 @@ def test_process_that_cannot_be_watched_leaves_nothing_in_the_loop(
                 assert await process.communicate(b"out") == (b"out", b"err\n")
 
     run(main())
+
+
+def test_every_limit_of_descriptors(run: Run[Any]) -> None:
+    """Whichever descriptor is one too many: an error that says so, and nothing left."""
+
+    async def main() -> tuple[set[tuple[str, bool]], bool]:
+        seen, same = set[tuple[str, bool]](), True
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with Sandbox().open() as live:
+            await live.run_async(["/bin/true"])
+            before = open_fds()
+            for limit in range(3, 300):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                try:
+                    await live.run_async(["/bin/true"])
+                    return seen, same
+                except SpawnError as error:
+                    said = error.errno == errno.EMFILE and "RLIMIT_NOFILE" in str(error)
+                    seen.add((error.step, said))
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                same = same and open_fds().keys() <= before.keys()
+        raise AssertionError("it never works")
+
+    seen, same = in_child(lambda: run(main()))
+    assert same
+    assert all(said for _, said in seen)
+    assert (Step.WATCH, True) in seen
 
 
 async def cancelled_after(steps: int, main: Main[Any]) -> bool:

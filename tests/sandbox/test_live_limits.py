@@ -1,5 +1,6 @@
 """Limits of a live sandbox as a whole and of each command in it; freezing, figures, the end."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import nsbox
 from nsbox import (
     PIPE,
     Cgroup,
+    FileError,
     Limits,
     Live,
     PlanError,
@@ -24,7 +26,16 @@ from nsbox import (
     SpawnError,
     UnsupportedError,
 )
-from support import PYTHON, ends, interruptions, meanwhile, python_box, running, stdout_of
+from support import (
+    PYTHON,
+    ends,
+    interruptions,
+    meanwhile,
+    no_descriptors,
+    python_box,
+    running,
+    stdout_of,
+)
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -323,6 +334,15 @@ def test_processes_on_their_way_out() -> None:
     box = python_box(user_namespaces=True, seccomp=None)
     with box.open() as live, running(live, _DYING) as process:
         assert live.processes() == [process.pid]
+
+
+def test_processes_without_descriptors() -> None:
+    """Whoever cannot read the list now is told so, and reads it later."""
+    with Sandbox().open() as live:
+        with no_descriptors(), pytest.raises(FileError, match="RLIMIT_NOFILE") as caught:
+            live.processes()
+        assert caught.value.errno == errno.EMFILE
+        assert live.processes() == []
 
 
 @pytest.mark.usefixtures("cgroups")

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ from support import (
     in_child,
     interruptions,
     mount_tmpfs,
+    no_descriptors,
     python_box,
     stdin_of,
     stdout_of,
@@ -77,17 +78,6 @@ TRUE = ["/bin/true"]
 CAT = ["/bin/cat"]
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """No descriptor can be opened, however many are closed meanwhile, and none polled (poll(2))."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
