@@ -368,7 +368,7 @@ static void start_process(uint32_t mode)
 	int channel = spawn.channel = fds[0];
 
 	if (n_processes == MOST_PROCESSES)
-		fail(&spawn, NSBOX_STEP_CLONE, -1, -EAGAIN);
+		fail(&spawn, NSBOX_STEP_MESSAGE, -1, -EAGAIN); /* ours, not the kernel's */
 	else
 		launch();
 	bool started = await_start();

@@ -102,6 +102,8 @@ def _join_cgroup(error: int, plan: Plan, op: Op | None, path: str | None) -> str
 def _message(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.E2BIG:
         return "an init takes about 250 descriptors at once: hand on fewer"
+    if error == errno.EAGAIN:
+        return "an init has at most 1,024 commands at a time: wait until one has ended"
     return None
 
 

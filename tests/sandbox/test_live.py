@@ -5,6 +5,7 @@ import fcntl
 import gc
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -223,6 +224,30 @@ def test_too_many_descriptors(box: Sandbox, live: Live, count: int) -> None:
     assert live.run(["/bin/true"], pass_fds=fds[:240]).returncode == 0
     for fd in fds:
         os.close(fd)
+
+
+@pytest.mark.one_kernel
+def test_too_many_commands(box: Sandbox) -> None:
+    """One more than an init takes is an error that says so; the next after an end is none."""
+
+    def child() -> tuple[str | None, int | None, str, int]:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with box.open() as live:
+            processes = [live.spawn(["/bin/sleep", "1000"]) for _ in range(1024)]
+            with pytest.raises(SpawnError) as caught:
+                live.run(["/bin/true"])
+            processes[0].kill()
+            processes[0].wait()
+            status = live.run(["/bin/true"]).returncode
+            live.close()
+            for process in processes:
+                process.wait()
+        return caught.value.step, caught.value.errno, str(caught.value.hint), status
+
+    step, code, hint, status = in_child(child)
+    assert (step, code, status) == (Step.MESSAGE, errno.EAGAIN, 0)
+    assert "1,024" in hint
 
 
 def test_many_threads(live: Live) -> None:
