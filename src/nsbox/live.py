@@ -424,7 +424,6 @@ class Live:
 
     def close(self) -> None:
         """Kill everything in it, and wait for the end; without effect the second time."""
-        self.kill()
         self._end()
 
     @property
@@ -435,7 +434,11 @@ class Live:
     def _end(self) -> bool:
         """Wait for the end, and remove what is left; tell if it was running."""
         control = getattr(self, "_control", None)
-        running = control is not None and control.close()
+        running = False
+        if control is not None:
+            with suppress(PermissionError):  # close() does what is left then
+                self.kill()
+            running = control.close()
         self._whole.discard()
         return running
 

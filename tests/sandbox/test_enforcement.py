@@ -653,6 +653,13 @@ class TestVersion1:
             live.kill()
             assert process.wait(DEADLINE) == -signal.SIGKILL
 
+    def test_forgotten_while_frozen(self) -> None:
+        """It is thawed, and dies."""
+        live = Sandbox().open()
+        live.freeze()
+        with pytest.warns(ResourceWarning, match="still open"):
+            del live
+
     @pytest.mark.parametrize("end", ["kill", "close"])
     def test_freeze_of_what_is_killed(self, end: str) -> None:
         """It would not die."""
