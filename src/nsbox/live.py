@@ -47,6 +47,9 @@ T = TypeVar("T")
 
 _PF_EXITING: Final = 0x4
 
+_CLOSING: Final = CgroupError, PlanError, UnsupportedError
+"""What may come of it that another thread closes the sandbox."""
+
 
 class Live:
     """
@@ -112,7 +115,8 @@ class Live:
                 ended, killed by somebody or for a limit.
             PlanError: Also if the sandbox is closed, or frozen.
         """
-        return self._unless_closed(lambda: self._spawn(self._place(limits), args, **options))
+        process: Process = self._begin(self._spawn, limits, args, **options)
+        return process
 
     def run(
         self,
@@ -134,7 +138,7 @@ class Live:
             limits: As for :meth:`spawn`.
         """
         return run(
-            partial(self._attend_inside, limits),
+            partial(self._begin, self._attend, limits),
             args,
             input=input,
             capture_output=capture_output,
@@ -187,10 +191,19 @@ class Live:
             **options,
         )
 
-    def _attend_inside(
-        self, limits: Limits | None, args: Args, /, **options: Unpack[SpawnOptions]
-    ) -> Running:
-        return self._unless_closed(lambda: self._attend(self._place(limits), args, **options))
+    def _begin(
+        self,
+        begin: Callable[..., Any],
+        limits: Limits | None,
+        args: Args,
+        /,
+        **options: Unpack[SpawnOptions],
+    ) -> Any:
+        try:
+            return begin(self._place(limits), args, **options)
+        except _CLOSING:
+            self._check_open()
+            raise
 
     def _place(self, limits: Limits | None) -> Place:
         if limits is not None:
@@ -451,7 +464,7 @@ class Live:
         self._check_open()
         try:
             return act()
-        except (CgroupError, PlanError, UnsupportedError):
+        except _CLOSING:
             self._check_open()
             raise
 
