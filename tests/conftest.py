@@ -253,14 +253,14 @@ def await_tasks(most: int) -> None:
         os.sched_yield()
 
 
-def own_cgroups() -> set[str]:
-    """Return this process's cgroups, in all places where nsbox makes them by default."""
+def own_cgroups(pid: int | None = None) -> set[str]:
+    """Return a process's cgroups, in all places where nsbox makes them by default."""
     found = set()
     for hierarchy in _cgroup_layout.look().hierarchies:
         for place in hierarchy.above():
             for name in os.listdir(place):
                 owner = parse(name)
-                if owner is not None and owner.pid == os.getpid():
+                if owner is not None and owner.pid == (pid or os.getpid()):
                     found.add(f"{place}/{name}")
     return found
 

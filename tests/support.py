@@ -214,7 +214,7 @@ def meanwhile(name: str, act: Callable[[], object]) -> Iterator[None]:
     assert not left
 
 
-class _Interruption:
+class Interruption:
     """A trace function that raises at the n-th event in some files."""
 
     def __init__(self, number: int, files: str | tuple[str, ...]) -> None:
@@ -239,7 +239,7 @@ def interruptions(act: Callable[[], object], files: str | tuple[str, ...]) -> It
         The number of the event, after each time; the last was none any more.
     """
     for number in itertools.count(1):
-        interruption = _Interruption(number, files)
+        interruption = Interruption(number, files)
         sys.settrace(interruption)
         try:
             with suppress(KeyboardInterrupt):

@@ -5,13 +5,11 @@ A member is a finished world with an init that waits in it. What those who take 
 share with the thread needs no lock, which a signal handler that raises could leave held.
 """
 
-import atexit
 import operator
 import os
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from ._bridge import Lowered
 from ._calls import Descriptor
 from ._child import Child, End
 from ._control import Control, Mode
+from ._exit import Open, snapshot
 from ._fence import Fence, Figures, Site, Terms, Verdict
 from ._payload import Starter
 from ._request import Placement, Request
@@ -326,6 +325,10 @@ class Stock:
         _open.discard(self)
         return was_open
 
+    def end_forgotten(self) -> str | None:
+        """Close it; return what to say of it if nobody has done that before."""
+        return f"a pool of {self.size} was not closed" if self.close() else None
+
     def forget(self) -> None:
         """In a fork: close the copies of descriptors. The thread and the members are not here."""
         self._end()
@@ -376,18 +379,12 @@ class Stock:
             self._error = error.with_traceback(None)
 
 
-_open: Final[weakref.WeakSet[Stock]] = weakref.WeakSet()
+_open: Final = Open(Stock.end_forgotten)
 
 
 def _settle_all() -> None:
     """Before a fork, which has no cgroups to read. What a handler raises in here is lost."""
-    while True:
-        try:
-            members = list(_members)
-            break
-        except RuntimeError:
-            continue  # another thread has added one meanwhile
-    for member in members:
+    for member in snapshot(_members):
         member.settle()
 
 
@@ -400,12 +397,4 @@ def _forget_all() -> None:
         member.remove()
 
 
-def _close_all() -> None:
-    """At the interpreter's exit: a thread that it stops somewhere could not clear up."""
-    open_ones = [stock.size for stock in list(_open) if stock.close()]
-    for size in open_ones:
-        warnings.warn(f"a pool of {size} was not closed", ResourceWarning, stacklevel=2)
-
-
 os.register_at_fork(before=_settle_all, after_in_child=_forget_all)
-atexit.register(_close_all)

@@ -10,6 +10,7 @@ what nsbox itself has killed.
 import errno
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ._cgroup_layout import read_words
 from ._cgroup_tree import reported
 from ._child import End
 from ._constants import SHORTAGE
+from ._exit import snapshot
 from ._fence import Fence, Site, Terms
 from ._request import NOWHERE, Placement
 from .cgroup import Cgroup, choose, make
@@ -46,6 +48,7 @@ class Whole(Fence):
         self._missing: str | None = None
         self._seat: Cgroup | None = None  # of the init, where that is not the whole's
         self._left: list[Cgroup] = []
+        self._inside: weakref.WeakSet[Inside] = weakref.WeakSet()
         self._sites: dict[Limits | None, tuple[Terms, Site]] = {}
         self._ran_out = False
 
@@ -134,7 +137,9 @@ class Whole(Fence):
             if len(self._sites) >= _MOST_SITES:
                 self._sites.clear()
             known = self._sites[limits] = terms, Site(terms)
-        return Inside(self, *known)
+        fence = Inside(self, *known)
+        self._inside.add(fence)
+        return fence
 
     @cached_property
     def _is_told(self) -> bool:
@@ -180,6 +185,12 @@ class Whole(Fence):
                 if not cgroup.closed:
                     self._remove(cgroup)
         super().discard()
+
+    def discard_inside(self) -> None:
+        """Let go of the fences of commands, too: nobody will ask for their figures any more."""
+        for fence in snapshot(self._inside):
+            with fence._lock:  # else another thread may be reading them
+                fence.discard()
 
 
 class Inside(Fence):

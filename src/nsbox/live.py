@@ -20,6 +20,7 @@ from ._child import Child
 from ._compile import rlimits_of
 from ._constants import ANYWHERE
 from ._control import Control, Mode
+from ._exit import Open
 from ._payload import Args, FixedPlace, Place
 from ._plan import Code, OpFlag
 from ._request import Request
@@ -87,6 +88,7 @@ class Live:
             )
             whole.started()
             self._made = {change.path for change in self._changes(MOST, given=False)}
+            _lives.add(self)
         except BaseException as error:
             if isinstance(error, SpawnError):
                 whole.advise(error)
@@ -455,6 +457,16 @@ class Live:
         self._whole.discard()
         return running
 
+    def _end_forgotten(self) -> str | None:
+        """End it; return what to say of it if it was running."""
+        return f"live sandbox {self.pid} was still open" if self._end() else None
+
+    def _end_at_exit(self) -> str | None:
+        """The same, and what its processes have, whoever holds them."""
+        text = self._end_forgotten()
+        self._whole.discard_inside()
+        return text
+
     def _check_open(self) -> None:
         if self._control.closed:
             raise PlanError("the sandbox is closed")
@@ -481,9 +493,9 @@ class Live:
         self.close()
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        if getattr(self, "_control", None) is not None and self._end():
-            pid = self._control.init.pid
-            _warn(f"live sandbox {pid} was still open", ResourceWarning, source=self)
+        text = None if getattr(self, "_control", None) is None else self._end_forgotten()
+        if text is not None:
+            _warn(text, ResourceWarning, source=self)
 
     def __repr__(self) -> str:
         if self.closed:
@@ -494,6 +506,9 @@ class Live:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a live sandbox cannot be pickled; pickle its Sandbox instead")
+
+
+_lives: Final = Open(Live._end_at_exit)
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -254,8 +254,8 @@ class Pool:
 
     def __del__(self) -> None:
         stock = getattr(self, "_stock", None)
-        if stock is not None and stock.close():
-            text = f"a pool of {stock.size} was not closed"
+        text = None if stock is None else stock.end_forgotten()
+        if text is not None:
             warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 import nsbox
+from conftest import own_cgroups, why_no_cgroup
 from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step
 from nsbox._child import Child, End
-from support import PYTHON, ends, in_child, interruptions, python_box
+from support import PYTHON, SOURCE, ends, in_child, interruptions, python_box
 
 DEADLINE = 30.0
 
@@ -458,20 +459,106 @@ def test_fork_that_stays(box: Sandbox) -> None:
     os.waitpid(pid, 0)
 
 
-def test_interpreter_exit(box: Sandbox) -> None:
-    """At the end of the interpreter the sandbox ends, with a warning."""
-    code = (
-        "import nsbox\n"
-        "live = nsbox.Sandbox().open()\n"
-        "live.spawn(['/bin/sleep', '60']).prevent = None\n"
-        "print(live._control.init.pid)\n"
+_EXIT_HEAD = """
+import os, sys, threading
+from nsbox import Limits, Sandbox
+from support import SOURCE
+box = Sandbox(limits=Limits(pids=50) if sys.argv[1:] else None)
+
+def in_thread(function):
+    begun = threading.Event()
+    threading.Thread(target=function, args=(begun,), daemon=True).start()
+    begun.wait()
+"""
+
+# Who holds it -> what the caller does.
+_HOLDERS = {
+    "a module": "live = box.open(); process = live.spawn(['/bin/sleep', '60'])",
+    "another module": "sys.kept = live = box.open(); sys.too = live.spawn(['/bin/sleep', '60'])",
+    "a cycle": "live = box.open(); live.me = live",
+    "a fork, too": """
+sys.kept = live = box.open()
+if (pid := os.fork()) == 0:
+    sys.exit()
+assert os.waitpid(pid, 0)[1] == 0
+live.run(["/bin/true"], check=True)""",
+    "a thread": """
+def hold(begun):
+    global pid
+    live = box.open()
+    process = live.spawn(["/bin/sleep", "60"])
+    pid = live.pid
+    begun.set()
+    threading.Event().wait()
+in_thread(hold)""",
+    "a thread that waits": """
+reader, writer = os.pipe()
+def run(begun):
+    global pid
+    live = box.open()
+    pid = live.pid
+    begun.set()
+    live.run(["/bin/sh", "-c", "echo >&$0; exec sleep 60", str(writer)], pass_fds=[writer])
+in_thread(run)
+os.read(reader, 1)""",
+}
+
+
+def _caller(code: str) -> subprocess.CompletedProcess[str]:
+    """Let another interpreter do something, with the limits that this host has for it."""
+    limited = ["limited"] if why_no_cgroup() is None else []
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", _EXIT_HEAD + code, *limited],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": f"{SOURCE}:{Path(__file__).parents[1]}"},
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True
-    )
-    assert "ResourceWarning: live sandbox" in done.stderr
+
+
+@pytest.mark.parametrize("holder", _HOLDERS)
+def test_interpreter_exit(box: Sandbox, holder: str) -> None:
+    """At the interpreter's exit it ends, with one warning, and leaves nothing, whoever holds it."""
+    show = "\nprint(os.getpid(), live.pid if 'live' in globals() else pid)"
+    done = _caller(_HOLDERS[holder] + show)
+    caller, init = map(int, done.stdout.split())
+    said = [line for line in done.stderr.splitlines() if "live sandbox" in line]
+    assert len(said) == 1, done.stderr
+    assert f"ResourceWarning: live sandbox {init} was still open" in said[0]
+    assert own_cgroups(caller) == set()
     with pytest.raises(ProcessLookupError):
-        os.kill(int(done.stdout), 0)
+        os.kill(init, 0)
+
+
+_INTERRUPTED_EXIT = """
+import atexit, itertools
+from conftest import children, own_cgroups
+from support import Interruption
+
+def leave(number):
+    sys.kept = live, pool = box.open(), box.pool(1)
+    sys.too = live.spawn(["/bin/sleep", "60"])
+    interruption = Interruption(number, str(SOURCE / "nsbox"))
+    sys.settrace(interruption)
+    atexit._run_exitfuncs()
+    sys.settrace(None)
+    assert not children(), f"left children, interrupted at {number}"
+    os._exit(interruption.left > 0)
+
+for number in itertools.count(1, 5):
+    if (pid := os.fork()) == 0:
+        leave(number)
+    status = os.waitpid(pid, 0)[1]
+    assert not own_cgroups(pid), f"left cgroups, interrupted at {number}"
+    if status:
+        break
+print(os.waitstatus_to_exitcode(status), number > 20)
+"""
+
+
+def test_interrupted_interpreter_exit(box: Sandbox) -> None:
+    """A signal handler that raises while the interpreter exits leaves nothing behind."""
+    assert _caller(_INTERRUPTED_EXIT).stdout == "1 True\n"
 
 
 @pytest.mark.parametrize(
