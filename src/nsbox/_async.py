@@ -69,8 +69,10 @@ class AsyncProcess:
         self._outputs: list[ReadPipe | None] = []
         try:
             self._stdin = None if stdin is None else WritePipe(stdin, loop)
+            typing = None if process.pty is None else self._stdin
             for pipe in (stdout, stderr):
-                self._outputs.append(None if pipe is None else ReadPipe(pipe, limit, loop))
+                reads = None if pipe is None else ReadPipe(pipe, limit, loop, typing)
+                self._outputs.append(reads)
             self._view = _View(self, loop)
         except BaseException:
             self._close(abort=True)  # before a pipe is: the loop would look at another's number

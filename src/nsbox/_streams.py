@@ -23,17 +23,28 @@ class ReadPipe(asyncio.ReadTransport):
     """
     Feeds a StreamReader, which pauses and resumes it.
 
+    Args:
+        pipe: What it reads.
+        limit: Of the reader's buffer.
+        loop: Whose it is.
+        typing: What writes to the same terminal, at whose end it is over, too.
+
     Attributes:
         reader: What it feeds.
     """
 
     def __init__(
-        self, pipe: IO[bytes] | Terminal, limit: int, loop: asyncio.AbstractEventLoop
+        self,
+        pipe: IO[bytes] | Terminal,
+        limit: int,
+        loop: asyncio.AbstractEventLoop,
+        typing: "WritePipe | None" = None,
     ) -> None:
         super().__init__({"pipe": pipe})
         self._pipe = pipe
         self._fd = pipe.fileno()
         self._loop = loop
+        self._typing = typing
         os.set_blocking(self._fd, False)
         self.reader = asyncio.StreamReader(limit=limit, loop=loop)
         self.reader.set_transport(self)
@@ -66,8 +77,10 @@ class ReadPipe(asyncio.ReadTransport):
             return
         if data:
             self.reader.feed_data(data)
-        else:
-            self.close()
+            return
+        self.close()
+        if self._typing is not None:
+            self._typing.end_by_peer()
 
 
 class WritePipe(asyncio.WriteTransport):
@@ -88,7 +101,7 @@ class WritePipe(asyncio.WriteTransport):
         self._paused = False
         os.set_blocking(self._fd, False)
         if stat.S_ISFIFO(os.fstat(self._fd).st_mode):
-            loop.add_reader(self._fd, self._peer_closed)  # it "can be read" when nobody reads it
+            loop.add_reader(self._fd, self.end_by_peer)  # it "can be read" when nobody reads it
         # Of this protocol a writer needs drain() and wait_closed(); there is nothing to read.
         self._protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop)
         self._protocol.connection_made(self)
@@ -150,7 +163,8 @@ class WritePipe(asyncio.WriteTransport):
             self._end(error)
             return 0
 
-    def _peer_closed(self) -> None:
+    def end_by_peer(self) -> None:
+        """Close the pipe, which nobody reads any more."""
         self._end(BrokenPipeError() if self._buffer else None)
 
     def _end(self, error: OSError | None) -> None:

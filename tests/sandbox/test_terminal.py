@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+import gc
 import json
 import os
 import pickle
 import resource
 import select
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -419,5 +421,25 @@ def test_asyncio_has_streams_of_the_terminal() -> None:
         assert process.returncode == 4
         result = await Sandbox().run_async([SH, "-c", "tty; exit 5"], pty=True, text=True)
         assert (result.returncode, result.stdout) == (5, "/dev/pts/0\n")
+
+    asyncio.run(main())
+
+
+def test_asyncio_closes_the_streams_at_the_end_of_the_terminal() -> None:
+    """Who has read to the end, and waited, has nothing more to close: as with pipes."""
+
+    async def main() -> None:
+        process = await Sandbox().spawn_async([SH, "-c", "echo x"], pty=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert await process.stdout.read() == b"x\r\n"
+        assert process.stdin.is_closing()
+        await process.stdin.wait_closed()
+        assert await process.wait() == 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            del process
+            gc.collect()
+        assert [str(warning.message) for warning in caught] == []
 
     asyncio.run(main())
