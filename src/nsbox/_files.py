@@ -21,7 +21,7 @@ from ._constants import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 from .errors import FileError, file_error
 
 MAX_SIZE: Final = "64M"
-"""How many bytes are read, written or copied at most, unless the caller says otherwise."""
+"""How many bytes are read or copied at most, unless the caller says otherwise."""
 
 Opener = Callable[[str, int, int], Descriptor]
 """Opens a path inside, given flags and mode; raises OSError."""
