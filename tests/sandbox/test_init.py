@@ -1,9 +1,11 @@
 """Sandbox(init=True): what an init does for its payload, and what the payload cannot do to it."""
 
 import errno
+import fcntl
 import gc
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 
 import nsbox
 from nsbox import DEVNULL, PIPE, Limits, Process, Reason, Sandbox, SpawnError, Step
+from nsbox._init import PROGRAM, image
 from nsbox._spares import drain
 from support import PYTHON, ends, expired, in_child, inside, python_box, stdin_of, stdout_of
 
@@ -47,6 +50,38 @@ def sh(box: Sandbox, command: str, **options: Any) -> str:
 def parent_of(process: Process) -> int:
     """Return the pid of the init of a process."""
     return int(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+# ---- the program -------------------------------------------------------------
+
+
+def test_program_is_small() -> None:
+    """Each sandbox that waits has one in memory."""
+    assert PROGRAM.stat().st_size < 100 * 1024
+
+
+def test_program_is_sealed() -> None:
+    """It is in a memfd that nobody changes any more, and nobody else reads."""
+    fd = image()
+    assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:nsbox-init")
+    assert os.fstat(fd).st_size == PROGRAM.stat().st_size
+    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o111
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals
+    for change in (
+        lambda: os.pwrite(fd, b"x", 0),
+        lambda: os.ftruncate(fd, 0),
+        lambda: os.ftruncate(fd, 1 << 20),
+        lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE),
+    ):
+        with pytest.raises(PermissionError):
+            change()
+
+
+def test_init_runs_from_it(root: None) -> None:
+    """What an init executes is that memfd, and no file of the host."""
+    with Sandbox().open() as live:
+        assert os.path.samestat(os.stat(f"/proc/{live.pid}/exe"), os.fstat(image()))
 
 
 # ---- what an init is for -----------------------------------------------------
