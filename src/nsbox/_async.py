@@ -8,7 +8,6 @@ handler. Any loop will do that has add_reader() and add_writer(), as uvloop's.
 import asyncio
 import errno
 import io
-import os
 import subprocess
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -46,37 +45,41 @@ class AsyncProcess:
         stderr: An asyncio.StreamReader, likewise.
     """
 
-    stdin: asyncio.StreamWriter | None
-    stdout: asyncio.StreamReader | None
-    stderr: asyncio.StreamReader | None
+    stdin: asyncio.StreamWriter | None = None
+    stdout: asyncio.StreamReader | None = None
+    stderr: asyncio.StreamReader | None = None
 
-    def __init__(self, process: Process, limit: int) -> None:
+    def __init__(self, process: Process) -> None:
         """
         Args:
             process: Started with bufsize=0.
-            limit: Of each stream, in bytes.
         """
-        loop = asyncio.get_running_loop()
         self._process = process
         self._ended = asyncio.Event()
         self._talking = False
+        self._stdin: WritePipe | None = None
+        self._outputs: list[ReadPipe | None] = []
+
+    def _attach(self, limit: int) -> None:
+        """
+        Hand it to the running loop: its streams, and its end.
+
+        Not when it is made: who handles what is raised in here needs the object.
+
+        Args:
+            limit: Of each stream, in bytes.
+        """
+        loop, process = asyncio.get_running_loop(), self._process
         pipes = process.stdin, process.stdout, process.stderr
         stdin, stdout, stderr = map(_raw, pipes)
         if process.pty is not None:
             stdin, stdout = _writable(process.pty), process.pty
         self._captured = Captured((stdout, stderr), process.codec, process.output_limit)
-        self._stdin: WritePipe | None = None
-        self._outputs: list[ReadPipe | None] = []
-        try:
-            self._stdin = None if stdin is None else WritePipe(stdin, loop)
-            typing = None if process.pty is None else self._stdin
-            for pipe in (stdout, stderr):
-                reads = None if pipe is None else ReadPipe(pipe, limit, loop, typing)
-                self._outputs.append(reads)
-            self._view = _View(self, loop)
-        except BaseException:
-            self._close(abort=True)  # before a pipe is: the loop would look at another's number
-            raise
+        self._stdin = None if stdin is None else WritePipe(stdin, loop)
+        typing = None if process.pty is None else self._stdin
+        for pipe in (stdout, stderr):
+            self._outputs.append(None if pipe is None else ReadPipe(pipe, limit, loop, typing))
+        self._view = _View(self, loop)
         self.stdin = None if self._stdin is None else self._stdin.writer
         self.stdout, self.stderr = (None if pipe is None else pipe.reader for pipe in self._outputs)
 
@@ -321,9 +324,11 @@ class _View:
             descriptor.close()
 
 
-def _writable(terminal: Terminal) -> IO[bytes]:
-    """Return a file of a terminal that can be closed without hanging it up."""
-    return open(os.dup(terminal.fileno()), "wb", buffering=0)
+def _writable(terminal: Terminal) -> Terminal:
+    """Return another descriptor of a terminal, which can be closed without hanging it up."""
+    other = Terminal(terminal.initial_size)
+    other._master = Descriptor.duplicate(terminal.fileno())
+    return other
 
 
 def _raw(stream: IO[Any] | None) -> Any:
@@ -356,9 +361,12 @@ def _start(
 ) -> AsyncProcess:
     options["bufsize"] = 0
     process = spawn(args, **options)
+    started = AsyncProcess(process)
     try:
-        return AsyncProcess(process, limit)
+        started._attach(limit)
+        return started
     except BaseException as error:
+        started._close(abort=True)  # before a pipe is: the loop would look at another's number
         process.kill()
         with process:
             if isinstance(error, OSError):

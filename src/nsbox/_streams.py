@@ -8,7 +8,6 @@ either, so nothing can be cancelled half-way, and a pipe is closed when that is 
 
 import asyncio
 import os
-import stat
 from typing import IO, Any, Final
 
 from .terminal import Terminal, read_some
@@ -91,7 +90,7 @@ class WritePipe(asyncio.WriteTransport):
         writer: For whom it writes.
     """
 
-    def __init__(self, pipe: IO[bytes], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pipe: IO[bytes] | Terminal, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__({"pipe": pipe})
         self._pipe = pipe
         self._fd = pipe.fileno()
@@ -100,7 +99,7 @@ class WritePipe(asyncio.WriteTransport):
         self._closing = False
         self._paused = False
         os.set_blocking(self._fd, False)
-        if stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+        if not isinstance(pipe, Terminal):
             loop.add_reader(self._fd, self.end_by_peer)  # it "can be read" when nobody reads it
         # Of this protocol a writer needs drain() and wait_closed(); there is nothing to read.
         self._protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop)

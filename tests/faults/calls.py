@@ -16,6 +16,8 @@ ERRORS = {
     "clone3": "EAGAIN EPERM ENOMEM ENOSPC",
     "close_range": "ENOMEM",
     "dup3": "EMFILE EINTR",
+    "epoll_ctl": "ENOMEM ENOSPC",
+    "epoll_wait": "EINTR",
     "eventfd2": "EMFILE ENOMEM",
     "execve": "ENOMEM EPERM EACCES",
     "execveat": "ENOMEM EPERM",
@@ -101,6 +103,7 @@ CANNOT_FAIL = {
 NEVER = [
     "* fcntl F_[GS]ETF[DL]",
     "* prctl PR_?ET_DUMPABLE",
+    "* ioctl FIONBIO",
     "* ioctl TCGETS",
     "* ioctl TIOCGWINSZ",
     "* waitid WNOHANG",
@@ -327,15 +330,19 @@ def librarys(calls: list[Call]) -> set[Call]:
     """Return those of the calls that the standard library makes, and raises a plain OSError for."""
     found: set[Call] = set()
     started = False
+    # An event loop watches descriptors of its own.
+    looping = any(call.name == "epoll_ctl" for call in calls)
     for call in calls:
         started = started or call.name in ("execve", "execveat")
         pipes = call.name == "pipe2" or str(call) == "caller openat /dev/null"
-        if call.role == CALLER and (pipes or (started and call.name in _COMMUNICATING)):
+        watched = looping and str(call) == "caller fcntl F_DUPFD_CLOEXEC"
+        later = watched or call.name in _COMMUNICATING
+        if call.role == CALLER and (pipes or (started and later)):
             found.add(call)
     return found
 
 
-_COMMUNICATING = ("poll", "read", "write")
+_COMMUNICATING = ("epoll_ctl", "poll", "read", "write")
 
 PLACES = ("/proc/self/mountinfo", "/proc/self/cgroup")
 """Where it stands which cgroups there are."""

@@ -1,11 +1,12 @@
 """What is done under faults, kills and interruptions: each from its beginning to its end."""
 
+import asyncio
 import atexit
 import gc
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -221,6 +222,32 @@ def _pool() -> None:
         pool.run(TRUE)
 
 
+_loops: list[asyncio.Runner] = []
+
+
+def _make_loop() -> None:
+    """Make what is asyncio's alone, and no part of the workload."""
+    _make_nothing()
+    _loops.append(asyncio.Runner())
+    _loops[0].get_loop()
+
+
+def _in_loop(main: Callable[[], Coroutine[object, object, object]]) -> None:
+    with _loops.pop() as loop:
+        loop.run(main())
+
+
+async def _run_async() -> None:
+    await PLAIN.run_async(["/bin/cat"], input=b"text", capture_output=True)
+
+
+async def _spawn_async() -> None:
+    async with await PLAIN.spawn_async(TRUE, pty=True) as process:
+        assert process.stdout is not None
+        await process.stdout.read()
+        await process.wait()
+
+
 def _fill() -> None:
     """Have all made ahead that the next spawn can use."""
     lib.nsbox_maker_resume(maker.pointer)
@@ -427,6 +454,8 @@ WORKLOADS = [
     Workload("terminal", _terminal),
     Workload("terminal-live", _terminal_in_live),
     Workload("pool", _pool, background=True),
+    Workload("run_async", lambda: _in_loop(_run_async), before=_make_loop, pipes=True),
+    Workload("spawn_async", lambda: _in_loop(_spawn_async), before=_make_loop),
     Workload("cgroup", _cgroup, cgroups=True),
     Workload("live", _live),
     Workload("live_limits", _limited_live, cgroups=True),
