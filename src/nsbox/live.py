@@ -382,7 +382,7 @@ class Live:
             found = sorted(_descendants(init.pid))
         except OSError as error:
             code = error.errno or errno.EIO
-            raise file_error(code, error.filename or "/proc", ANYWHERE.get(code)) from None
+            raise file_error(code, str(error.filename or "/proc"), ANYWHERE.get(code)) from None
         # The number could be another process's by now, unless ours has not been reaped.
         return found if init.wait(0) is None else []
 

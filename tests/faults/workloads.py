@@ -197,6 +197,7 @@ def _ask() -> None:
 def _open() -> None:
     with PLAIN.open() as live:
         live.run(TRUE)
+        live.processes()
 
 
 def _files() -> None:
