@@ -192,6 +192,7 @@ class Pool:
 
         Raises:
             PlanError: If the pool is closed.
+            UnsupportedError: If no thread can be started to wait for a run; on the way.
         """
         self._stock.check()
         return _results(self, commands, options, self._stock.size)
@@ -294,6 +295,12 @@ class _Run(threading.Thread):
         self._running: Running | None = None
         self._outcome: Result | BaseException | None = None
         self._cancelled = False
+
+    def start(self) -> None:
+        try:
+            super().start()
+        except RuntimeError as error:  # the caller is short of threads
+            raise UnsupportedError(f"nothing can be run beside others now: {error}") from error
 
     def run(self) -> None:
         try:

@@ -163,6 +163,8 @@ STEPS: list[tuple[str, str]] = [
     ("* open_tree *", "open_tree"),
     ("caller mount_setattr", "mount_setattr idmap"),
     ("* mount_setattr", "mount_setattr readonly propagation"),
+    ("thread clone3", "clone3"),
+    ("thread statx", "dup3"),
     ("* prctl PR_SET_PDEATHSIG", "pdeathsig"),
     ("* prctl PR_SET_KEEPCAPS", "keep_capabilities"),
     ("* prctl PR_CAPBSET_DROP", "capbset_drop"),

@@ -27,6 +27,7 @@ STRIDE = 8
 
 PARTS = {
     "cgroup": {"make", "Cgroup.freeze", "Cgroup.thaw"},
+    "pool-map": {"_results", "_end", "_Run.__init__", "_Run.result", "Stock.close"},
     "files": {"Live.__init__", "Live.write_file", "Live.read_file", "Live.changes"},
 }
 STARTING = {"Request.__init__", "Payload.start", "Child.__init__"}

@@ -221,6 +221,14 @@ def _terminal_in_live() -> None:
 def _pool() -> None:
     with PLAIN.pool(1) as pool:
         pool.run(TRUE)
+        with pool.spawn(TRUE) as process:
+            process.wait()
+
+
+def _pool_map() -> None:
+    with PLAIN.pool(1) as pool:
+        for _ in pool.map([TRUE, TRUE]):
+            pass
 
 
 _loops: list[asyncio.Runner] = []
@@ -455,6 +463,7 @@ WORKLOADS = [
     Workload("terminal", _terminal),
     Workload("terminal-live", _terminal_in_live),
     Workload("pool", _pool, background=True),
+    Workload("pool-map", _pool_map, background=True),
     Workload("run_async", lambda: _in_loop(_run_async), before=_make_loop, pipes=True),
     Workload("spawn_async", lambda: _in_loop(_spawn_async), before=_make_loop),
     Workload("cgroup", _cgroup, cgroups=True),

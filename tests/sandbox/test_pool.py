@@ -47,6 +47,7 @@ from nsbox import (
     SpawnError,
     Step,
     Tmpfs,
+    UnsupportedError,
 )
 from nsbox._cgroup_files import Reader
 from nsbox._child import Child
@@ -958,6 +959,22 @@ def test_error_in_map_comes_in_its_place(pool: Pool) -> None:
         next(results)
     with pytest.raises(StopIteration):
         next(results)
+
+
+def test_map_without_threads(pool: Pool) -> None:
+    """Where no thread can be started that is an error of ours, and what runs is killed."""
+    before = threading.stack_size()
+
+    def commands() -> Iterator[list[str]]:
+        yield ["/bin/sleep", "1000"]
+        threading.stack_size(1 << 46)  # no address space has room for it
+        yield TRUE
+
+    try:
+        with pytest.raises(UnsupportedError, match="beside others"):
+            next(pool.map(commands()))
+    finally:
+        threading.stack_size(before)
 
 
 def test_forgotten_process_of_a_cycle(pool: Pool) -> None:
