@@ -449,11 +449,11 @@ class Live:
     def _end(self) -> bool:
         """Wait for the end, and remove what is left; tell if it was running."""
         control = getattr(self, "_control", None)
-        running = False
+        running = control is not None and control.init.wait(0) is None
         if control is not None:
             with suppress(PermissionError):  # close() does what is left then
                 self.kill()
-            running = control.close()
+            control.close()
         self._whole.discard()
         return running
 

@@ -93,10 +93,11 @@ LASTING = "EMFILE"
 """A shortage that the long form also lets last until the end."""
 
 CANNOT_FAIL = {
-    "clock_gettime", "close", "exit", "exit_group", "futex", "getegid", "geteuid", "getpid",
-    "getpriority", "getppid", "getsockname", "gettid", "getuid", "kcmp", "kill", "lseek", "madvise",
-    "mprotect", "munmap", "pidfd_send_signal", "rseq", "rt_sigaction", "rt_sigprocmask",
-    "sched_yield", "set_robust_list", "tgkill", "timerfd_settime", "umask", "uname",
+    "clock_gettime", "clock_nanosleep", "close", "exit", "exit_group", "futex", "getegid",
+    "geteuid", "getpid", "getppid", "getpriority", "getsockname", "gettid", "getuid", "kcmp",
+    "kill", "lseek", "madvise", "mprotect", "munmap", "pidfd_send_signal", "rseq", "rt_sigaction",
+    "rt_sigprocmask", "sched_yield", "set_robust_list", "shutdown", "tgkill", "timerfd_settime",
+    "umask", "uname",
 }  # fmt: skip
 """Or with nothing that the kernel would say to these calls, or not in a way that matters."""
 
@@ -140,6 +141,7 @@ STEPS: list[tuple[str, str]] = [
     ("caller mmap", "mmap"),
     ("* pidfd_open", "pidfd_open"),
     ("caller eventfd2", "watch"),
+    ("caller epoll_ctl", "watch"),
     ("init fcntl F_DUPFD_CLOEXEC", "pass_fd dup3"),
     ("caller fcntl F_DUPFD_CLOEXEC", "watch pidfd_open open_tree message init"),
     ("caller clone3", "clone3 watch"),
@@ -332,19 +334,15 @@ def librarys(calls: list[Call]) -> set[Call]:
     """Return those of the calls that the standard library makes, and raises a plain OSError for."""
     found: set[Call] = set()
     started = False
-    # An event loop watches descriptors of its own.
-    looping = any(call.name == "epoll_ctl" for call in calls)
     for call in calls:
         started = started or call.name in ("execve", "execveat")
         pipes = call.name == "pipe2" or str(call) == "caller openat /dev/null"
-        watched = looping and str(call) == "caller fcntl F_DUPFD_CLOEXEC"
-        later = watched or call.name in _COMMUNICATING
-        if call.role == CALLER and (pipes or (started and later)):
+        if call.role == CALLER and (pipes or (started and call.name in _COMMUNICATING)):
             found.add(call)
     return found
 
 
-_COMMUNICATING = ("epoll_ctl", "poll", "read", "write")
+_COMMUNICATING = ("poll", "read", "write")
 
 PLACES = ("/proc/self/mountinfo", "/proc/self/cgroup")
 """Where it stands which cgroups there are."""
