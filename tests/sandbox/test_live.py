@@ -556,6 +556,7 @@ print(os.waitstatus_to_exitcode(status), number > 20)
 """
 
 
+@pytest.mark.one_kernel  # many interpreters
 def test_interrupted_interpreter_exit(box: Sandbox) -> None:
     """A signal handler that raises while the interpreter exits leaves nothing behind."""
     assert _caller(_INTERRUPTED_EXIT).stdout == "1 True\n"
