@@ -52,6 +52,12 @@ def write(path: str, text: str) -> None:
         _calls.write_files([(path, text)])
 
 
+def text(path: str) -> str:
+    """Return what is in a file of a cgroup, without the space around it."""
+    with reported(path), _calls.Descriptor(path, os.O_RDONLY) as fd:
+        return os.read(fd, 16384).decode("ascii").strip()
+
+
 # ---- ending ---------------------------------------------------------------
 
 

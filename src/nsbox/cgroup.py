@@ -30,6 +30,7 @@ from ._cgroup_tree import (
     reported,
     sweep,
     sweep_once,
+    text,
     write,
 )
 from ._values import PathArg, check_bool, check_path
@@ -441,14 +442,16 @@ class Cgroup:
         Tell whether it is as it was told to be.
 
         Or is told otherwise by now, by whomever, which is no event if it comes before
-        that; or removed, and then there is no text.
+        that; or removed.
         """
         directory, switch = self._switch
-        with reported(directory):
-            told, state = _calls.read_files(
-                [f"{directory}/{switch.told}", f"{directory}/{switch.state}"]
-            )
-        return told.strip() != str(int(frozen)) or switch.lines[frozen] in state.splitlines()
+        try:
+            told, state = text(f"{directory}/{switch.told}"), text(f"{directory}/{switch.state}")
+        except CgroupError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            return True
+        return told != str(int(frozen)) or switch.lines[frozen] in state.splitlines()
 
     def _is_empty(self) -> bool:
         first = self.directories[0]
