@@ -26,6 +26,7 @@ from nsbox._calls import landlock_abi
 from nsbox._cgroup_names import parse
 from nsbox._landlock import TRUNCATE_ABI
 from nsbox._spares import drain
+from support import descriptors
 
 MUST_RUN = os.environ.get("NSBOX_MUST_RUN")
 """What must not be missing: "1" nothing, "host" nothing but features of newer kernels."""
@@ -214,13 +215,7 @@ def sh(box: Sandbox) -> Shell:
 def open_fds() -> dict[int, str]:
     """Return what this process has open, once what was made ahead for a Sandbox is let go."""
     drain()
-    fds = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            continue  # the one that listed the directory
-    return fds
+    return descriptors()
 
 
 def children() -> set[int]:

@@ -180,6 +180,15 @@ def expired(run: Callable[[float], object]) -> nsbox.TimeoutExpired:
     raise AssertionError(f"nothing was written in {timeout} s")
 
 
+def descriptors(pid: int | None = None) -> dict[int, str]:
+    """Return what a process has open, by default this one; some of it may be gone by now."""
+    directory, found = Path(f"/proc/{pid or 'self'}/fd"), {}
+    for name in os.listdir(directory):
+        with suppress(FileNotFoundError):  # the one that lists the directory, for example
+            found[int(name)] = os.readlink(directory / name)
+    return found
+
+
 def output_of(command: list[str]) -> str:
     """Run a program of the host, and return what it prints."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -11,16 +11,11 @@ from conftest import own_cgroups
 from nsbox import PIPE, Cgroup, Limits, Process, Reason, Sandbox, SpawnError, Step, _cgroup_layout
 from nsbox._spares import settle
 from nsbox.cgroup import remove_leftovers
-from support import SOURCE, in_child
+from support import SOURCE, descriptors, in_child
 
 pytestmark = pytest.mark.usefixtures("cgroups")
 
 LIMITS = Limits(memory="64M", pids=16, cpu=1.0)
-
-
-def own_descriptors() -> list[int]:
-    numbers = map(int, os.listdir("/proc/self/fd"))
-    return [fd for fd in numbers if os.path.lexists(f"/proc/self/fd/{fd}")]
 
 
 def used_again(box: Sandbox | None = None) -> Sandbox:
@@ -137,7 +132,7 @@ def test_its_files_are_nobody_elses() -> None:
     """Who guesses the number of an entrance cannot hand it to a payload."""
     box = used_again()
     own = own_cgroups()
-    names = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in own_descriptors()}
+    names = descriptors()
     files = [fd for fd, name in names.items() if os.path.dirname(name) in own]
     assert files
     for fd in files:

@@ -17,9 +17,9 @@ from typing import IO, Any
 import pytest
 
 import nsbox
+from conftest import open_fds
 from nsbox import DEVNULL, PIPE, Limits, Process, Reason, Sandbox, SpawnError, Step
 from nsbox._init import PROGRAM, image
-from nsbox._spares import drain
 from support import PYTHON, ends, expired, in_child, inside, python_box, stdin_of, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -395,8 +395,7 @@ def room_for(count: int) -> Iterator[None]:
 
 def failure(count: int, work: Callable[[], object]) -> tuple[int, Step | None]:
     """Return how it fails with so few descriptors, of which none may be lost."""
-    drain()
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(open_fds())
     code, step = 0, None
     with room_for(count):
         try:
@@ -404,8 +403,7 @@ def failure(count: int, work: Callable[[], object]) -> tuple[int, Step | None]:
         except OSError as error:
             code, step = error.errno or 0, getattr(error, "step", None)
     gc.collect()
-    drain()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(open_fds()) == before
     return code, step
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import nsbox
-from conftest import own_cgroups, why_no_cgroup
+from conftest import open_fds, own_cgroups, why_no_cgroup
 from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step
 from nsbox._child import Child, End
 from support import PYTHON, SOURCE, ends, in_child, interruptions, python_box
@@ -604,7 +604,7 @@ def test_nothing_keeps_a_plan_of_former_ids(root: None, tmp_path: Path) -> None:
             with box.open():
                 pass
         gc.collect()
-        return len(os.listdir("/proc/self/fd"))
+        return len(open_fds())
 
     def child() -> set[int]:
         opened()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import unavailable
+from conftest import open_fds, unavailable
 from nsbox import Bind, CgroupError, FileError, Live, Overlay, Sandbox, SpawnError, Step, Tmpfs
 from nsbox._child import Child
 from nsbox._request import Request
 from nsbox.mount import Mount
-from support import PYTHON, expose, in_child, python_box, running
+from support import PYTHON, descriptors, expose, in_child, python_box, running
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -358,17 +358,9 @@ def test_fork(lower: Path) -> None:
         assert layer_fds() == before
 
 
-def layer_fds() -> list[str]:
+def layer_fds() -> list[int]:
     """Return the descriptors of an upper layer in memory that this process has."""
-    fds = Path("/proc/self/fd")
-    return [name.name for name in fds.iterdir() if os.path.lexists(name) and is_upper(name)]
-
-
-def is_upper(link: Path) -> bool:
-    try:
-        return os.readlink(link) == "/upper"
-    except FileNotFoundError:
-        return False  # the one that lists the directory
+    return [fd for fd, link in descriptors().items() if link == "/upper"]
 
 
 def test_payload_has_no_layers(lower: Path) -> None:
@@ -378,8 +370,8 @@ def test_payload_has_no_layers(lower: Path) -> None:
         result = live.run([*PYTHON, code], capture_output=True, text=True)
         assert result.stdout == "['0', '1', '2', '3']\n"
         if os.geteuid() == 0:
-            links = [os.readlink(path) for path in Path(f"/proc/{live.pid}/fd").iterdir()]
-            assert not any(link.startswith("/") for link in links), links
+            links = descriptors(live.pid)
+            assert not any(link.startswith("/") for link in links.values()), links
 
 
 def test_no_descriptors_left(lower: Path) -> None:
@@ -389,7 +381,7 @@ def test_no_descriptors_left(lower: Path) -> None:
         layers = [lower / name for name in ("dir", "gone", "again")]
         box = Sandbox(mounts=[Overlay(layers, "/tree")])
         box.open().close()  # what is made once is there
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(open_fds())
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         seen = set()
         for most in range(before, before + 20):
@@ -400,7 +392,7 @@ def test_no_descriptors_left(lower: Path) -> None:
                 seen.add((str(getattr(error, "step", "cgroup")), error.errno or 0))
         gc.collect()
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(open_fds()) == before
         return sorted(seen)
 
     seen = in_child(child)

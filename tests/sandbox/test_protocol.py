@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import open_fds
 from nsbox import Limits, Sandbox, SpawnError, Step
 from nsbox._bridge import Lowered
 from nsbox._child import Child
@@ -125,7 +126,7 @@ ATTENDED = [Mode.NORMAL, Mode.REPLACE]
 @pytest.mark.parametrize("mode", ATTENDED)
 def test_attended(lowered: Lowered, mode: Mode) -> None:
     """Who waits for the end only hears all at once, be it an end or a failure; nothing is kept."""
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(open_fds())
     for command, status in (((b"/bin/sh", b"-c", b"exit 7"), 7), ((b"/no/such",), None)):
         control = Control(lowered)
         child = begin(control, *command, mode=mode)
@@ -137,44 +138,44 @@ def test_attended(lowered: Lowered, mode: Mode) -> None:
             assert finish(child) == status
         assert works(control) == (mode is Mode.NORMAL)
         control.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(open_fds()) == before
 
 
 def test_attended_ones_over_one_line(control: Control) -> None:
     """The next needs no descriptor; after one that was killed there is another line."""
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(open_fds())
     assert finish(begin(control, b"/bin/true")) == 0
-    line = set(os.listdir("/proc/self/fd"))
+    line = set(open_fds())
     assert len(line - before) == 3
     for status in range(3):
         assert finish(begin(control, b"/bin/sh", b"-c", b"exit %d" % status)) == status
-    assert set(os.listdir("/proc/self/fd")) == line
+    assert set(open_fds()) == line
     killed = begin(control, b"/bin/sleep", b"1000")
     killed.signal(signal.SIGKILL)
     assert finish(killed) == -signal.SIGKILL
     assert finish(begin(control, b"/bin/true")) == 0
-    assert len(os.listdir("/proc/self/fd")) == len(line)
+    assert len(open_fds()) == len(line)
     control.close()
-    assert set(os.listdir("/proc/self/fd")) < line
+    assert set(open_fds()) < line
 
 
 def test_lines_of_many(control: Control) -> None:
     """Of many at a time a few lines stay, and none in a fork, or when the control is closed."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_fds())
     children = [begin(control, b"/bin/true") for _ in range(30)]
     assert [finish(child) for child in children] == [0] * 30
-    assert len(os.listdir("/proc/self/fd")) == before + 3 * 4
+    assert len(open_fds()) == before + 3 * 4
     running = begin(control, b"/bin/sleep", b"1000")
 
     def left() -> int:
         running.wait(0)
-        return len(os.listdir("/proc/self/fd"))
+        return len(open_fds())
 
     # Nor that of the process that runs, nor the control's own, nor the init's.
     assert in_child(left) < before
     assert running.discard()
     control.close()
-    assert len(os.listdir("/proc/self/fd")) < before
+    assert len(open_fds()) < before
 
 
 def test_line_that_others_have(control: Control) -> None:
@@ -800,7 +801,7 @@ def test_lies_about_a_start(liar: Liar, attended: bool) -> None:
         ((reply(STARTED, step=10_000, error=1), ()),),
     ]
     for answers in lies:
-        before = set(os.listdir("/proc/self/fd"))
+        before = set(open_fds())
         child = Child()
 
         def call(child: Child = child) -> None:
@@ -812,7 +813,7 @@ def test_lies_about_a_start(liar: Liar, attended: bool) -> None:
         assert error.step is Step.INIT, answers
         assert error.errno in (errno.EPROTO, errno.ESRCH, errno.EMFILE)
         assert child.pidfd == -1
-        assert set(os.listdir("/proc/self/fd")) == before, answers
+        assert set(open_fds()) == before, answers
     os.close(null)
     os.close(own)
 
@@ -837,7 +838,7 @@ def test_lies_of_a_process_that_is_there(
 ) -> None:
     """After a true HERE, nonsense is an error or the end of the process; no descriptor is kept."""
     null = os.open(os.devnull, os.O_RDONLY)
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(open_fds())
     witnesses: list[subprocess.Popen[bytes]] = []
 
     def answer() -> None:
@@ -867,7 +868,7 @@ def test_lies_of_a_process_that_is_there(
         with witness:
             witness.kill()
     child.discard()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(open_fds()) == before
     os.close(null)
 
 
@@ -914,10 +915,10 @@ def test_lies_about_a_file(liar: Liar) -> None:
         (reply(OPENED, error=-errno.EPERM), ()),
         (reply(STARTED), [null]),
     ):
-        before = set(os.listdir("/proc/self/fd"))
+        before = set(open_fds())
         error = liar.asked(lambda: liar.control.open("/", 0), (data, passed))
         assert error.errno == errno.EPROTO
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert set(open_fds()) == before
     os.close(null)
 
 
@@ -941,7 +942,7 @@ def test_lies_of_an_init_that_was_to_become_the_process(
 ) -> None:
     """It has said nonsense over the control socket, and is killed: no descriptor is kept."""
     null = os.open(os.devnull, os.O_RDONLY)
-    before, pid = set(os.listdir("/proc/self/fd")), liar.init.pid
+    before, pid = set(open_fds()), liar.init.pid
     child = begin(liar.control, b"/bin/true", mode=Mode.REPLACE)
     _, control, _, _ = liar.line.recvmsg(65536, 4096)
     for *_, rights in control:
@@ -953,7 +954,7 @@ def test_lies_of_an_init_that_was_to_become_the_process(
     os.kill(pid, signal.SIGKILL)
     with suppress(SpawnError):
         assert finish(child) == -signal.SIGKILL
-    assert set(os.listdir("/proc/self/fd")) < before
+    assert set(open_fds()) < before
     os.close(null)
 
 
@@ -983,12 +984,12 @@ def test_lies_of_an_init_that_was_to_become_the_process(
 def test_any_answer(liar: Liar, answers: list[tuple[bytes, int]], attended: bool) -> None:
     """Whatever comes, the caller gets an error, and keeps no descriptor."""
     null = os.open(os.devnull, os.O_RDONLY)
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(open_fds())
     liar.asked(
         lambda: finish(begin(liar.control, b"/bin/true", attended=attended)),
         *((data, [null] * count) for data, count in answers),
     )
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(open_fds()) == before
     os.close(null)
 
 

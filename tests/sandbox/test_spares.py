@@ -38,15 +38,14 @@ from nsbox._ahead import can_be_made_ahead
 from nsbox._native import lib
 from nsbox._spares import Store, _Maker, maker, settle
 from nsbox._watch import _Watcher
-from support import PYTHON, SOURCE, in_child, python_box
+from support import PYTHON, SOURCE, descriptors, in_child, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
 
 
 def own_fds() -> set[int]:
     """Return all descriptors of this process, those of what was made ahead too."""
-    numbers = map(int, os.listdir("/proc/self/fd"))
-    return {fd for fd in numbers if os.path.lexists(f"/proc/self/fd/{fd}")}
+    return set(descriptors())
 
 
 def store_of(box: Sandbox) -> Store:
@@ -150,16 +149,9 @@ def test_namespaces_are_used_once() -> None:
 def test_spare_is_used() -> None:
     """What was made ahead is what the next payload gets."""
     box = warm(Sandbox())
-    ahead = {name for name in map(_link, own_fds()) if name.startswith(("net:", "ipc"))}
+    ahead = {name for name in descriptors().values() if name.startswith(("net:", "ipc"))}
     got = namespaces(box)
     assert {got["net"], got["ipc"]} == ahead
-
-
-def _link(fd: int) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except FileNotFoundError:
-        return ""
 
 
 def test_nothing_is_carried_over() -> None:
@@ -446,13 +438,14 @@ def test_descriptors_are_closed_on_exec_and_reach_nobody() -> None:
     """Neither a sandboxed payload nor any other program has one of them."""
     before = own_fds()
     box = warm(Sandbox())
-    kept = sorted(own_fds() - before)
+    links = descriptors()
+    kept = sorted(links.keys() - before)
     assert kept
     assert not any(os.get_inheritable(fd) for fd in kept)
     assert min(kept) > 2
     for subject in (Sandbox(), box):
         with pytest.raises(SpawnError) as caught:
-            subject.run(["/bin/true"], pass_fds=[fd for fd in kept if _link(fd) != "/proc"])
+            subject.run(["/bin/true"], pass_fds=[fd for fd in kept if links[fd] != "/proc"])
         assert (caught.value.step, caught.value.errno) == (Step.PASS_FD, errno.EBADF)
         with pytest.raises(SpawnError) as caught:
             subject.run(["/bin/true"], stdin=kept[0])
@@ -495,7 +488,8 @@ def test_fork_has_none_of_it() -> None:
         first = namespaces(box)["net"]
         return shared, first, namespaces(warm(box))["net"]
 
-    ours = {_link(fd) for fd in kept}
+    links = descriptors()
+    ours = {links[fd] for fd in kept}
     shared, first, second = in_child(child)
     assert shared == 0
     assert {first, second}.isdisjoint(ours)
@@ -524,10 +518,10 @@ def test_threads_that_fork_at_the_same_time() -> None:
     lib.nsbox_maker_resume(maker.pointer)
     lib.nsbox_maker_settle(maker.pointer)
     await_tasks(before)
-    assert used in map(_link, own_fds())
+    assert used in descriptors().values()
     lib.nsbox_maker_resume(maker.pointer)
     lib.nsbox_maker_settle(maker.pointer)
-    assert used not in map(_link, own_fds())
+    assert used not in descriptors().values()
 
 
 @pytest.mark.one_kernel
