@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import IO, Any, Final, TypedDict, Unpack
 
 from ._payload import Args, Attended
-from ._values import PathArg, check_timeout
+from ._values import PathArg, check_bool, check_passed, check_timeout
 from .errors import PlanError, PlanTypeError
 from .process import Process
 from .result import Result
@@ -132,13 +132,36 @@ def _check_input(input: Any, options: SpawnOptions) -> None:
         raise PlanTypeError("input: must be bytes, not a str; encode() it, or give text=True")
 
 
-def make_terminal(pty: Pty, options: dict[str, Any]) -> Terminal | None:
+def check_options(options: dict[str, Any]) -> tuple[Terminal | None, bool]:
     """
-    Return the caller's end of the terminal that a spawn asks for, which is yet to be made.
+    Check the options of a spawn, but for its directory and its environment.
 
-    Raises:
-        PlanError: If pty is neither a bool nor a size, or if a stream of options cannot be meant.
+    Returns:
+        The caller's end of its terminal, which is yet to be made, if it is to have one, and
+        whether it gets a session of its own. The options are those of Process then.
     """
+    new_session = check_bool("start_new_session", options.pop("start_new_session", True))
+    controlling = check_bool(
+        "controlling_terminal", options.setdefault("controlling_terminal", False)
+    )
+    directories, pty = options.pop("pass_directories", ()), options.pop("pty", False)
+    if not options.keys() <= _KNOWN:
+        raise PlanTypeError(f"unexpected option {sorted(options.keys() - _KNOWN)[0]!r}")
+    if "pass_fds" in options or directories != ():
+        options["pass_fds"] = check_passed(options.get("pass_fds", ()), directories)
+    if controlling and not new_session:
+        raise PlanError("controlling_terminal: only a new session can be given a terminal")
+    terminal = _make_terminal(pty, options)
+    if terminal is not None and not new_session:
+        raise PlanError("pty: only a new session can be given a terminal")
+    options["controlling_terminal"] = controlling or terminal is not None
+    return terminal, new_session
+
+
+_KNOWN: Final = PopenOptions.__annotations__.keys() | {"controlling_terminal"}
+
+
+def _make_terminal(pty: Pty, options: dict[str, Any]) -> Terminal | None:
     if pty is False:
         return None
     size = size_of_caller() if pty is True else check_size(pty)
@@ -148,14 +171,6 @@ def make_terminal(pty: Pty, options: dict[str, Any]) -> Terminal | None:
     if options.get("stderr") == subprocess.STDOUT:
         options["stderr"] = None
     return Terminal(size)
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    if not options.keys() <= _KNOWN:
-        raise PlanTypeError(f"unexpected option {sorted(options.keys() - _KNOWN)[0]!r}")
-
-
-_KNOWN: Final = PopenOptions.__annotations__.keys() | {"controlling_terminal"}
 
 
 def _communicate(

@@ -28,7 +28,6 @@ from ._run import (
     Running,
     SpawnOptions,
     check_options,
-    make_terminal,
     run,
 )
 from ._stock import World
@@ -53,7 +52,6 @@ from .pool import Pool
 from .process import Process
 from .result import Result
 from .seccomp import Profile, check_seccomp
-from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ._async import AsyncProcess
@@ -490,7 +488,9 @@ class Sandbox:
             args, cwd, env, options: As for :meth:`spawn`.
             attended: See _request.Request.
         """
-        terminal, new_session = self._check(options)
+        terminal, new_session = check_options(options)
+        if terminal is not None:
+            self._check_devpts()
         variables, directory = self._surroundings(env, cwd)
         return Process(
             self._fresh() if place is None else place,
@@ -533,40 +533,12 @@ class Sandbox:
             directory = check_target("cwd", cwd)
         return variables, directory
 
-    def _check(self, options: dict[str, Any]) -> tuple[Terminal | None, bool]:
-        """
-        Check the options of a spawn, but for its directory and its environment.
-
-        Returns:
-            Its terminal, if it is to have one, and whether it gets a session of its own. The
-            options are those of Process then.
-        """
-        new_session = check_bool("start_new_session", options.pop("start_new_session", True))
-        controlling = check_bool(
-            "controlling_terminal", options.setdefault("controlling_terminal", False)
-        )
-        directories, pty = options.pop("pass_directories", ()), options.pop("pty", False)
-        check_options(options)
-        if "pass_fds" in options or directories != ():
-            options["pass_fds"] = check_passed(options.get("pass_fds", ()), directories)
-        if controlling and not new_session:
-            raise PlanError("controlling_terminal: only a new session can be given a terminal")
-        terminal = self._terminal(pty, options, new_session=new_session)
-        options["controlling_terminal"] = controlling or terminal is not None
-        return terminal, new_session
-
-    def _terminal(self, pty: Pty, options: dict[str, Any], *, new_session: bool) -> Terminal | None:
-        terminal = make_terminal(pty, options)
-        if terminal is None:
-            return None
-        if not new_session:
-            raise PlanError("pty: only a new session can be given a terminal")
+    def _check_devpts(self) -> None:
         if self._cache.lowered(self).plan.devpts is None:
             raise PlanError(
                 "pty: there is no devpts at /dev/pts inside to make a terminal in: leave the "
                 "default mounts, or add Dev()"
             )
-        return terminal
 
     @property
     def subprocess(self) -> ModuleType:
