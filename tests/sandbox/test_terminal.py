@@ -92,6 +92,13 @@ def spawn(request: pytest.FixtureRequest) -> Iterator[Spawn]:
         yield box.spawn
 
 
+def settle(spawn: Spawn) -> None:
+    """Wait until nothing is opened and closed in the background: a pool's next sandbox is ready."""
+    pool = getattr(spawn, "__self__", None)
+    while isinstance(pool, Pool) and pool.stats().ready < pool.stats().size:
+        os.sched_yield()
+
+
 # ---- the terminal ---------------------------------------------------------
 
 TELL = """
@@ -190,6 +197,7 @@ def test_caller_s_end_is_all_that_is_left(spawn: Spawn) -> None:
     before = open_fds()
     process = spawn(["/bin/true"], pty=True)
     terminal = terminal_of(process)
+    settle(spawn)
     new = open_fds().keys() - before.keys() - {process.pidfd}
     assert terminal.fileno() in new
     for fd in new:
