@@ -360,7 +360,9 @@ def test_wall_time_begins_with_the_process(box: Sandbox) -> None:
         result = pool.run(["/bin/sh", "-c", "exec sleep 1000"])
         assert (result.reason, pool.stats().warm) == (Reason.WALL_TIME, 1)
         assert result.usage.wall_time >= 0.5
-        assert full(pool).run(TRUE).reason is Reason.EXIT
+        result = full(pool).run(TRUE)
+        # It has been in time, or it was not given less than its time.
+        assert result.reason is Reason.EXIT or result.usage.wall_time >= 0.5
 
 
 def test_limit_of_output() -> None:
@@ -423,10 +425,15 @@ def test_figures_that_nobody_can_ask_for(monkeypatch: pytest.MonkeyPatch) -> Non
         read.append(cgroup)
         return reader(cgroup, names)
 
+    cleared: list[Member] = []
     monkeypatch.setattr(Cgroup, "reader", counted)
     box = Sandbox(limits=Limits(memory="64M"))
     with box.pool(1) as pool:
-        assert full(pool).run(TRUE).returncode == 0
+        with monkeypatch.context() as patched:
+            # The thread gets it when its result has been forgotten, and not a moment before.
+            patched.setattr(Stock, "clear_away", lambda _, member: cleared.append(member))
+            assert full(pool).run(TRUE).returncode == 0
+        pool._stock.clear_away(cleared.pop())
     assert not read
     with box.pool(1) as pool:
         kept = full(pool).run(TRUE)
@@ -601,7 +608,10 @@ def test_source_that_was_replaced(tmp_path: Path) -> None:
         assert shell(pool, "cat /data/file") == "new"
         assert pool.stats().stale == 2
         assert shell(full(pool), "cat /data/file") == "new"
-        assert pool.stats().warm == 2
+        stats = pool.stats()
+        # The second is cold, unless the thread has made another by then.
+        assert (stats.stale, stats.warm + stats.cold) == (2, 3)
+        assert stats.warm >= 2
 
 
 def test_source_that_is_gone(tmp_path: Path) -> None:
@@ -701,9 +711,10 @@ def test_ids_of_the_caller() -> None:
             with pool.spawn(command, stdin=PIPE, stdout=PIPE) as process:
                 stdout_of(process).readline()  # right after its exec it is still root's
                 owner = os.stat(f"/proc/{process.pid}").st_uid
-            full(pool)
+            # That one is cold, unless the thread has made another by then.
+            before = full(pool).stats().warm
             pool.run(TRUE)
-            return owner, pool.stats().stale, pool.stats().warm
+            return owner, pool.stats().stale, pool.stats().warm - before
 
     assert in_child(child) == (4711, 1, 1)
 
@@ -717,18 +728,19 @@ def test_other_network_of_the_thread(box: Sandbox) -> None:
     ):
         network = f"net:[{net.id[1]}]" if isinstance(net.id, tuple) else None
 
-        def child() -> tuple[str, int]:
+        def child() -> tuple[str, bool, int]:
             with Sandbox(net="host").pool(1) as pool:
                 full(pool)
                 outcome: list[str] = []
                 if os.geteuid() != 0:
-                    return "", 1  # a program with threads cannot enter a user namespace
+                    return "", True, 1  # a program with threads cannot enter a user namespace
                 with net.enter():
                     outcome.append(shell(pool, "readlink /proc/self/ns/net"))
-                return outcome[0], pool.stats().stale
+                # One has been refused, and each other that the thread may have made by then.
+                return outcome[0], pool.stats().stale >= 1, pool.stats().cold
 
-        seen, stale = in_child(child)
-        assert stale == 1
+        seen, refused, cold = in_child(child)
+        assert (refused, cold) == (True, 1)
         if seen and network is not None:
             assert seen == network
         assert user.kind == "user"
@@ -983,8 +995,9 @@ def test_forgotten_process_of_a_cycle(pool: Pool) -> None:
     for _ in range(50):
         process = pool.spawn(["/bin/sleep", "1000"])
         process.args = [process]  # type: ignore[list-item]
-        del process
-        with pytest.warns(ResourceWarning):
+        # All in the block: a collection can come at any time, in any thread.
+        with pytest.warns(ResourceWarning):  # noqa: PT031
+            del process
             gc.collect()
         full(pool)
     assert [os.fstat(fd) for fd in (0, 1, 2)] == streams
