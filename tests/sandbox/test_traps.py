@@ -233,11 +233,11 @@ def test_own_proc_stays_accessible_during_spawns() -> None:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        box = Sandbox()
-        for _ in range(100):
+        box, runs = Sandbox(), 0
+        while runs < 100 or looks <= 100:
             box.run(["/bin/true"])
+            runs += 1
     finally:
         stop.set()
         thread.join()
-    assert looks > 100
     assert errors == []
