@@ -123,12 +123,18 @@ class TestPlacement:
         if step == "cgroup_unshare" and pids is not None and pids.version == 2:
             pytest.skip("on v2 the child is born in its cgroup namespace")
         code = """if True:
-            import nsbox, os
+            import nsbox, os, time
             limits = nsbox.Limits(pids=16, nice=19, file_size=4096, wall_time=60)
+            def alone():
+                # A thread that has been joined may be on its way out.
+                deadline = time.monotonic() + 60
+                while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+                    pass
+                return os.listdir("/proc/self/task") == [str(os.getpid())]
             try:
                 nsbox.Sandbox(limits=limits).run(["/bin/true"])
             except nsbox.SpawnError as error:
-                print(error.step, error.errno, os.listdir("/proc/self/task") == [str(os.getpid())])
+                print(error.step, error.errno, alone())
             nsbox.Cgroup.create(nsbox.Limits(pids=3)).close()
         """
         command = [strace, "-f", "-qq", "-o", "/dev/null", "-e", f"inject={injection}"]
