@@ -23,7 +23,15 @@ from nsbox import (
     UnsupportedError,
     lowlevel,
 )
-from support import PYTHON, enter_private_mounts, in_child, inside, python_box, stdout_of
+from support import (
+    PYTHON,
+    enter_private_mounts,
+    in_child,
+    inside,
+    python_box,
+    stdin_of,
+    stdout_of,
+)
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -49,8 +57,12 @@ def link(namespace: Namespace) -> str:
 
 @contextmanager
 def running(box: Sandbox) -> Iterator[Process]:
-    """A sandbox in which something runs."""
-    with box.spawn(["/bin/cat"], stdin=PIPE) as process:
+    """A sandbox in which something runs, under its own name."""
+    with box.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
+        # The kernel sets the name when exec, for which spawn() waits, is nearly over.
+        stdin_of(process).write(b"x")
+        stdin_of(process).flush()
+        assert stdout_of(process).read(1) == b"x"
         yield process
 
 
