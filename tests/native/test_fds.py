@@ -16,6 +16,7 @@ from children import python
 
 from conftest import open_fds
 from nsbox import Bind, Sandbox, SpawnError, Step
+from nsbox._spares import settle
 from nsbox.errors import PlanError
 
 pytestmark = pytest.mark.one_kernel
@@ -132,6 +133,7 @@ def test_fds_error_says_which_one_is_closed(box: Sandbox) -> None:
 
 def _failure(box: Sandbox, **options: Any) -> tuple[Step, int | None] | None:
     """Return step and error number of a spawn's failure, or None if it succeeds."""
+    settle()  # what the thread that works ahead has open on its way is open
     try:
         box.run(["/bin/true"], **options)
     except SpawnError as error:
