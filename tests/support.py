@@ -180,6 +180,22 @@ def expired(run: Callable[[float], object]) -> nsbox.TimeoutExpired:
     raise AssertionError(f"nothing was written in {timeout} s")
 
 
+def in_time(attempt: Callable[[float], T | None]) -> T:
+    """
+    Return what comes of something that needs time for its first part, and ends at a deadline.
+
+    Args:
+        attempt: Does it with the deadline that it is given, in seconds: a longer one each time,
+            until it does not return None, which says that there was no time.
+    """
+    deadline = 0.5
+    while deadline < CHILD_DEADLINE:
+        deadline *= 2
+        if (outcome := attempt(deadline)) is not None:
+            return outcome
+    raise AssertionError(f"{deadline} s were no time")
+
+
 def descriptors(pid: int | None = None) -> dict[int, str]:
     """Return what a process has open, by default this one; some of it may be gone by now."""
     directory, found = Path(f"/proc/{pid or 'self'}/fd"), {}
