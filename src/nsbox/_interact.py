@@ -122,6 +122,8 @@ class _Session:
             ready = dict(poll.poll())
             if reader in ready:
                 os.read(reader, _CHUNK)
+            # What is typed after a change of the size comes after it, though its signal be late.
+            if reader in ready or _IN in ready:
                 self._follow_size()
             if _IN in ready and not self._listen():
                 self._terminal.close()
