@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,23 @@ def test_what_was_abandoned_is_removed_by_several_threads() -> None:
     assert not any(map(os.path.exists, cgroup.directories))
 
 
+def time_at_rest(cgroup: Cgroup) -> float | None:
+    """Return what frozen processes have used, which stays the same while others run."""
+    # They count as frozen a moment before their last time slice is accounted for.
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        used = cgroup.stats().cpu_time
+        Sandbox().run(["/bin/true"])
+        if cgroup.stats().cpu_time == used:
+            return used
+        assert time.monotonic() < deadline, "they are not frozen"
+
+
 def test_freeze_and_thaw() -> None:
     """Frozen processes use no time; thawed, they go on."""
     with Cgroup.create(LIMITS) as cgroup, spinning(cgroup) as process:
         cgroup.freeze()
-        # It counts as frozen a moment before its last time slice is accounted for.
-        Sandbox().run(["/bin/true"])
-        before = cgroup.stats().cpu_time
-        Sandbox().run(["/bin/true"])
-        assert cgroup.stats().cpu_time == before
+        before = time_at_rest(cgroup)
         cgroup.thaw()
         while cgroup.stats().cpu_time == before:
             pass
