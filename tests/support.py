@@ -180,6 +180,12 @@ def expired(run: Callable[[float], object]) -> nsbox.TimeoutExpired:
     raise AssertionError(f"nothing was written in {timeout} s")
 
 
+def stop(pid: int) -> None:
+    """Stop a child of this process, and wait until it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 def in_time(attempt: Callable[[float], T | None]) -> T:
     """
     Return what comes of something that needs time for its first part, and ends at a deadline.

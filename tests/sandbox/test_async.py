@@ -35,7 +35,7 @@ from nsbox import (
 )
 from nsbox._spares import drain
 from nsbox.errors import Step
-from support import SOURCE, ends, expired, in_child
+from support import SOURCE, ends, expired, in_child, stop
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -494,7 +494,7 @@ def test_end_that_is_not_told(run: Run[None]) -> None:
         done: list[str] = []
         with Sandbox().open() as live:
             process = await live.spawn_async(["/bin/sleep", "1000"])
-            os.kill(live.pid, signal.SIGSTOP)
+            stop(live.pid)
             assert process.pidfd is not None
             dead = asyncio.Event()
             loop = asyncio.get_running_loop()

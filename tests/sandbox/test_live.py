@@ -21,9 +21,7 @@ import nsbox
 from conftest import open_fds, own_cgroups, why_no_cgroup
 from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step
 from nsbox._child import Child, End
-from support import PYTHON, SOURCE, ends, in_child, interruptions, python_box
-
-DEADLINE = 30.0
+from support import PYTHON, SOURCE, ends, in_child, interruptions, python_box, stop
 
 
 @pytest.fixture
@@ -349,7 +347,7 @@ def test_init_stopped(box: Sandbox) -> None:
     """If somebody outside stops the init, that is an error, too; nothing hangs."""
     with box.open() as live:
         process = live.spawn(["/bin/cat"], stdin=PIPE)
-        os.kill(live._control.init.pid, signal.SIGSTOP)
+        stop(live._control.init.pid)
         with pytest.raises(SpawnError) as caught:
             live.run(["/bin/true"])
         assert (caught.value.step, caught.value.errno) == (Step.INIT, errno.ETIMEDOUT)
@@ -437,7 +435,7 @@ def test_fork_that_is_interrupted(box: Sandbox) -> None:
                 assert shell(live, "echo alive") == "alive"
         return number
 
-    assert in_child(rounds, DEADLINE) > 1
+    assert in_child(rounds) > 1
 
 
 def test_fork_that_stays(box: Sandbox) -> None:
@@ -611,7 +609,7 @@ def test_nothing_keeps_a_plan_of_former_ids(root: None, tmp_path: Path) -> None:
         return {opened(), opened()}
 
     # A change of ids takes the dumpable mark off.
-    assert len(in_child(child, DEADLINE)) == 1
+    assert len(in_child(child)) == 1
 
 
 def test_cwd_of_the_caller_is_not_looked_at_in_vain(tmp_path: Path) -> None:
@@ -624,4 +622,4 @@ def test_cwd_of_the_caller_is_not_looked_at_in_vain(tmp_path: Path) -> None:
         gone.rmdir()
         return Sandbox(cwd="host").run(["/bin/true"], cwd="/tmp").returncode
 
-    assert in_child(child, DEADLINE) == 0
+    assert in_child(child) == 0

@@ -28,7 +28,7 @@ from nsbox._native import ffi, lib
 from nsbox._payload import FixedPlace, Payload
 from nsbox._request import Request
 from nsbox.errors import STEPS
-from support import ends, in_child
+from support import ends, in_child, stop
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -1095,8 +1095,8 @@ def test_answer_never_comes(liar: Liar) -> None:
 
 def test_init_that_ends_before_it_becomes_the_process(control: Control) -> None:
     """Nothing has been started then, and nothing has succeeded."""
-    control.init.signal(signal.SIGSTOP)
     pid = control.init.pid
+    stop(pid)
     say(control, b"nonsense").close()
     child = begin(control, b"/bin/true", mode=Mode.REPLACE)
     os.kill(pid, signal.SIGCONT)
