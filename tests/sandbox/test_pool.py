@@ -876,6 +876,7 @@ def test_fork_while_others_run(box: Sandbox) -> None:
         thread = threading.Thread(target=in_use, args=(pool,))
         thread.start()
         started.wait()
+        full(pool)  # what the pool's thread has under way, a copy of it would keep
         left = in_child(child)
         forked.wait()
         thread.join()
