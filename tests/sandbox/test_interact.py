@@ -134,9 +134,27 @@ def test_interact_connects_the_terminals(tmux: Tmux, tmp_path: Path) -> None:
     assert session.finish() == 3
 
 
-def test_size_changes_reach_a_running_program(tmux: Tmux, tmp_path: Path) -> None:
-    """A program that is running when the window changes gets SIGWINCH."""
-    session = Session(tmux, tmp_path, SHELL)
+# A signal comes when the wait is over, as does one that comes right before it.
+LATE = """
+import select
+poll = select.poll
+class Late:
+    def __init__(self):
+        self.inner = poll()
+        self.register = self.inner.register
+    def poll(self):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
+        ready = self.inner.poll()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGWINCH])
+        return ready
+select.poll = Late
+"""
+
+
+@pytest.mark.parametrize("code", [SHELL, LATE + SHELL], ids=["at once", "late"])
+def test_size_changes_reach_a_running_program(tmux: Tmux, tmp_path: Path, code: str) -> None:
+    """A program that is running when the window changes gets SIGWINCH, before later keys."""
+    session = Session(tmux, tmp_path, code)
     tmux.wait_for("in>")
     tmux.type("trap 'echo now $(stty size)' WINCH; echo set$((1 + 1))", "Enter")
     tmux.wait_for("set2")
