@@ -179,6 +179,7 @@ def test_the_context_is_that_of_the_calling_thread(box: Sandbox) -> None:
         assert os.sched_getaffinity(process.pid) == one
 
 
+@pytest.mark.one_kernel
 def test_many_threads_at_once(box: Sandbox) -> None:
     """Each waits for its own child."""
     statuses: list[int] = []

@@ -252,6 +252,7 @@ def _interrupted(process: Process, when: int) -> bool:
     return trace.count >= when
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("cgroups")
 @pytest.mark.parametrize("pooled", [False, True])
 def test_interrupted_wait_loses_no_verdict(pooled: bool) -> None:

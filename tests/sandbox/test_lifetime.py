@@ -398,6 +398,7 @@ def test_payload_outlives_the_thread_that_spawned_it() -> None:
         assert process.returncode == 0
 
 
+@pytest.mark.one_kernel
 def test_many_threads_spawn_at_once() -> None:
     """Spawns from many threads do not disturb each other."""
     outputs: list[bytes] = []

@@ -249,6 +249,7 @@ def test_too_many_commands(box: Sandbox) -> None:
     assert "1,024" in hint
 
 
+@pytest.mark.one_kernel
 def test_many_threads(live: Live) -> None:
     """Several threads run commands at once, and each gets its own result."""
 

@@ -456,6 +456,7 @@ def test_lease() -> None:
         assert refused(live, "/tree/file").errno == errno.EAGAIN
 
 
+@pytest.mark.one_kernel
 def test_many_threads(live: Live) -> None:
     """Any number of threads may read, write and run at the same time."""
     wrong: list[object] = []

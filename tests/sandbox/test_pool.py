@@ -533,6 +533,7 @@ def test_empty_pool_does_not_keep_anybody(box: Sandbox) -> None:
         assert (stats.warm, stats.cold, stats.stale) == (len(processes) - 1, 1, 0)
 
 
+@pytest.mark.one_kernel
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_exception_that_takes_one_away(box: Sandbox) -> None:
     """Wherever a signal handler raises while one is taken: there will be another."""
@@ -990,6 +991,7 @@ def test_map_without_threads(pool: Pool) -> None:
         threading.stack_size(before)
 
 
+@pytest.mark.one_kernel
 def test_forgotten_process_of_a_cycle(pool: Pool) -> None:
     """What it hands to the pool's thread has memory still: it closes nothing of anybody else's."""
     streams = [os.fstat(fd) for fd in (0, 1, 2)]
@@ -1004,6 +1006,7 @@ def test_forgotten_process_of_a_cycle(pool: Pool) -> None:
     assert [os.fstat(fd) for fd in (0, 1, 2)] == streams
 
 
+@pytest.mark.one_kernel
 def test_many_errors_in_map_leave_nothing() -> None:
     """What fails while the first error is on its way does not keep the others from being killed."""
     commands = [*[["/missing"]] * 7, ["/bin/sleep", "3"]]

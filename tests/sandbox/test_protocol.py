@@ -223,6 +223,7 @@ def test_no_room_for_lines(lowered: Lowered) -> None:
     assert {number for _, number in failures - {(Step.INIT, errno.ESRCH)}} <= {errno.EMFILE}
 
 
+@pytest.mark.one_kernel
 def test_closed_by_two(lowered: Lowered) -> None:
     """Threads may close it at the same time."""
     for _ in range(100):
