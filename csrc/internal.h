@@ -158,6 +158,7 @@ enum {
 
 struct spare {
 	int fds[SPARE_COUNT];
+	struct spare *next; /* of those in use: struct nsbox_maker */
 };
 
 /* What was at the path of a source when a base was made. */

@@ -54,7 +54,7 @@ void close_spare(struct spare *spare)
 		close_fd(&spare->fds[kind]);
 }
 
-const struct spare no_spare = { { -1, -1, -1, -1, -1, -1, -1, -1 } };
+const struct spare no_spare = { .fds = { -1, -1, -1, -1, -1, -1, -1, -1 } };
 const struct base no_base = { .user = -1, .mounts = -1, .table = -1 };
 
 /* Leave it to the thread to close; here, if there is no room. The caller holds the lock. */
@@ -237,12 +237,20 @@ void start_thread(struct nsbox_maker *maker)
 
 /* ---- for a spawn ------------------------------------------------------ */
 
+static bool spare_has(const struct spare *spare, int fd)
+{
+	for (int kind = 0; kind < SPARE_COUNT; kind++)
+		if (spare->fds[kind] == fd)
+			return true;
+	return false;
+}
+
 static bool store_has(const struct nsbox_store *store, int fd)
 {
 	if (fd == store->base.user || fd == store->base.mounts || fd == store->base.table)
 		return true;
-	for (int i = 0; i < SPARES * SPARE_COUNT; i++)
-		if (fd == store->spares[i / SPARE_COUNT].fds[i % SPARE_COUNT])
+	for (int i = 0; i < SPARES; i++)
+		if (spare_has(&store->spares[i], fd))
 			return true;
 	return false;
 }
@@ -255,6 +263,8 @@ bool maker_has(struct nsbox_maker *maker, int fd)
 	pthread_mutex_lock(&maker->lock);
 	for (struct nsbox_store *store = maker->first; store && !found; store = store->next)
 		found = store_has(store, fd);
+	for (struct spare *spare = maker->in_use; spare && !found; spare = spare->next)
+		found = spare_has(spare, fd);
 	for (uint32_t i = 0; i < maker->n_used && !found; i++)
 		found = maker->used[i] == fd;
 	found = found || cgroups_have(maker, fd);
@@ -269,6 +279,26 @@ static void to_front(struct nsbox_store *store)
 	store->next = store->maker->first;
 	store->maker->first = store;
 	store->last_use = monotonic_time();
+}
+
+/* A fork has a copy of it meanwhile. The caller holds the lock. */
+static void begin_use(struct nsbox_maker *maker, struct spare *spare)
+{
+	spare->next = maker->in_use;
+	maker->in_use = spare;
+}
+
+/* Without effect on one that is not in use. The caller holds the lock. */
+static void end_use(struct nsbox_maker *maker, struct spare *spare)
+{
+	struct spare **link = &maker->in_use;
+
+	for (int kind = 0; kind < SPARE_COUNT; kind++)
+		use_up(maker, &spare->fds[kind]);
+	while (*link && *link != spare)
+		link = &(*link)->next;
+	if (*link)
+		*link = spare->next;
 }
 
 /* The caller holds the lock. */
@@ -311,6 +341,8 @@ enum stage store_take(struct nsbox_store *store, struct spare *spare, bool by_la
 	enum stage stage = take_out(store, spare, by_launcher);
 	struct base base = store->base;
 	uint32_t generation = store->generation;
+	if (stage != STAGE_WHOLE)
+		begin_use(maker, spare);
 	pthread_mutex_unlock(&maker->lock);
 	if (stage == STAGE_WHOLE)
 		return stage;
@@ -326,8 +358,7 @@ enum stage store_take(struct nsbox_store *store, struct spare *spare, bool by_la
 		store->failures = 0;
 	}
 	if (!valid || !current)
-		for (int kind = 0; kind < SPARE_COUNT; kind++)
-			use_up(maker, &spare->fds[kind]);
+		end_use(maker, spare);
 	pthread_mutex_unlock(&maker->lock);
 	return valid && current ? stage : STAGE_WHOLE;
 }
@@ -340,8 +371,7 @@ void store_return(struct nsbox_store *store, struct spare *spare)
 	if (store->owner != (int32_t)sys(__NR_getpid))
 		return;
 	pthread_mutex_lock(&maker->lock);
-	for (int kind = 0; kind < SPARE_COUNT; kind++)
-		use_up(maker, &spare->fds[kind]);
+	end_use(maker, spare);
 	store->wanted = !is_complete(store);
 	start_thread(maker);
 	pthread_mutex_unlock(&maker->lock);
@@ -419,6 +449,11 @@ int nsbox_maker_forget(struct nsbox_maker *maker)
 		close_fd(&store->base.table);
 		store->owner = 0;
 	}
+	/* Not written to: it may lie in memory that is the parent's, too. */
+	for (const struct spare *spare = maker->in_use; spare; spare = spare->next)
+		for (int kind = 0; kind < SPARE_COUNT; kind++)
+			if (spare->fds[kind] >= 0)
+				sys(__NR_close, spare->fds[kind]);
 	for (uint32_t i = 0; i < maker->n_used; i++)
 		close_fd(&maker->used[i]);
 	forget_cgroups(maker);

@@ -47,7 +47,8 @@ struct nsbox_maker {
 	uint32_t stops; /* by how many it shall not run now: several threads may fork at once */
 	struct nsbox_store *first;
 	struct nsbox_cgroup *cgroups;
-	int used[USED]; /* to be closed */
+	struct spare *in_use; /* by spawns, each where the spawn has it */
+	int used[USED];       /* to be closed */
 	uint32_t n_used;
 };
 
