@@ -49,6 +49,9 @@ static int32_t last; /* the process that everything ends with, or 0 */
 static int32_t newcomer;
 static int64_t next_look; /* at that one: when; 0: there is no need */
 
+/* What SIGCHLD is for our caller, and so for the processes: struct sigaction of the kernel. */
+static unsigned long chld_action[4];
+
 /* Of a process until its exec. */
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
 
@@ -218,6 +221,11 @@ static void drop_abandoned(void)
 
 /* ---- starting ------------------------------------------------------- */
 
+static void inherit_chld_action(void)
+{
+	sys(__NR_rt_sigaction, SIGCHLD, chld_action, 0, sizeof(signal_mask));
+}
+
 /* The first word of a child: by SCM_CREDENTIALS it tells the caller the child's pid. */
 static long announce(int channel, int pidfd)
 {
@@ -236,6 +244,7 @@ __attribute__((noreturn)) static void process_main(void *unused)
 		fail(&spawn, self < 0 ? NSBOX_STEP_PIDFD_OPEN : NSBOX_STEP_MESSAGE, -1, err);
 	} else {
 		spawn.channel = -1; /* nothing that it keeps */
+		inherit_chld_action();
 		follow_request(&spawn);
 	}
 	exit_process(1);
@@ -412,6 +421,7 @@ __attribute__((noreturn)) static void become_process(void)
 	/* Session and process group are its own already. */
 	request.flags &= ~(uint32_t)NSBOX_REQUEST_SETSID;
 	spawn.channel = (int)channel;
+	inherit_chld_action();
 	if (channel < 0)
 		fail(&spawn, NSBOX_STEP_PASS_FD, -1, channel);
 	else
@@ -594,6 +604,7 @@ static long must(long ret)
 
 static void set_up(void)
 {
+	static const unsigned long default_action[4] = { 0 };
 	signal_mask mask = forwarded();
 
 	must(nsbox_prctl(PR_SET_DUMPABLE, 0));
@@ -602,6 +613,8 @@ static void set_up(void)
 	/* What we hold is nothing for the processes that we start. */
 	for (int fd = 0; fd < 3; fd++)
 		must(sys(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC));
+	/* Ignored, it would have the kernel reap our children, and nobody know of their ends. */
+	must(sys(__NR_rt_sigaction, SIGCHLD, default_action, chld_action, sizeof mask));
 	must(sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask));
 	long signals =
 		must(sys(__NR_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK));

@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import IO, Any
 
 import pytest
@@ -206,6 +208,35 @@ def test_sigchld_ignored_by_the_caller() -> None:
     # Before Linux 6.15 the status is lost; subprocess assumes success too.
     assert status in ((3,) if _keeps_status() else (0, 3))
     assert other == 0
+
+
+@pytest.mark.parametrize("mode", ["live", "pool", "init"])
+def test_sigchld_ignored_around_an_init(mode: str) -> None:
+    """An init hears of the ends of its processes, which ignore SIGCHLD as their caller does."""
+
+    def child() -> tuple[int, str, bool, bool]:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        box = Sandbox(init=mode != "live")
+        places: dict[str, Callable[[], Any]] = {
+            "live": box.open,
+            "pool": partial(box.pool, 1),
+            "init": partial(nullcontext, box),
+        }
+        with places[mode]() as where:
+            begin = time.monotonic()
+            status = where.run([SH, "-c", "exit 3"]).returncode
+            look = ["/bin/grep", "SigIgn", "/proc/self/status"]
+            ignored = where.run(look, capture_output=True, text=True).stdout.split()[1]
+            try:
+                where.run(["/missing"])
+            except FileNotFoundError:
+                return status, ignored, True, time.monotonic() - begin < 1
+        return status, ignored, False, False
+
+    status, ignored, failed, at_once = in_child(child)
+    assert (status, failed) == (3, True)
+    assert int(ignored, 16) >> signal.SIGCHLD - 1 & 1
+    assert at_once
 
 
 def _keeps_status() -> bool:
