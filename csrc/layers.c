@@ -93,7 +93,12 @@ int nsbox_receive_layers(int socket, struct nsbox_layers *layers)
 		return -EMFILE; /* what could not be installed here was dropped */
 	layers->count = (uint32_t)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 	memcpy(layers->fds, CMSG_DATA(header), layers->count * sizeof(int));
-	return message.msg_flags & MSG_CTRUNC ? -EMFILE : 1;
+	bool whole = !(message.msg_flags & MSG_CTRUNC);
+	for (uint32_t i = 0; i < layers->count; i++) {
+		layers->fds[i] = lift(layers->fds[i]);
+		whole = whole && layers->fds[i] >= 0;
+	}
+	return whole ? 1 : -EMFILE;
 }
 
 int nsbox_release_layers(struct nsbox_layers *layers)

@@ -126,7 +126,7 @@ static int create(struct creation *creation, struct clone_call *call, const stru
 		}
 	}
 	wait_for(P_PID, (int)pid, WEXITED);
-	int fd = creation->result.step ? -1 : receive_descriptor(socket);
+	int fd = creation->result.step ? -1 : lift(receive_descriptor(socket));
 	if (creation->result.step)
 		return -1;
 	if (fd == -EAGAIN)

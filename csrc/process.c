@@ -143,18 +143,18 @@ static int reap(int pidfd, struct nsbox_exit *end)
 
 int nsbox_open(const char *path, int flags, int32_t *fd)
 {
-	long opened = RETRY(sys(__NR_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0));
+	int opened = lift((int)RETRY(sys(__NR_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0)));
 	if (opened < 0)
-		return (int)opened;
-	*fd = (int32_t)opened;
+		return opened;
+	*fd = opened;
 	return 0;
 }
 
 int nsbox_open_within(int dirfd, const char *path, int flags, uint64_t mode, uint64_t resolve,
 		      int32_t *fd)
 {
-	int opened =
-		(int)RETRY(nsbox_openat2(dirfd, path, (uint64_t)flags | O_CLOEXEC, mode, resolve));
+	int opened = lift(
+		(int)RETRY(nsbox_openat2(dirfd, path, (uint64_t)flags | O_CLOEXEC, mode, resolve)));
 	if (opened < 0)
 		return opened;
 	*fd = opened;

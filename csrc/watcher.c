@@ -271,7 +271,7 @@ static int start_keeper(struct nsbox_watcher *watcher)
 	if (!keeper)
 		return -ENOMEM;
 	*keeper = (struct keeper){ .watcher = watcher, .next = NEVER };
-	keeper->wake = (int)sys(__NR_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK);
+	keeper->wake = lift((int)sys(__NR_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK));
 	int err = keeper->wake < 0 ? keeper->wake : 0;
 	if (err == 0) {
 		err = create_thread(&keeper->thread, watch_over, keeper);

@@ -331,3 +331,24 @@ def test_stdio_numbers_are_not_used_for_the_pidfd(closed: list[int]) -> None:
         json.dumps(closed),
     )
     assert int(done.stdout) > 2
+
+
+def test_stdio_numbers_are_not_used_for_what_stays(box: Sandbox, tmp_path: Path) -> None:
+    """What is kept open for live sandboxes, cgroups, deadlines and namespaces is above 2."""
+    done = python(
+        """
+        saved = os.dup(1)
+        for fd in range(3):
+            os.close(fd)
+        overlay = nsbox.Overlay(sys.argv[1], "/data")
+        limits = nsbox.Limits(wall_time=60)
+        low = []
+        with nsbox.Sandbox(mounts=[overlay], limits=limits).open() as live:
+            with nsbox.Namespace.create("net"):
+                low = [fd for fd in range(3) if os.path.exists(f"/proc/self/fd/{fd}")]
+                status = live.run(["/bin/sh", "-c", "exit 3"]).returncode
+        os.write(saved, json.dumps([status, low]).encode())
+        """,
+        str(tmp_path),
+    )
+    assert json.loads(done.stdout) == [3, []]
