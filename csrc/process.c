@@ -501,17 +501,23 @@ int64_t nsbox_wall_time(const struct nsbox_result *child)
 	return child->ended_at - child->started_at;
 }
 
-/* Whom a signal is for has to be known. The caller holds the lock. */
+/*
+ * Whom a signal is for has to be known. If nobody says so for a while, the init is stopped, frozen
+ * or kept: without its line it starts nothing, or kills that. The caller holds the lock.
+ */
 static void await_name(struct nsbox_result *child)
 {
 	while (is_unnamed(child) && look(child) == 0 && !hear_name(child)) {
+		struct pollfd events[3] = { { .fd = child->names, .events = POLLIN },
+					    { .fd = child->report, .events = POLLIN },
+					    { .fd = child->starter, .events = POLLIN } };
 		child->waiters++;
 		unlock(&child->lock);
-		int ret = await_event(child->names, POLLIN, child->report, child->starter);
+		long ret = sleep_until(events, 3, PATIENCE);
 		lock(&child->lock);
 		child->waiters--;
-		if (ret < 0 && is_unnamed(child))
-			give_up_start(child, ret);
+		if (ret == 0 && is_unnamed(child))
+			give_up_start(child, -ETIMEDOUT);
 	}
 }
 

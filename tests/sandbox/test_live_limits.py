@@ -24,6 +24,7 @@ from nsbox import (
     Reason,
     Sandbox,
     SpawnError,
+    TimeoutExpired,
     UnsupportedError,
 )
 from support import (
@@ -484,6 +485,20 @@ def test_while_frozen() -> None:
         assert live.changes() == []
         live.thaw()
         assert live.run(["/bin/true"]).returncode == 0
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_timeout_of_a_command_that_a_freeze_overtakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was asked for before the freeze, and its init has not read that: it is never started."""
+    with Sandbox(limits=Limits(wall_time=20)).open() as live:
+        live.write_file("/tmp/mark", b"")
+        with monkeypatch.context() as patch:
+            patch.setattr(live, "_check_active", lambda: None)
+            live.freeze()
+            with pytest.raises(TimeoutExpired):
+                live.run(["/bin/rm", "/tmp/mark"], timeout=0.05)
+        live.thaw()
+        assert live.run(["/bin/ls", "/tmp/mark"]).returncode == 0
 
 
 @pytest.mark.usefixtures("cgroups")
