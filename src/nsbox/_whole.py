@@ -177,14 +177,22 @@ class Whole(Fence):
             self._left = [other for other in self._left if not other.remove_if_empty()]
             if not cgroup.remove_if_empty():
                 self._left.append(cgroup)
+        if self.cgroup.closed:
+            self._remove_left()  # nobody else looks any more
 
     def discard(self) -> None:
-        if self._owner == os.getpid():
-            self._init_ran_out()
-            for cgroup in (*self._left, *filter(None, [self._seat])):
-                if not cgroup.closed:
-                    self._remove(cgroup)
+        if self._owner != os.getpid():
+            super().discard()
+            return
+        self._init_ran_out()
+        self._remove_left()
         super().discard()
+        self._remove_left()  # what another thread has left meanwhile
+
+    def _remove_left(self) -> None:
+        for cgroup in (*self._left, *filter(None, [self._seat])):
+            if not cgroup.closed:
+                self._remove(cgroup)
 
     def discard_inside(self) -> None:
         """Let go of the fences of commands, too: nobody will ask for their figures any more."""

@@ -271,6 +271,23 @@ def test_daemon_in_a_limited_whole() -> None:
 
 
 @pytest.mark.usefixtures("cgroups")
+def test_command_that_ends_while_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cgroup goes with the whole: nobody has to remove it when the interpreter has ended."""
+    live = Sandbox(limits=Limits(pids=20)).open()
+    remove = Cgroup.remove_if_empty
+    left = []
+
+    def close_first(cgroup: Cgroup) -> bool:
+        left.append(cgroup)
+        live.close()
+        return remove(cgroup)
+
+    monkeypatch.setattr(Cgroup, "remove_if_empty", close_first)
+    assert live.run(["/bin/true"]).returncode == 0
+    assert [cgroup.closed for cgroup in left] == [True]
+
+
+@pytest.mark.usefixtures("cgroups")
 def test_killed_by_itself() -> None:
     """A command that was killed by nobody's limit does not blame one."""
     with Sandbox(limits=Limits(memory="64M", pids=20, wall_time=1000)).open() as live:
