@@ -55,6 +55,8 @@ int await_event(int socket, short event, int other, int init)
 
 	for (int stops = 0; stops < STOPS;) {
 		long ready = RETRY(sys(__NR_ppoll, events, 3, tick, 0, sizeof(signal_mask)));
+		if (ready < 0)
+			return (int)ready; /* fewer descriptors are permitted than these */
 		if (events[0].revents || events[1].revents)
 			return 1;
 		if (events[2].revents)

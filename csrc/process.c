@@ -513,11 +513,11 @@ static void await_name(struct nsbox_result *child)
 					    { .fd = child->starter, .events = POLLIN } };
 		child->waiters++;
 		unlock(&child->lock);
-		long ret = sleep_until(events, 3, PATIENCE);
+		int ret = (int)RETRY(sleep_until(events, 3, PATIENCE));
 		lock(&child->lock);
 		child->waiters--;
-		if (ret == 0 && is_unnamed(child))
-			give_up_start(child, -ETIMEDOUT);
+		if (ret <= 0 && is_unnamed(child))
+			give_up_start(child, ret < 0 ? ret : -ETIMEDOUT);
 	}
 }
 

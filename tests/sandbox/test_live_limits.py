@@ -28,6 +28,7 @@ from nsbox import (
     UnsupportedError,
 )
 from support import (
+    CHILD_DEADLINE,
     PYTHON,
     ends,
     in_time,
@@ -507,7 +508,7 @@ def test_while_frozen() -> None:
 @pytest.mark.usefixtures("cgroups")
 def test_timeout_of_a_command_that_a_freeze_overtakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was asked for before the freeze, and its init has not read that: it is never started."""
-    with Sandbox(limits=Limits(wall_time=20)).open() as live:
+    with Sandbox(limits=Limits(wall_time=CHILD_DEADLINE)).open() as live:
         live.write_file("/tmp/mark", b"")
         with monkeypatch.context() as patch:
             patch.setattr(live, "_check_active", lambda: None)
