@@ -105,9 +105,11 @@ def test_child_that_is_kept_stopped_in_a_joined_namespace_is_given_up(hostile: P
     with armed(hostile).spawn([PROGRAM, "stop-others"], stdout=subprocess.PIPE) as attacker:
         assert attacker.stdout is not None
         attacker.stdout.readline()
-        with attacker.namespaces["user"] as user, attacker.namespaces["pid"] as pid:
-            error = _spawn_until_refused(Sandbox(user=user, pid=pid, default_mounts=False))
-        attacker.kill()
+        try:
+            with attacker.namespaces["user"] as user, attacker.namespaces["pid"] as pid:
+                error = _spawn_until_refused(Sandbox(user=user, pid=pid, default_mounts=False))
+        finally:
+            attacker.kill()
     assert error.step is Step.KILLED
 
 
