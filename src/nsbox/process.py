@@ -14,8 +14,9 @@ import io
 import os
 import subprocess
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final, Literal, NoReturn
 
 from ._calls import Descriptor
 from ._constants import NAMESPACE_FLAGS
@@ -112,6 +113,7 @@ class Process(subprocess.Popen[Any]):
     pty: Terminal | None = None
     _outlives: ClassVar[bool] = False  # whoever gives up the object
     _capture: Capture | None = None
+    _closed_child_pipe_fds: Iterator[int] | Literal[False] = False
 
     def __init__(
         self,
@@ -132,6 +134,7 @@ class Process(subprocess.Popen[Any]):
             super().__init__(args, **options)
         except BaseException as error:
             _close_lost_pipes(error)
+            _close_each(self._closed_child_pipe_fds or iter(()))
             raise
 
     # ---- starting ----
@@ -178,6 +181,10 @@ class Process(subprocess.Popen[Any]):
         if (uid, gid, gids) != (None, None, None):
             groups = None if gids is None else [check_id("extra_groups", group) for group in gids]
             request.ids = Ids(_id("user", uid), _id("group", gid), groups)
+        devnull = getattr(self, "_devnull", -1)
+        pipes = (p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread)
+        owned = [fd for fd, other in pipes if -1 not in (fd, other) and fd != devnull]
+        ends = iter([*owned, devnull] if devnull >= 0 else owned)
         try:
             self._payload.start(request, args)
             # Popen's rest takes it for started from here on.
@@ -186,7 +193,11 @@ class Process(subprocess.Popen[Any]):
         except BaseException:
             self._payload.abandon()
             raise
-        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+        # Not by Popen's _close_pipe_fds: if a signal's handler raises before it has noted that they
+        # are closed, Popen.__init__ closes them again, and by then the numbers may be others',
+        # such as those of the thread that works ahead. What is not False is such a note.
+        self._closed_child_pipe_fds = ends
+        _close_each(ends)
 
     @property
     def _fence(self) -> Fence | None:
@@ -395,6 +406,11 @@ def _check_text_layer(encoding: str | None, errors: str | None) -> None:
     """Popen would find out when the pipes are there, and leave one of them open."""
     if encoding is not None or errors is not None:
         io.TextIOWrapper(io.BytesIO(), encoding, errors)
+
+
+def _close_each(fds: Iterator[int]) -> None:
+    """Close what an iterator yields: in one call, between whose steps no signal handler runs."""
+    deque(map(os.close, fds), 0)
 
 
 def _close_lost_pipes(error: BaseException) -> None:

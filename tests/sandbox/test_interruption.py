@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 
 from nsbox import DEVNULL, Limits, PlanError, Pool, Process, Reason, Sandbox, SpawnError, Step
 from nsbox._spares import settle
-from support import CHILD_DEADLINE, SOURCE, ends
+from support import CHILD_DEADLINE, SOURCE, ends, in_child, interruptions
 
 PR_GET_DUMPABLE = 3
 
@@ -54,6 +55,34 @@ def test_raising_signal_handler_loses_no_process(box: Sandbox) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert interrupted == 60  # the check after each test finds what is left
+
+
+@pytest.mark.one_kernel
+def test_no_descriptor_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a handler raises: the number may be another thread's the second time."""
+    close, twice = os.close, list[int]()
+
+    def watched(fd: int) -> None:
+        try:
+            close(fd)
+        except OSError:
+            twice.append(fd)
+
+    def child() -> tuple[int, list[int]]:
+        sys.unraisablehook = lambda _: None
+        warnings.simplefilter("ignore")
+        monkeypatch.setattr(os, "close", watched)
+        files = subprocess.__file__, str(SOURCE / "nsbox" / "process.py")
+        box, number = Sandbox(), 0
+        run = partial(box.run, ["cat"], input=b"", capture_output=True)
+        for _ in interruptions(run, files):
+            number += 1
+            gc.collect()
+        return number, twice
+
+    number, twice = in_child(child)
+    assert number > 100
+    assert twice == []
 
 
 @pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])

@@ -78,7 +78,7 @@ def test_helpers_of_popen_are_there() -> None:
         "errwrite",
     ]
     assert "_child_created" in vars(subprocess.Popen)
-    assert "_execute_child" in names(METHODS["__init__"])
+    assert {"_execute_child", "_closed_child_pipe_fds", "_devnull"} <= names(METHODS["__init__"])
     assert {"_sigint_wait_secs", "_wait"} <= names(METHODS["wait"])
     assert {"_internal_poll", "_child_created"} <= names(METHODS["__del__"])
 
