@@ -1112,15 +1112,18 @@ def test_no_descriptors_left(box: Sandbox) -> None:
 
 def test_idle_pool_does_nothing(box: Sandbox) -> None:
     """A full pool that nobody uses takes no processor time."""
-    with box.pool(2) as pool:
+    with box.spawn(CAT, stdin=PIPE, stdout=PIPE) as echo, box.pool(2) as pool:
         full(pool)
         [thread] = [t for t in threading.enumerate() if t.name == "nsbox-pool"]
         path = Path(f"/proc/self/task/{thread.native_id}/schedstat")
 
         def rests() -> bool:
             before = path.read_text()
-            for _ in range(10):
-                box.run(TRUE)
+            # Time passes, and no process ends: SIGCHLD may wake a thread, to be ignored by it.
+            for _ in range(1000):
+                stdin_of(echo).write(b"\n")
+                stdin_of(echo).flush()
+                stdout_of(echo).readline()
             return path.read_text() == before
 
         until(rests)  # it may still be on its way from the last one that it has made
