@@ -299,6 +299,7 @@ int run_operations(struct spawn *spawn);
 
 /* spare.c */
 bool maker_has(struct nsbox_maker *maker, int fd);
+long check_open(const struct nsbox_request *request, int fd);
 enum stage store_take(struct nsbox_store *store, struct spare *spare, bool by_launcher);
 void store_return(struct nsbox_store *store, struct spare *spare);
 

@@ -287,7 +287,7 @@ struct nsbox_request {
 	struct nsbox_watch *watch;     /* NULL: nothing to watch */
 	int32_t exec_fd;               /* an nsbox-init; with NSBOX_REQUEST_INIT one of pass_fds */
 	struct nsbox_store *store;     /* NULL: nothing is made ahead for it */
-	struct nsbox_maker *maker;     /* NULL: nothing at all is made ahead in this process */
+	struct nsbox_maker *maker;     /* NULL: nothing is made ahead, or no descriptor is named */
 	int32_t layers;                /* socket that the layers of overlays are sent to, or -1 */
 	const struct nsbox_view *view; /* by an init: what must still hold, or NULL */
 	/* By an init: limits of this process, besides the plan's; the stricter ones hold. */

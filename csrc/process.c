@@ -511,9 +511,10 @@ static void await_name(struct nsbox_result *child)
 		struct pollfd events[3] = { { .fd = child->names, .events = POLLIN },
 					    { .fd = child->report, .events = POLLIN },
 					    { .fd = child->starter, .events = POLLIN } };
+		struct timespec limit = { PATIENCE / 1000, 0 }; /* which the kernel counts down */
 		child->waiters++;
 		unlock(&child->lock);
-		int ret = (int)RETRY(sleep_until(events, 3, PATIENCE));
+		int ret = (int)RETRY(sys(__NR_ppoll, events, 3, &limit, 0, sizeof(signal_mask)));
 		lock(&child->lock);
 		child->waiters--;
 		if (ret <= 0 && is_unnamed(child))

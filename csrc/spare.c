@@ -293,8 +293,11 @@ static void end_use(struct nsbox_maker *maker, struct spare *spare)
 {
 	struct spare **link = &maker->in_use;
 
-	for (int kind = 0; kind < SPARE_COUNT; kind++)
-		use_up(maker, &spare->fds[kind]);
+	/* Its own numbers stay: a fork copies page by page, and has each in one place at least. */
+	for (int kind = 0; kind < SPARE_COUNT; kind++) {
+		int fd = spare->fds[kind];
+		use_up(maker, &fd);
+	}
 	while (*link && *link != spare)
 		link = &(*link)->next;
 	if (*link)
@@ -357,8 +360,10 @@ enum stage store_take(struct nsbox_store *store, struct spare *spare, bool by_la
 	} else if (current) {
 		store->failures = 0;
 	}
-	if (!valid || !current)
+	if (!valid || !current) {
 		end_use(maker, spare);
+		*spare = no_spare;
+	}
 	pthread_mutex_unlock(&maker->lock);
 	return valid && current ? stage : STAGE_WHOLE;
 }
@@ -449,11 +454,8 @@ int nsbox_maker_forget(struct nsbox_maker *maker)
 		close_fd(&store->base.table);
 		store->owner = 0;
 	}
-	/* Not written to: it may lie in memory that is the parent's, too. */
-	for (const struct spare *spare = maker->in_use; spare; spare = spare->next)
-		for (int kind = 0; kind < SPARE_COUNT; kind++)
-			if (spare->fds[kind] >= 0)
-				sys(__NR_close, spare->fds[kind]);
+	for (struct spare *spare = maker->in_use; spare; spare = spare->next)
+		close_spare(spare);
 	for (uint32_t i = 0; i < maker->n_used; i++)
 		close_fd(&maker->used[i]);
 	forget_cgroups(maker);

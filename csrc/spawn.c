@@ -483,8 +483,8 @@ static void start_launcher(struct spawn *spawn)
 
 /* ---- the whole ------------------------------------------------------ */
 
-/* Is it open, and not one of those that are kept for spawns to come? */
-static long check_open(const struct nsbox_request *request, int fd)
+/* Is it open (its flags), and not one of those that are kept for spawns to come (-EBADF)? */
+long check_open(const struct nsbox_request *request, int fd)
 {
 	if (request->maker && maker_has(request->maker, fd))
 		return -EBADF;

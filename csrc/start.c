@@ -119,9 +119,10 @@ static bool add(struct start *start, int fd)
 }
 
 /* Hand on fd as target, or return why not. `optional`: leave out what no exec would leave open. */
-static int hand_on(struct start *start, int fd, int target, bool optional)
+static int hand_on(struct start *start, const struct nsbox_request *request, int fd, int target,
+		   bool optional)
 {
-	long flags = sys(__NR_fcntl, fd, F_GETFD);
+	long flags = check_open(request, fd);
 
 	if (optional && (flags < 0 || flags & FD_CLOEXEC))
 		return 0;
@@ -140,13 +141,14 @@ static int add_descriptors(struct start *start, const struct nsbox_request *requ
 	for (int target = 0; target < 3; target++) {
 		bool own = request->stdio[target] < 0;
 		int fd = own ? target : request->stdio[target];
-		int err = hand_on(start, fd, target, own);
+		int err = hand_on(start, request, fd, target, own);
 		if (err < 0)
 			return failed(result, NSBOX_STEP_DUP, fd, err);
 	}
 	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
 		int fd = request->pass_fds[i];
-		int err = hand_on(start, fd, fd, request->flags & NSBOX_REQUEST_INHERIT_FDS);
+		int err =
+			hand_on(start, request, fd, fd, request->flags & NSBOX_REQUEST_INHERIT_FDS);
 		if (err < 0)
 			return failed(result,
 				      err == -E2BIG ? NSBOX_STEP_MESSAGE : NSBOX_STEP_PASS_FD, fd,
@@ -242,13 +244,13 @@ static int check_descriptors(const struct nsbox_request *request, struct nsbox_r
 {
 	for (int target = 0; target < 3; target++) {
 		int fd = request->stdio[target];
-		long err = fd < 0 ? 0 : sys(__NR_fcntl, fd, F_GETFD);
+		long err = fd < 0 ? 0 : check_open(request, fd);
 		if (err < 0)
 			return failed(result, NSBOX_STEP_DUP, fd, err);
 	}
 	for (uint32_t i = 0; i < request->n_pass_fds; i++) {
 		int fd = request->pass_fds[i];
-		long err = sys(__NR_fcntl, fd, F_GETFD);
+		long err = check_open(request, fd);
 		if (err < 0 && !(request->flags & NSBOX_REQUEST_INHERIT_FDS))
 			return failed(result, NSBOX_STEP_PASS_FD, fd, err);
 	}

@@ -21,7 +21,7 @@ from ._layers import Enforced
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
 from ._request import Ids, Request, lower
-from ._spares import Store, maker
+from ._spares import Store
 from ._view import Paths, mount_points, sources
 from .errors import (
     STEPS,
@@ -233,7 +233,6 @@ class Lowered:
         if request.ids is not None:
             self._check_ids(request.ids)
         struct, keep = lower(request)
-        struct.maker = maker.existing
         if store is not None:
             struct.store = store.pointer
         note = _dumpable.note if self._changes_ids or request.ids is not None else ffi.NULL

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from ._calls import Descriptor
 from .errors import PlanError
-from .terminal import Terminal, size_of_caller
+from .terminal import Terminal, TerminalSize, size_of_caller
 
 _IN: Final = 0
 _OUT: Final = 1
@@ -73,6 +73,7 @@ class _Session:
         self._pidfd = pidfd
         self._typed = b""
         self._wake = -1
+        self._size: TerminalSize | None = None  # the caller's, as the terminal has been told
         self.signals: list[int] = []
 
     def run(self) -> bool:
@@ -139,7 +140,10 @@ class _Session:
         return False
 
     def _follow_size(self) -> None:
-        self._terminal.resize(*size_of_caller())
+        # Only changes: a payload may have given its terminal another size.
+        if (size := size_of_caller()) != self._size:
+            self._size = size
+            self._terminal.resize(*size)
 
     def _listen(self) -> bool:
         """Take what has been typed; without more to come, the caller's terminal was hung up."""

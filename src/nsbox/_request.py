@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from . import _calls
 from ._native import ffi, lib
+from ._spares import maker
 from ._view import View
 from ._watch import Watch
 from .terminal import Terminal
@@ -182,6 +183,7 @@ _USUAL: Final = {"argv", "executable", "env", "cwd", "attended", "placement", "v
 
 
 def _lower_unusual(request: Request, struct: Any, keep: list[Any]) -> None:
+    struct.maker = maker.existing  # whose descriptors nobody can mean
     struct.stdio = request.stdio
     struct.umask, struct.process_group = request.umask, request.process_group
     struct.nice, struct.layers = request.nice, request.layers

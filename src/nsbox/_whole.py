@@ -190,9 +190,10 @@ class Whole(Fence):
         self._remove_left()  # what another thread has left meanwhile
 
     def _remove_left(self) -> None:
-        for cgroup in (*self._left, *filter(None, [self._seat])):
-            if not cgroup.closed:
-                self._remove(cgroup)
+        with self._lock:  # else another thread may remove one in between
+            for cgroup in (*self._left, *filter(None, [self._seat])):
+                if not cgroup.closed:
+                    self._remove(cgroup)
 
     def discard_inside(self) -> None:
         """Let go of the fences of commands, too: nobody will ask for their figures any more."""

@@ -344,7 +344,7 @@ def test_stdio_numbers_are_not_used_for_what_stays(box: Sandbox, tmp_path: Path)
         limits = nsbox.Limits(wall_time=60)
         low = []
         with nsbox.Sandbox(mounts=[overlay], limits=limits).open() as live:
-            with nsbox.Namespace.create("net"):
+            with nsbox.Namespace.create("user"):
                 low = [fd for fd in range(3) if os.path.exists(f"/proc/self/fd/{fd}")]
                 status = live.run(["/bin/sh", "-c", "exit 3"]).returncode
         os.write(saved, json.dumps([status, low]).encode())

@@ -166,6 +166,18 @@ def test_size_changes_reach_a_running_program(tmux: Tmux, tmp_path: Path, code: 
 
 
 @pytest.mark.one_kernel
+def test_size_that_a_payload_has_set_stays(tmux: Tmux, tmp_path: Path) -> None:
+    """As long as the window keeps its own, whatever is typed."""
+    session = Session(tmux, tmp_path, SHELL)
+    tmux.wait_for("in>")
+    tmux.type("stty rows 11 cols 77; echo set$((1 + 1))", "Enter")
+    tmux.wait_for("set2")
+    tmux.type("echo now $(stty size); exit", "Enter")
+    tmux.wait_for("now 11 77")
+    session.finish()
+
+
+@pytest.mark.one_kernel
 def test_full_screen_program_works(tmux: Tmux, tmp_path: Path, busybox: str) -> None:
     """An editor draws its screen, and takes keys one by one."""
     session = Session(tmux, tmp_path, SHELL)

@@ -506,8 +506,22 @@ def test_while_frozen() -> None:
 
 
 @pytest.mark.usefixtures("cgroups")
-def test_timeout_of_a_command_that_a_freeze_overtakes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signals", [False, True])
+def test_timeout_of_a_command_that_a_freeze_overtakes(
+    monkeypatch: pytest.MonkeyPatch, signals: bool
+) -> None:
     """It was asked for before the freeze, and its init has not read that: it is never started."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    if signals:
+        signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
+    try:
+        _overtake(monkeypatch)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _overtake(monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(limits=Limits(wall_time=CHILD_DEADLINE)).open() as live:
         live.write_file("/tmp/mark", b"")
         with monkeypatch.context() as patch:

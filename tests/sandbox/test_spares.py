@@ -452,6 +452,22 @@ def test_descriptors_are_closed_on_exec_and_reach_nobody() -> None:
         assert (caught.value.step, caught.value.errno) == (Step.DUP, errno.EBADF)
 
 
+def test_no_command_of_a_live_sandbox_gets_them() -> None:
+    """Nor are they handed on to an init."""
+    with Sandbox().open() as live:
+        before = own_fds()
+        box = warm(Sandbox())
+        links = descriptors()
+        kept = [fd for fd in links if fd not in before and links[fd] != "/proc"]
+        assert kept
+        for fd in kept:
+            for options, step in (({"pass_fds": [fd]}, Step.PASS_FD), ({"stdin": fd}, Step.DUP)):
+                with pytest.raises(SpawnError) as caught:
+                    live.run(["/bin/true"], **options)
+                assert (caught.value.step, caught.value.errno) == (step, errno.EBADF)
+        assert box.run(["/bin/true"]).returncode == 0
+
+
 def test_few_descriptors_left() -> None:
     """A caller that runs short of descriptors has its spawns, or an error of its own."""
 
