@@ -22,7 +22,7 @@ struct writer {
 static uint64_t put(struct writer *to, const void *data, uint64_t size)
 {
 	uint64_t at = to->size;
-	if (to->memory)
+	if (to->memory && size)
 		memcpy(to->memory + at, data, size);
 	to->size += size;
 	return at;

@@ -454,4 +454,5 @@ def _call_name(architecture: int, number: int) -> str:
     try:
         return str(ffi.string(text).decode())
     finally:
-        lib.free(text)
+        # The program's, which may not be the one that the library finds first (LD_PRELOAD).
+        ffi.dlopen(None).free(text)
