@@ -266,7 +266,7 @@ void give_back_pidfd(struct nsbox_result *child);
 int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
 struct nsbox_result no_result(void);
 /* messages.c */
-int await_event(int socket, short event, int other, int init);
+int await_event(int socket, short event, int init);
 bool is_stopped(int init);
 /* lines.c */
 void let_go_of_line(struct nsbox_result *child, bool foreign);

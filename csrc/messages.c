@@ -43,23 +43,22 @@ bool is_stopped(int init)
 }
 
 /*
- * Wait until something can be done with a socket to an init, or, if it is not -1, with another: 1;
- * 0 if the init has ended, and -ETIMEDOUT if somebody has stopped it.
+ * Wait until something can be done with a socket to an init: 1; 0 if the init has ended, and
+ * -ETIMEDOUT if somebody has stopped it.
  */
-int await_event(int socket, short event, int other, int init)
+int await_event(int socket, short event, int init)
 {
 	static const uint64_t tick[2] = { 0, STOP_TICK };
-	struct pollfd events[3] = { { .fd = socket, .events = event },
-				    { .fd = other, .events = event },
+	struct pollfd events[2] = { { .fd = socket, .events = event },
 				    { .fd = init, .events = POLLIN } };
 
 	for (int stops = 0; stops < STOPS;) {
-		long ready = RETRY(sys(__NR_ppoll, events, 3, tick, 0, sizeof(signal_mask)));
+		long ready = RETRY(sys(__NR_ppoll, events, 2, tick, 0, sizeof(signal_mask)));
 		if (ready < 0)
 			return (int)ready; /* fewer descriptors are permitted than these */
-		if (events[0].revents || events[1].revents)
+		if (events[0].revents)
 			return 1;
-		if (events[2].revents)
+		if (events[1].revents)
 			return 0;
 		stops = ready == 0 && is_stopped(init) ? stops + 1 : 0;
 	}
@@ -154,7 +153,7 @@ enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, stru
 		}
 		if (*err != -EAGAIN)
 			return step;
-		int room = await_event(socket, POLLOUT, -1, init);
+		int room = await_event(socket, POLLOUT, init);
 		if (room != 1) {
 			*err = room == 0 ? -ESRCH : room;
 			return NSBOX_STEP_INIT;
@@ -251,7 +250,7 @@ int receive_pid(int channel)
 /* The same, and wait for it; 0 also if the init has ended without one. */
 int await(int channel, int init, struct answer *answer)
 {
-	int ret = await_event(channel, POLLIN, -1, init);
+	int ret = await_event(channel, POLLIN, init);
 
 	answer->fd = -1;
 	if (ret < 0)

@@ -401,7 +401,7 @@ static int await_replacement(int channel, struct nsbox_control *control, int ini
 			     struct nsbox_result *result)
 {
 	/* Whatever it says, it closes the channel next: one time to wake up is enough. */
-	int ret = await_event(channel, 0, -1, init);
+	int ret = await_event(channel, 0, init);
 	if (ret < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, ret);
 	if (take_replacement(channel, false, result) < 0)
