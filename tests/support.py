@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import IO, Any, TypeVar
 import pytest
 
 import nsbox
-from nsbox import Live, Process, Sandbox, interpreter_mounts, lowlevel
+from nsbox import Live, Pool, Process, Sandbox, interpreter_mounts, lowlevel
 from nsbox.lowlevel import CloneFlag, MountFlag
 from nsbox.mount import Mount
 
@@ -178,6 +179,20 @@ def expired(run: Callable[[float], object]) -> nsbox.TimeoutExpired:
         if raised.value.stdout:
             return raised.value
     raise AssertionError(f"nothing was written in {timeout} s")
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Let other threads work until something has become true."""
+    deadline = time.monotonic() + CHILD_DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        os.sched_yield()
+
+
+def full(pool: Pool) -> Pool:
+    """Wait until all sandboxes of a pool are ready."""
+    until(lambda: pool.stats().ready == pool.stats().size)
+    return pool
 
 
 def stop(pid: int) -> None:

@@ -35,7 +35,7 @@ from nsbox import (
 )
 from nsbox._spares import drain
 from nsbox.errors import Step
-from support import SOURCE, ends, expired, in_child, stop
+from support import SOURCE, ends, expired, full, in_child, stop
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -519,13 +519,6 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Two sandboxes, ready; the payload is the first process, or its init's child."""
     with Sandbox(init=request.param).pool(2) as made:
         yield full(made)
-
-
-def full(pool: Pool) -> Pool:
-    """Wait until all sandboxes of a pool are ready."""
-    while pool.stats().ready < pool.stats().size:
-        os.sched_yield()
-    return pool
 
 
 def test_pool_has_the_same(run: Run[Result], pool: Pool) -> None:

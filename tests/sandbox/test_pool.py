@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -64,6 +64,7 @@ from support import (
     enter_private_mounts,
     expired,
     expose,
+    full,
     in_child,
     in_time,
     interruptions,
@@ -72,6 +73,7 @@ from support import (
     python_box,
     stdin_of,
     stdout_of,
+    until,
 )
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -86,20 +88,6 @@ PR_SET_NO_NEW_PRIVS = 38
 def pool(box: Sandbox) -> Iterator[Pool]:
     with box.pool(2) as made:
         yield full(made)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Let other threads work until something has become true."""
-    deadline = time.monotonic() + CHILD_DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "in vain"
-        os.sched_yield()
-
-
-def full(pool: Pool) -> Pool:
-    """Wait until all sandboxes of a pool are ready."""
-    until(lambda: pool.stats().ready == pool.stats().size)
-    return pool
 
 
 def shell(pool: Pool, command: str, **options: Any) -> str:

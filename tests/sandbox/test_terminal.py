@@ -36,7 +36,7 @@ from nsbox import (
     TimeoutExpired,
     Tmpfs,
 )
-from support import PYTHON, expired, python_box, stdout_of
+from support import PYTHON, expired, full, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -95,8 +95,8 @@ def spawn(request: pytest.FixtureRequest) -> Iterator[Spawn]:
 def settle(spawn: Spawn) -> None:
     """Wait until nothing is opened and closed in the background: a pool's next sandbox is ready."""
     pool = getattr(spawn, "__self__", None)
-    while isinstance(pool, Pool) and pool.stats().ready < pool.stats().size:
-        os.sched_yield()
+    if isinstance(pool, Pool):
+        full(pool)
 
 
 # ---- the terminal ---------------------------------------------------------
