@@ -170,6 +170,9 @@ class Process(subprocess.Popen[Any]):
         argv, program = arguments(args, executable, shell=shell)
         request = Request(argv, program, env, cwd)
         request.stdio = p2cread, c2pwrite, errwrite
+        for fd in request.stdio:
+            if fd < -1:
+                raise bad_descriptor(errno.EBADF, Step.DUP, fd)
         request.pass_fds = [fd for fd in (pass_fds if close_fds else _inheritable()) if fd > 2]
         request.inherit = not close_fds
         request.umask = _umask(umask)
@@ -449,7 +452,8 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
     Refuse descriptors that are not open.
 
     Before any pipe is made: it could get such a number, and its other end would
-    end up in the payload.
+    end up in the payload. A negative number is none of a pipe's: what stdin, stdout or stderr
+    means by it is for _get_handles to say, which a subclass may have replaced.
     """
     for name in ("stdin", "stdout", "stderr"):
         fd = options.get(name)
@@ -457,7 +461,7 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
             continue
         if isinstance(fd, (str, bytes, os.PathLike)) and not hasattr(fd, "fileno"):
             raise PlanTypeError(f"{name}: open() the file; {fd!r} is only its path")
-        if isinstance(fd, int) and fd not in _SPECIAL:
+        if isinstance(fd, int) and fd >= 0:
             _check_open(Step.DUP, fd)
     for fd in options.get("pass_fds", ()):
         if not isinstance(fd, int):
@@ -465,9 +469,6 @@ def _check_descriptors(options: Mapping[str, Any]) -> None:
         if fd < 0:
             raise PlanError(f"pass_fds: {fd} is not a file descriptor")
         _check_open(Step.PASS_FD, fd)
-
-
-_SPECIAL: Final = (subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT)
 
 
 def _check_open(step: Step, fd: int) -> None:

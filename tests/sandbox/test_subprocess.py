@@ -43,6 +43,8 @@ BAD_INPUT: dict[str, tuple[Any, dict[str, Any]]] = {
     "bufsize": (["/bin/true"], {"bufsize": "1"}),
     "pipesize": (["/bin/true"], {"pipesize": "1"}),
     "stdin_closed": (["/bin/true"], {"stdin": 1 << 20}),
+    "stdin_negative": (["/bin/true"], {"stdin": -9}),
+    "stderr_negative": (["/bin/true"], {"stdin": subprocess.PIPE, "stderr": -9}),
     "stdout_object": (["/bin/true"], {"stdout": object()}),
     "pass_fds_closed": (["/bin/true"], {"pass_fds": [1 << 20]}),
     "pass_fds_negative": (["/bin/true"], {"pass_fds": [-1]}),
@@ -295,6 +297,23 @@ def test_popen_can_be_subclassed() -> None:
     with Counting(["/bin/uname", "-n"], stdout=subprocess.PIPE) as process:
         assert process.communicate() == (b"inside\n", None)
     assert Counting.starts == 1
+
+
+def test_a_subclass_may_give_negative_numbers_a_meaning() -> None:
+    """As sarge does, whose -9 makes stdout what stderr is: it has its own _get_handles."""
+    popen: Any = Sandbox().subprocess.Popen
+
+    class ToStderr(popen):  # type: ignore[misc]
+        def _get_handles(self, stdin: Any, stdout: Any, stderr: Any) -> tuple[int, ...]:
+            assert stdout == -9
+            *rest, errread, errwrite = super()._get_handles(stdin, None, stderr)
+            return (*rest[:2], os.dup(errread), os.dup(errwrite), errread, errwrite)
+
+    with ToStderr(["echo", "hi"], stdout=-9, stderr=subprocess.PIPE) as process:
+        assert process.stderr.read() == b"hi\n"
+    with pytest.raises(SpawnError, match="descriptor -9 is not open") as caught:
+        popen(["true"], stdout=-9, stderr=subprocess.PIPE)
+    assert (caught.value.step, caught.value.errno) == ("dup3", errno.EBADF)
 
 
 def test_no_directory_is_handed_on_unnamed(tmp_path: Path) -> None:
