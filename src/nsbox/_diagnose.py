@@ -429,6 +429,11 @@ def _execve(error: int, plan: Plan, op: Op | None, path: str | None) -> str | No
             "no such program inside the sandbox, or the interpreter that it names (#! line, "
             "dynamic linker) is missing there"
         )
+    if error == errno.EACCES and "/" not in path:
+        return _foreign_owner(plan) or (
+            "no directory of PATH has such a program; one of them may not be searched by the "
+            "payload, or has it, but not executable"
+        )
     if error == errno.EACCES:
         return _foreign_owner(plan) or "it is not executable"
     if error == errno.EPERM and plan.seccomp is not None:

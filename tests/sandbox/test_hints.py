@@ -417,3 +417,24 @@ def test_controlling_terminal_of_another_session(box: Sandbox) -> None:
     os.waitpid(pid, 0)
     assert text.startswith(f"{errno.EPERM} ")
     assert "another session" in text
+
+
+# ---- programs ------------------------------------------------------------
+
+
+def test_name_that_a_closed_directory_of_path_may_have(tmp_path: Path) -> None:
+    """Nobody is told that a program is not executable which may not exist."""
+    closed = tmp_path / "closed"
+    closed.mkdir(0o000)
+    (tmp_path / "data").touch(0o644)
+    box = Sandbox(
+        mounts=[Bind(tmp_path, "/data")],
+        env={"PATH": "/data/closed:/usr/bin"},
+        host_uid=os.geteuid(),
+        host_gid=os.getegid(),
+    )
+    step, code, hint = _failure(box, "missing-program")
+    assert (step, code) == (Step.EXECVE, errno.EACCES)
+    assert hint.startswith("no directory of PATH has such a program; one of them may not be")
+    step, code, hint = _failure(box, "/data/data")
+    assert (step, code, hint) == (Step.EXECVE, errno.EACCES, "it is not executable")
