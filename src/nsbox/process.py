@@ -46,6 +46,15 @@ from .namespace import Namespace, check_kind
 from .result import Reason, Result, Usage
 from .terminal import Terminal
 
+# A Popen that starts its processes in a way of its own cannot be driven by a pidfd. One that only
+# adds to the standard library's has that one's method.
+if getattr(getattr(subprocess.Popen, "_execute_child", None), "__module__", None) != "subprocess":
+    raise ImportError(
+        f"subprocess.Popen has been replaced by {subprocess.Popen!r}, which does not start "
+        "processes as the standard library's does: import nsbox before that is done (gevent's "
+        "monkey.patch_all() is not supported, before or after: it replaces os.close(), too)"
+    )
+
 
 class ProcessNamespaces(Mapping[str, Namespace]):
     """

@@ -173,3 +173,39 @@ def test_import_does_not_read_the_environment() -> None:
         capture_output=True,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+REPLACED = """
+import subprocess, sys
+sys.path.insert(0, sys.argv[1])
+standard = subprocess.Popen
+
+class Adding(standard):
+    pass
+
+class Starting(standard):
+    def _execute_child(self, *args):
+        pass
+
+for popen in (Starting, lambda *args: None):
+    subprocess.Popen = popen
+    try:
+        import nsbox
+    except ImportError as error:
+        print(error)
+subprocess.Popen = Adding
+import nsbox
+print(issubclass(nsbox.Process, Adding))
+"""
+
+
+def test_a_popen_that_starts_processes_in_its_own_way_is_refused() -> None:
+    """As gevent's: the import says so, not the first spawn; it works when that is over."""
+    ran = subprocess.run(
+        [sys.executable, "-c", REPLACED, SOURCE], check=True, capture_output=True, text=True
+    )
+    *refused, last = ran.stdout.splitlines()
+    assert last == "True"
+    assert len(refused) == 2
+    for line, name in zip(refused, ("Starting", "lambda"), strict=True):
+        assert re.match(rf"subprocess.Popen has been replaced by .*{name}.*: import nsbox ", line)
