@@ -261,6 +261,7 @@ struct nsbox_watch {
 	int32_t hit;       /* enum nsbox_hit: the limit that it was killed for */
 	int64_t deadline;  /* of wall_time, on CLOCK_MONOTONIC */
 	int64_t next;      /* when to look at it again */
+	int32_t listed;    /* it has been added, and not removed */
 	struct nsbox_watch *link;
 };
 

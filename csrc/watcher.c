@@ -320,6 +320,22 @@ static void set_deadline(struct nsbox_watch *watch)
 	watch->deadline = watch->wall_time ? monotonic_time() + watch->wall_time : NEVER;
 }
 
+/* With copies of its descriptors. The caller holds the lock. */
+static int list(struct nsbox_watcher *watcher, struct nsbox_watch *watch)
+{
+	int err = copy_descriptor(&watch->cgroup), failed = copy_descriptor(&watch->usage);
+
+	err = err < 0 ? err : failed;
+	if (err == 0 && !watcher->keeper)
+		err = start_keeper(watcher);
+	if (err < 0)
+		return err;
+	watch->link = watcher->first;
+	watcher->first = watch;
+	watch->listed = true;
+	return 0;
+}
+
 /*
  * The second time, for a payload that is started later: its time begins anew. The
  * thread does not look at it before it runs.
@@ -332,25 +348,20 @@ int nsbox_watch_add(struct nsbox_watch *watch)
 	set_deadline(watch);
 	if (watch->owner)
 		return 0;
-	watch->owner = (int32_t)sys(__NR_getpid);
 	watch->pidfd = -1;
 	watch->next = NEVER;
-	int err = copy_descriptor(&watch->cgroup), failed = copy_descriptor(&watch->usage);
-	if (err < 0 || failed < 0)
-		return err < 0 ? err : failed;
 	pthread_mutex_lock(&watcher->lock);
-	err = watcher->keeper ? 0 : start_keeper(watcher);
-	if (err == 0) {
-		watch->link = watcher->first;
-		watcher->first = watch;
-	}
+	int err = list(watcher, watch);
+	/* Last: whoever removes it closes its copies, and never what they are copies of. */
+	__atomic_store_n(&watch->owner, (int32_t)sys(__NR_getpid), __ATOMIC_RELEASE);
 	pthread_mutex_unlock(&watcher->lock);
 	return err;
 }
 
 /*
  * The payload runs: from now on its limits hold. Whoever waits closes the original. The
- * thread looks soon enough by itself, unless this is due before all others.
+ * thread looks soon enough by itself, unless this is due before all others. -ECANCELED if
+ * another thread has removed it meanwhile, as the program's end does.
  */
 int watch_begin(struct nsbox_watch *watch, int pidfd)
 {
@@ -361,14 +372,21 @@ int watch_begin(struct nsbox_watch *watch, int pidfd)
 	if (err < 0)
 		return err;
 	pthread_mutex_lock(&watcher->lock);
-	watch->pidfd = copy;
-	watch->next = watch->deadline;
-	if (watch->cpu_time)
-		watch->next = earlier(watch->next, next_possible(watch, monotonic_time(), 0));
-	if (watch->outlived || watch->next < watcher->keeper->next)
-		wake(watcher->keeper);
+	bool listed = watch->listed;
+	if (listed) {
+		watch->pidfd = copy;
+		watch->next = watch->deadline;
+		if (watch->cpu_time)
+			watch->next =
+				earlier(watch->next, next_possible(watch, monotonic_time(), 0));
+		if (watch->outlived || watch->next < watcher->keeper->next)
+			wake(watcher->keeper);
+	}
 	pthread_mutex_unlock(&watcher->lock);
-	return 0;
+	if (listed)
+		return 0;
+	nsbox_close(&copy);
+	return -ECANCELED;
 }
 
 /* Take it off the list; return the keeper if it was the last. The caller holds the lock. */
@@ -376,11 +394,12 @@ static struct keeper *unlist(struct nsbox_watcher *watcher, struct nsbox_watch *
 {
 	struct nsbox_watch **link = &watcher->first;
 
-	while (*link && *link != watch)
-		link = &(*link)->link;
-	if (!*link)
+	if (!watch->listed)
 		return NULL;
+	while (*link != watch)
+		link = &(*link)->link;
 	*link = watch->link;
+	watch->listed = false;
 	if (watcher->first)
 		return NULL;
 	struct keeper *last = watcher->keeper;
@@ -395,10 +414,11 @@ int nsbox_watch_remove(struct nsbox_watch *watch)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
 	struct keeper *last = NULL;
+	int32_t owner = __atomic_load_n(&watch->owner, __ATOMIC_ACQUIRE);
 
-	if (!watch->owner)
+	if (!owner)
 		return 0;
-	if (watch->owner == (int32_t)sys(__NR_getpid)) {
+	if (owner == (int32_t)sys(__NR_getpid)) {
 		pthread_mutex_lock(&watcher->lock);
 		last = unlist(watcher, watch);
 		pthread_mutex_unlock(&watcher->lock);

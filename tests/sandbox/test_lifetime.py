@@ -1,5 +1,6 @@
 """Lifetimes: nothing outlives its owner, whoever else waits or interrupts."""
 
+import errno
 import gc
 import os
 import signal
@@ -18,9 +19,14 @@ import pytest
 from nsbox import (
     DEVNULL,
     PIPE,
+    Limits,
     Process,
     Sandbox,
+    SpawnError,
+    Step,
 )
+from nsbox._fence import Fence
+from nsbox._watch import Watch
 from support import PYTHON, SOURCE, ends, expired, in_child, python_box, stdin_of, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -190,6 +196,30 @@ def test_record_lives_as_long_as_who_uses_it() -> None:
     command = [sys.executable, "-c", _CYCLE]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert result.stdout == "True True\n"
+
+
+@pytest.mark.parametrize("mode", ["plain", "init", "live"])
+def test_watch_that_another_thread_removes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the end of the program lets go of while a thread starts it: that start fails."""
+    make = Fence._make_watch
+
+    def removed(fence: Fence) -> Watch | None:
+        watch = make(fence)
+        assert watch is not None
+        watch.add()
+        watch.remove()
+        return watch
+
+    limits = Limits(wall_time=1000)
+    with Sandbox().open() as live:
+        box = Sandbox(limits=limits, init=mode == "init")
+        run = partial(live.run, limits=limits) if mode == "live" else box.run
+        with monkeypatch.context() as patch:
+            patch.setattr(Fence, "_make_watch", removed)
+            with pytest.raises(SpawnError) as caught:
+                run(["/bin/true"])
+        assert (caught.value.step, caught.value.errno) == (Step.WATCH, errno.ECANCELED)
+        assert run(["/bin/true"]).returncode == 0
 
 
 # ---- others that wait -----------------------------------------------------
