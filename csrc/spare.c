@@ -21,6 +21,9 @@
 
 enum { FILLED = 8, IDLE = 1000 * 1000 * 1000 /* ns */ };
 
+/* The end of a thread takes no longer. */
+enum { MOMENT = 1000 * 1000 * 1000 /* ns */ };
+
 /* After failures in a row: 10 ms, twice as long each time, 10 s at most. */
 enum { FIRST_PAUSE = 10 * 1000 * 1000, DOUBLINGS = 10 };
 
@@ -207,6 +210,7 @@ static void *make(void *argument)
 			break;
 	}
 	maker->running = false;
+	maker->ended_at = monotonic_time();
 	pthread_cond_broadcast(&maker->idle);
 	pthread_mutex_unlock(&maker->lock);
 	return NULL;
@@ -219,8 +223,12 @@ static void join(struct nsbox_maker *maker)
 		return;
 	maker->joinable = false;
 	pthread_join(maker->thread, NULL);
-	/* It is joined a moment before it is gone, and a fork counts threads. */
-	while (sys(__NR_tgkill, sys(__NR_getpid), maker->tid, 0) == 0)
+	/*
+	 * It is joined a moment before it is gone, and a fork counts threads. Later than that its
+	 * number may be another thread's, which lasts.
+	 */
+	while (monotonic_time() - maker->ended_at < MOMENT &&
+	       sys(__NR_tgkill, sys(__NR_getpid), maker->tid, 0) == 0)
 		sys(__NR_sched_yield);
 }
 

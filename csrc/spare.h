@@ -42,9 +42,10 @@ struct nsbox_maker {
 	pthread_cond_t idle; /* no store or cgroup is busy any more, or this one is not */
 	pthread_t thread;
 	long tid;
-	bool running;   /* it will look for work again before it ends */
-	bool joinable;  /* there was one since the last pthread_join */
-	uint32_t stops; /* by how many it shall not run now: several threads may fork at once */
+	int64_t ended_at; /* when it had nothing more to do */
+	bool running;     /* it will look for work again before it ends */
+	bool joinable;    /* there was one since the last pthread_join */
+	uint32_t stops;   /* by how many it shall not run now: several threads may fork at once */
 	struct nsbox_store *first;
 	struct nsbox_cgroup *cgroups;
 	struct spare *in_use; /* by spawns, each where the spawn has it */

@@ -38,7 +38,7 @@ from nsbox._ahead import can_be_made_ahead
 from nsbox._native import lib
 from nsbox._spares import Store, _Maker, maker, settle
 from nsbox._watch import _Watcher
-from support import PYTHON, SOURCE, descriptors, in_child, python_box
+from support import CHILD_DEADLINE, PYTHON, SOURCE, descriptors, in_child, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -522,6 +522,49 @@ def test_forks_while_it_is_made() -> None:
             return tasks(), box.run(["/bin/true"]).returncode
 
         assert in_child(child) == (1, 0)
+
+
+_REUSE = """
+import os, threading
+from pathlib import Path
+from nsbox import Sandbox
+from nsbox._spares import settle
+
+def numbers():
+    return {int(name) for name in os.listdir("/proc/self/task")} - {os.getpid()}
+
+box, found = Sandbox(), set()
+while not found:
+    box.run(["/bin/true"])
+    found = numbers()
+settle()
+while numbers():
+    pass
+(number,) = found
+end, other = threading.Event(), None
+# It is free a moment after it is nobody's.
+while other is None or other.native_id != number:
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+    other = threading.Thread(target=end.wait)
+    other.start()
+print(box.run(["/bin/true"]).returncode, flush=True)
+end.set()
+"""
+
+
+def test_number_of_the_thread_is_used_again() -> None:
+    """A spawn does not wait for a thread of the program that has got the number of C's."""
+    # In a pid namespace of its own, where it can be said which number is next.
+    mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", *mapped, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    result = subprocess.run(
+        [*command, sys.executable, "-c", _REUSE],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=CHILD_DEADLINE,
+    )
+    assert result.stdout == "0\n", result.stderr
 
 
 def test_threads_that_fork_at_the_same_time() -> None:
