@@ -18,16 +18,26 @@
 
 /* ---- the gate ------------------------------------------------------- */
 
-int nsbox_gate_close(struct nsbox_gate *gate)
+/*
+ * The hooks of fork(3), and not Python's: between those run handlers of signals, finalizers and the
+ * program's own hooks, which may start something in this very thread, and would wait for
+ * themselves.
+ */
+static struct nsbox_gate of_forks;
+
+static void close_to_send(void)
 {
-	lock(&gate->lock);
-	return 0;
+	lock(&of_forks.lock);
 }
 
-int nsbox_gate_open(struct nsbox_gate *gate)
+static void open_again(void)
 {
-	unlock(&gate->lock);
-	return 0;
+	unlock(&of_forks.lock);
+}
+
+struct nsbox_gate *nsbox_gate_of_forks(void)
+{
+	return pthread_atfork(close_to_send, open_again, open_again) == 0 ? &of_forks : NULL;
 }
 
 /* ---- an init that does not answer ------------------------------------ */
@@ -140,11 +150,11 @@ enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, stru
 {
 	for (;;) {
 		if (n_channels)
-			nsbox_gate_close(gate);
+			lock(&gate->lock);
 		enum nsbox_step step =
 			send_with_channels(socket, parts, n, packet, channels, n_channels, err);
 		if (n_channels)
-			nsbox_gate_open(gate);
+			unlock(&gate->lock);
 		if (step != NSBOX_STEP_MESSAGE)
 			return step;
 		if (*err == -EPIPE || *err == -ECONNRESET) {

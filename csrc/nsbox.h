@@ -432,8 +432,8 @@ int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *
 int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64_t flags,
 			 uint64_t mode, struct nsbox_gate *gate, int32_t *fd);
 int nsbox_control_close(struct nsbox_control *control);
-int nsbox_gate_close(struct nsbox_gate *gate);
-int nsbox_gate_open(struct nsbox_gate *gate);
+/* That one, at which forks wait from the first call on. One call is enough; NULL without memory. */
+struct nsbox_gate *nsbox_gate_of_forks(void);
 
 /*
  * The layers of an overlay, as O_PATH descriptors: the upper one, then the lower ones,

@@ -8,7 +8,7 @@ what differs (_request.py).
 import errno
 import os
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Final
 from weakref import ref
 
@@ -58,25 +58,15 @@ class _Dumpable:
 _dumpable = _Dumpable()
 
 
-class _Gate:
-    """
-    What keeps a fork from copying a message that is half sent: struct nsbox_gate.
-
-    A signal that came during a fork is handled in the first Python code after it, and the
-    exception gets lost, with all that this code had to do. So the gate's hooks are none.
-    """
-
-    def __init__(self) -> None:
-        self.note = ffi.new("struct nsbox_gate *")
-        opens = partial(lib.nsbox_gate_open, self.note)
-        os.register_at_fork(
-            before=partial(lib.nsbox_gate_close, self.note),
-            after_in_parent=opens,
-            after_in_child=opens,
-        )
+def _gate() -> Any:
+    """Return what keeps a fork from copying a message that is half sent: struct nsbox_gate."""
+    note = lib.nsbox_gate_of_forks()
+    if note == ffi.NULL:
+        raise MemoryError
+    return note
 
 
-gate: Final = _Gate()
+gate: Final = _gate()
 
 
 def _unfinished(step: Step, error: OSError) -> SpawnError:
@@ -151,7 +141,7 @@ class Lowered:
         if self.plan.init:
             struct.flags |= self._late_filter
             struct.exec_fd = _program_of_init()
-            lib.nsbox_spawn_with_init(self._struct, struct, note, gate.note, child.record)
+            lib.nsbox_spawn_with_init(self._struct, struct, note, gate, child.record)
         else:
             lib.nsbox_spawn(self._struct, struct, note, child.record)
         del keep
@@ -209,7 +199,7 @@ class Lowered:
         struct, keep = lower(request)
         if self._late_filter:
             struct.flags |= _LATE_FILTER
-        lib.nsbox_control_start(control, self._struct, struct, mode, gate.note, child.record)
+        lib.nsbox_control_start(control, self._struct, struct, mode, gate, child.record)
         del keep
         if child.record.step:
             raise self.failure(child)

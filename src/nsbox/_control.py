@@ -159,7 +159,7 @@ class Control:
         return Descriptor(path, flags, partial(self._openat, mode))
 
     def _openat(self, mode: int, path: bytes, flags: int, fd: Any) -> int:
-        return int(lib.nsbox_control_openat(self._struct, path, flags, mode, gate.note, fd))
+        return int(lib.nsbox_control_openat(self._struct, path, flags, mode, gate, fd))
 
     def kill(self) -> None:
         """Kill everything in the world; does not wait for the end."""

@@ -21,7 +21,7 @@ import nsbox
 from conftest import open_fds, own_cgroups, why_no_cgroup
 from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step
 from nsbox._child import Child, End
-from support import PYTHON, SOURCE, ends, in_child, interruptions, python_box, stop
+from support import CHILD_DEADLINE, PYTHON, SOURCE, ends, in_child, interruptions, python_box, stop
 
 
 @pytest.fixture
@@ -437,6 +437,34 @@ def test_fork_that_is_interrupted(box: Sandbox) -> None:
         return number
 
     assert in_child(rounds) > 1
+
+
+_START_WHILE_FORKING = """
+import os
+
+def start():
+    live.spawn(["/bin/true"]).wait()
+    print("started", flush=True)
+
+os.register_at_fork(before=start, after_in_parent=start)
+from nsbox import Sandbox
+with Sandbox().open() as live:
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+
+
+def test_start_by_what_runs_before_a_fork() -> None:
+    """A hook of the program's, or a handler in one of nsbox's, does not wait for the fork."""
+    result = subprocess.run(
+        [sys.executable, "-c", _START_WHILE_FORKING],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=CHILD_DEADLINE,
+    )
+    assert result.stdout == "started\n" * 2, result.stderr
 
 
 def test_fork_that_stays(box: Sandbox) -> None:
