@@ -27,14 +27,15 @@ enum { MOMENT = 1000 * 1000 * 1000 /* ns */ };
 /* After failures in a row: 10 ms, twice as long each time, 10 s at most. */
 enum { FIRST_PAUSE = 10 * 1000 * 1000, DOUBLINGS = 10 };
 
-/* The caller holds the lock. */
+/* Under the lock; or in a fork, where another thread may have been about to list it. */
 static void unlist(struct nsbox_store *store)
 {
 	struct nsbox_store **link = &store->maker->first;
 
-	while (*link != store)
+	while (*link && *link != store)
 		link = &(*link)->next;
-	*link = store->next;
+	if (*link)
+		*link = store->next;
 }
 
 /* ---- descriptors ---------------------------------------------------- */
@@ -531,6 +532,9 @@ int nsbox_store_destroy(struct nsbox_store *store)
 			pthread_cond_wait(&maker->idle, &maker->lock);
 		unlist(store);
 		pthread_mutex_unlock(&maker->lock);
+	} else if (store->owner) {
+		/* In a fork, before nsbox_maker_forget(): that of a thread that is not here. */
+		unlist(store);
 	}
 	for (uint32_t i = 0; i < SPARES; i++)
 		close_spare(&store->spares[i]);

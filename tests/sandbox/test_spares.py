@@ -567,6 +567,41 @@ def test_number_of_the_thread_is_used_again() -> None:
     assert result.stdout == "0\n", result.stderr
 
 
+_LOCAL = """
+import os, threading
+from nsbox import Sandbox
+
+def work():
+    local.box = Sandbox(hostname="local")
+    for _ in range(2):
+        local.box.run(["/bin/true"])
+    made.set()
+    end.wait()
+
+local, made, end = threading.local(), threading.Event(), threading.Event()
+thread = threading.Thread(target=work)
+thread.start()
+made.wait()
+if (pid := os.fork()) == 0:
+    os._exit(Sandbox().run(["/bin/true"]).returncode)
+print(os.waitpid(pid, 0)[1])
+end.set()
+"""
+
+
+def test_fork_that_has_no_copy_of_a_thread() -> None:
+    """What only another thread has ends in a fork before nsbox knows of that."""
+    result = subprocess.run(
+        [sys.executable, "-c", _LOCAL],
+        capture_output=True,
+        text=True,
+        # What is freed is overwritten.
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "MALLOC_PERTURB_": "85"},
+        timeout=CHILD_DEADLINE,
+    )
+    assert result.stdout == "0\n", result.stderr
+
+
 def test_threads_that_fork_at_the_same_time() -> None:
     """The thread rests until the last of them has forked; then it lets go of what was used."""
     before = tasks()
