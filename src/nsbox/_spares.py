@@ -17,6 +17,7 @@ class _Maker:
 
     def __init__(self) -> None:
         self._made: list[Any] = []  # the first is the maker
+        self._owner = os.getpid()
         # No thread at a fork: the child has half of what it does, and Python warns of threads.
         os.register_at_fork(
             before=self._stop, after_in_parent=self._resume, after_in_child=self._forget
@@ -26,6 +27,7 @@ class _Maker:
     @property
     def pointer(self) -> Any:
         """The maker; NULL without memory for one."""
+        self._forget()
         if not self._made:
             made = lib.nsbox_maker_create()
             if made == ffi.NULL:
@@ -37,6 +39,7 @@ class _Maker:
     @property
     def existing(self) -> Any:
         """The maker, NULL if none was needed yet."""
+        self._forget()
         return self._made[0] if self._made else ffi.NULL
 
     def drain(self) -> None:
@@ -56,9 +59,15 @@ class _Maker:
             lib.nsbox_maker_resume(self._made[0])
 
     def _forget(self) -> None:
+        """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
+        # Who needs one before the hooks of nsbox run does it, too: a hook of the program's, or what
+        # only another thread has, which ends as soon as the fork begins.
+        if self._owner == os.getpid():
+            return
         if self._made:
             lib.nsbox_maker_forget(self._made[0])
             self._made = []
+        self._owner = os.getpid()
 
 
 maker: Final = _Maker()

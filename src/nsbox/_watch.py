@@ -18,10 +18,12 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._made: list[Any] = []  # the first is the watcher
-        os.register_at_fork(after_in_child=self._after_fork)
+        self._owner = os.getpid()
+        os.register_at_fork(after_in_child=self._forget)
 
     @property
     def pointer(self) -> Any:
+        self._forget()
         if not self._made:
             made = lib.nsbox_watcher_create()
             if made == ffi.NULL:
@@ -29,10 +31,15 @@ class _Watcher:
             self._made.append(made)  # of several threads', as in _spares
         return self._made[0]
 
-    def _after_fork(self) -> None:
+    def _forget(self) -> None:
+        """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
+        # Who needs one in a hook of the program's that comes before this one does it, too.
+        if self._owner == os.getpid():
+            return
         if self._made:
             lib.nsbox_watcher_forget(self._made[0])
             self._made = []
+        self._owner = os.getpid()
 
 
 watcher = _Watcher()

@@ -602,6 +602,42 @@ def test_fork_that_has_no_copy_of_a_thread() -> None:
     assert result.stdout == "0\n", result.stderr
 
 
+_HOOK = """
+import os
+
+def child():
+    print(maker.existing == ffi.NULL, flush=True)
+    result = Sandbox(limits=Limits(wall_time=0.1)).run(["/bin/sleep", "1000"])
+    print(result.reason, flush=True)
+
+os.register_at_fork(after_in_child=child)
+from nsbox import Limits, Sandbox
+from nsbox._native import ffi
+from nsbox._spares import maker
+
+box = Sandbox(limits=Limits(wall_time=1000))
+for _ in range(2):
+    box.run(["/bin/true"])
+with box.spawn(["/bin/sleep", "1000"]) as process:
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])
+    process.kill()
+"""
+
+
+def test_fork_whose_first_hook_is_the_programs() -> None:
+    """It has a watcher and a maker of its own, whose threads are there."""
+    result = subprocess.run(
+        [sys.executable, "-c", _HOOK],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=CHILD_DEADLINE,
+    )
+    assert result.stdout == "True\nwall_time\n0\n", result.stderr
+
+
 def test_threads_that_fork_at_the_same_time() -> None:
     """The thread rests until the last of them has forked; then it lets go of what was used."""
     before = tasks()
