@@ -73,16 +73,21 @@ def _lives(owner: Owner) -> bool:
     return started is None or started == owner.started
 
 
-@lru_cache(maxsize=1)
 def _self() -> Owner:
+    # By the id, for what a fork does before it gets to the hook below.
+    return _owner(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _owner(pid: int) -> Owner:
     started = _started("self")
     if started is None:
         raise RuntimeError("/proc is not mounted, or is that of another pid namespace")
-    return Owner(_namespace("pid"), _namespace("time"), os.getpid(), started)
+    return Owner(_namespace("pid"), _namespace("time"), pid, started)
 
 
 # A fork is another process, even if its id is the same: 1, in a pid namespace of its own.
-os.register_at_fork(after_in_child=_self.cache_clear)
+os.register_at_fork(after_in_child=_owner.cache_clear)
 
 
 def _namespace(kind: str) -> int:

@@ -460,6 +460,25 @@ def test_a_fork_with_the_same_id_is_another_owner(root: None) -> None:
     assert above != below
 
 
+_HOOK = """
+import os
+os.register_at_fork(after_in_child=lambda: print(parse(new_name()).pid == os.getpid(), flush=True))
+from nsbox._cgroup_names import new_name, parse
+new_name()
+if (pid := os.fork()) == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_name_in_a_fork_whose_first_hook_is_the_programs() -> None:
+    """Its cgroups have its name, and not those that its parent makes next."""
+    command = [sys.executable, "-c", _HOOK]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout == "True\n"
+
+
 def test_a_living_caller_is_not_taken_for_dead_where_proc_hides_it(root: None) -> None:
     """With /proc mounted hidepid=, other users' processes are not in it."""
     name = _cgroup_names.new_name()
