@@ -27,10 +27,12 @@ from nsbox import (
     TimeoutExpired,
     UnsupportedError,
 )
+from nsbox._fence import Fence
 from support import (
     CHILD_DEADLINE,
     PYTHON,
     ends,
+    in_child,
     in_time,
     interruptions,
     meanwhile,
@@ -590,6 +592,30 @@ def test_many_sandboxes() -> None:
             live.kill()
         for live in lives:
             live.close()
+
+
+def test_exit_of_a_fork_while_a_command_ends() -> None:
+    """It does not wait for a thread of its parent's that was about to tell how one ended."""
+    held, over = threading.Event(), threading.Event()
+
+    def hold(fence: Fence) -> None:
+        with fence._lock:
+            held.set()
+            over.wait()
+
+    limits = Limits(wall_time=1000)
+    with Sandbox().open() as live, live.spawn(["/bin/sleep", "1000"], limits=limits) as process:
+        fence = process._payload.place.fence
+        assert fence is not None
+        thread = threading.Thread(target=hold, args=(fence,))
+        thread.start()
+        held.wait()
+        try:
+            assert in_child(live._end_at_exit) is None
+        finally:
+            over.set()
+            thread.join()
+        process.kill()
 
 
 def test_end_from_outside() -> None:
