@@ -20,6 +20,11 @@ from .errors import FileError, UnsupportedError, file_error
 MOST: Final = 100_000
 """How many entries are looked at, unless the caller says otherwise."""
 
+_MEAN_PATH: Final = 256
+"""How many bytes their paths may have on the average: a payload can make each 4095 long."""
+
+_PATH_MAX: Final = 4096
+
 
 _LISTED: Final = os.O_RDONLY | os.O_DIRECTORY
 _WITHIN: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
@@ -78,8 +83,8 @@ def changes_of(stack: Stack, most: int = MOST) -> list[Change]:
         most: How many entries of directories may be looked at.
 
     Raises:
-        FileError: EFBIG if there are more; EACCES if this process may not read a
-            directory; ENAMETOOLONG if one lies too deep for a path.
+        FileError: EFBIG if there are more, or their paths are too long together; EACCES if
+            this process may not read a directory; ENAMETOOLONG if one lies too deep for a path.
         UnsupportedError: If the kernel has renamed a directory by a redirect.
     """
     walk = _Walk(stack, most)
@@ -91,7 +96,8 @@ def changes_of(stack: Stack, most: int = MOST) -> list[Change]:
             raise
         except OSError as error:
             raise file_error(error.errno or errno.EIO, stack.target) from None
-    return sorted(walk.found, key=lambda change: change.path.split("/"))
+    # By the names on the way, without a list of them for each path: there may be thousands in one.
+    return sorted(walk.found, key=lambda change: change.path.replace("/", "\0"))
 
 
 class _Directory(NamedTuple):
@@ -137,6 +143,7 @@ class _Walk:
         self._stack = stack
         self._most = most
         self._left = most
+        self._room = most * _MEAN_PATH + _PATH_MAX
 
     def look(self, directory: _Directory) -> list[_Directory]:
         """Take note of the changes in a directory; return the directories in it."""
@@ -153,7 +160,7 @@ class _Walk:
                 )
             mark = self._mark(fd, "opaque")
             replaced = directory.replaced or mark == b"y"
-            names = self._names(fd)
+            names = self._names(fd, directory.path)
             for name in names:
                 path = directory.entry(name)
                 try:
@@ -219,7 +226,7 @@ class _Walk:
         names: set[bytes] = set()
         for position in directory.lowers:
             with self._open(self._stack.lowers[position], directory.path) as fd:
-                names.update(self._names(fd))
+                names.update(self._names(fd, directory.path))
         return {
             name for name in names if self._below(directory.entry(name), directory.lowers).there
         }
@@ -238,8 +245,8 @@ class _Walk:
     def _error(self, code: int, path: bytes) -> OSError:
         return file_error(code, self._absolute(path), _HINTS.get(code))
 
-    def _names(self, fd: int) -> list[bytes]:
-        """Return the names in a directory, unless there are too many."""
+    def _names(self, fd: int, path: bytes) -> list[bytes]:
+        """Return the names in a directory, unless there are too many, or too long paths."""
         names = []
         with os.scandir(fd) as entries:
             for entry in entries:
@@ -247,7 +254,12 @@ class _Walk:
                 if self._left < 0:
                     hint = f"more than {self._most} entries: raise most="
                     raise file_error(errno.EFBIG, self._stack.target, hint)
-                names.append(os.fsencode(entry.name))
+                name = os.fsencode(entry.name)
+                self._room -= len(path) + 1 + len(name)
+                if self._room < 0:
+                    hint = f"paths of more than {_MEAN_PATH} bytes on the average: raise most="
+                    raise file_error(errno.EFBIG, self._stack.target, hint)
+                names.append(name)
         return names
 
     def _mark(self, fd: int, name: str) -> bytes:

@@ -325,7 +325,8 @@ class Live:
             Changes, overlay by overlay, each directory before what is in it.
 
         Raises:
-            FileError: If there are more entries (EFBIG), or one cannot be looked at.
+            FileError: If there are more entries, or more than 256 bytes of their paths for each
+                (EFBIG); or one cannot be looked at.
             PlanError: If the sandbox is closed.
             UnsupportedError: If the kernel has renamed a directory by a redirect.
         """

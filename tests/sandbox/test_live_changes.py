@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -280,6 +281,29 @@ def test_deep(lower: Path) -> None:
         with pytest.raises(FileError) as caught:
             live.changes()
         assert caught.value.errno == errno.ENAMETOOLONG
+
+
+_MANY_BELOW = """
+for number in range(1000):
+    os.mkdir(f"{number:03}")
+"""
+
+
+def test_deep_and_many(lower: Path) -> None:
+    """Long paths in great number are an error, before they fill the caller's memory."""
+    with python_box(mounts=[Overlay(lower, "/tree")]).open() as live:
+        live.run([*PYTHON, _DEEP + _MANY_BELOW, "1950"], check=True)
+        tracemalloc.start()
+        try:
+            found = live.changes()
+            assert tracemalloc.get_traced_memory()[1] < 40 << 20  # 4 KiB each, a few times over
+            with pytest.raises(FileError, match="paths of more than") as caught:
+                live.changes(most=10_000)
+        finally:
+            tracemalloc.stop()
+        assert caught.value.errno == errno.EFBIG
+        assert len(found) == 2950
+        assert found == sorted(found, key=lambda change: change.path.split("/"))
 
 
 def test_closed_directory(lower: Path, plain_user: None) -> None:
