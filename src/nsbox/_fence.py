@@ -304,6 +304,18 @@ class Fence:
         if self.cgroup is not None and not self.cgroup.closed:
             self.cgroup.kill()
 
+    def hasten(self) -> None:
+        """
+        The init has been killed: kill all that would end with it.
+
+        It has to run to end the others, and those can keep it from that for minutes: it has
+        their user id, so they may give it the lowest priority, and use up the processors.
+        """
+        if not self._terms.sole or self._owner != os.getpid():
+            return
+        with self._lock, suppress(CgroupError):  # else another thread may remove it
+            self.kill()
+
     # ---- the end ----
 
     def end(self, end: End, payload: Concluded) -> None:

@@ -129,6 +129,12 @@ class Payload:
             if self.returncode is None and time.monotonic() >= deadline:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
 
+    def signal(self, sig: int) -> None:
+        """Send a signal; nothing happens if it has ended."""
+        self.child.signal(sig)
+        if sig == signal.SIGKILL and self.returncode is None and self.place.fence is not None:
+            self.place.fence.hasten()
+
     def abandon(self) -> bool:
         """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""
         running = self.child.discard()
@@ -203,7 +209,7 @@ class Attended(Payload):
 
     def kill(self) -> None:
         """Kill it; nothing happens if it has ended."""
-        self.child.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         if self.returncode is None and hasattr(self, "child"):

@@ -437,6 +437,7 @@ class Live:
         if not self._control.closed:
             with suppress(CgroupError):
                 self._whole.let_die()
+            self._whole.hasten()
 
     def close(self) -> None:
         """Kill everything in it, and wait for the end; without effect the second time."""

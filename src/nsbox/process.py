@@ -366,7 +366,7 @@ class Process(subprocess.Popen[Any]):
         pid_namespaces(7).
         """
         self.poll()
-        self._payload.child.signal(sig)
+        self._payload.signal(sig)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         if self.returncode is not None:

@@ -559,6 +559,43 @@ def test_end_while_frozen(end: str) -> None:
     assert process.reason is (Reason.WALL_TIME if end == "limit" else Reason.SIGNAL)
 
 
+_STARVE = """
+cpu = min(os.sched_getaffinity(0))
+os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))
+os.setpriority(os.PRIO_PROCESS, 1, 19)
+for pid in (0, 1): os.sched_setaffinity(pid, {cpu})
+for _ in range(100):
+    if os.fork() == 0:
+        while True: pass
+signal.pause()
+"""
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_end_of_an_init_that_is_starved(end: str) -> None:
+    """What leaves no processor to the init ends with it all the same, and at once."""
+    with (
+        python_box(limits=Limits(cpu=0.5, pids=200)).open() as live,
+        running(live, f"import os, signal\nos.write(1, b'x')\n{_STARVE}") as process,
+    ):
+        assert not ends(stdout_of(process), 2)
+        begin = time.monotonic()
+        getattr(live, end)()
+        assert ends(stdout_of(process), _PATIENCE)
+        assert time.monotonic() - begin < _PATIENCE
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_timeout_with_an_init_that_is_starved() -> None:
+    """The same, where it is the init of a single payload."""
+    box = python_box(init=True, limits=Limits(cpu=0.2, pids=200))
+    begin = time.monotonic()
+    with pytest.raises(TimeoutExpired):
+        box.run([*PYTHON, f"import os, signal\n{_STARVE}"], timeout=3)
+    assert time.monotonic() - begin < _PATIENCE
+
+
 # ---- many -------------------------------------------------------------------------
 
 
