@@ -86,7 +86,8 @@ def test_ioctl_is_compared_in_32_bits(profile: str, command: int) -> None:
 @pytest.mark.parametrize("profile", ["default", "strict"])
 def test_leases_are_refused(profile: str) -> None:
     """Nobody waits for a payload when he opens a file; other commands of fcntl are allowed."""
-    for command in (fcntl.F_SETLEASE, fcntl.F_SETLEASE | HIGH):
+    delegation = 1040  # F_SETDELEG
+    for command in (fcntl.F_SETLEASE, fcntl.F_SETLEASE | HIGH, delegation, delegation | HIGH):
         assert ask(profile, "fcntl", 0, command, fcntl.F_WRLCK) == error(errno.EINVAL)
     assert ask(profile, "fcntl", 0, fcntl.F_GETLEASE) == ALLOW
 
