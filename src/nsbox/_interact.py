@@ -24,6 +24,7 @@ from .terminal import Terminal, TerminalSize, size_of_caller
 _IN: Final = 0
 _OUT: Final = 1
 _CHUNK: Final = 65536
+_MOST_UNREAD: Final = 65536  # more than a terminal holds: some 20 KiB
 _SIGNALS: Final = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -134,8 +135,7 @@ class _Session:
             if ready.get(master, 0) & ~select.POLLOUT and self._show() == b"":
                 return True
             if self._pidfd is not None and self._pidfd.fileno() in ready:
-                while self._show():
-                    pass
+                self._show_rest()
                 return True
         return False
 
@@ -162,6 +162,12 @@ class _Session:
             pass
         except OSError:
             self._typed = b""  # hung up: the next read will say so
+
+    def _show_rest(self) -> None:
+        """Show what was printed before the end; what the payload has left behind may print on."""
+        rest = _MOST_UNREAD
+        while rest > 0 and (printed := self._show()):
+            rest -= len(printed)
 
     def _show(self) -> bytes | None:
         """Show a part of what has been printed; None if there is nothing, b"" at the end."""

@@ -291,6 +291,32 @@ sys.exit(process.interact())
     assert session.finish() == 0
 
 
+# Its terminal is read more slowly than it is written, so it is never empty.
+LEFT_BEHIND = """
+import select
+from nsbox.terminal import Terminal
+read, chunks = Terminal.read, 0
+def read_when_full(self, size):
+    global chunks
+    chunks += 1
+    if chunks > 1000: os._exit(9)
+    select.select([self], [], [])
+    return read(self, size)
+Terminal.read = read_when_full
+command = "trap '' HUP; yes & exit 3"
+with Sandbox().open() as live:
+    status = live.spawn(["/bin/sh", "-c", command], pty=True).interact()
+sys.exit(status)
+"""
+
+
+@pytest.mark.one_kernel
+def test_what_is_left_behind_prints_on(tmux: Tmux, tmp_path: Path) -> None:
+    """The end of the payload is the end, though others print on its terminal without end."""
+    session = Session(tmux, tmp_path, LEFT_BEHIND)
+    assert session.finish() == 3
+
+
 @pytest.mark.one_kernel
 def test_pasted_text_goes_in_whole(tmux: Tmux, tmp_path: Path) -> None:
     """More than a terminal's buffer, typed at once, while the payload prints much: no deadlock."""
