@@ -78,10 +78,10 @@ static long say(int channel, const struct reply *reply, int fd)
 	return sys(__NR_sendmsg, channel, &packet, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-static void answer(int channel, const struct reply *reply, int fd)
+static void answer(int channel, const struct reply *reply)
 {
 	/* Without memory for an answer the channel's end is one: nobody shall wait for more. */
-	if (say(channel, reply, fd) < 0)
+	if (say(channel, reply, -1) < 0)
 		sys(__NR_shutdown, channel, SHUT_RDWR);
 }
 
@@ -94,7 +94,7 @@ static void answer_start(int channel)
 		.error = spawn.result.error,
 		.index = spawn.result.index,
 	};
-	answer(channel, &reply, -1);
+	answer(channel, &reply);
 }
 
 /* ---- newcomers ------------------------------------------------------- */
@@ -165,7 +165,7 @@ static void answer_end(uint32_t i, const siginfo_t *info, const struct rusage *u
 		started = !spawn.result.step;
 	}
 	if (channel >= 0)
-		started ? answer(channel, &reply, -1) : answer_start(channel);
+		started ? answer(channel, &reply) : answer_start(channel);
 	if (processes[i].pid == last)
 		exit_process(0);
 	release(i);
@@ -493,14 +493,20 @@ static bool serve_open(uint64_t size)
 		return false;
 	int fd =
 		open_path_inside(path, head->flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, head->mode);
-	const struct reply reply = {
+	struct reply reply = {
 		.version = PROTOCOL_VERSION,
 		.kind = REPLY_OPENED,
 		.error = fd < 0 ? -fd : 0,
 	};
-	answer(fds[0], &reply, fd);
-	if (fd >= 0)
+	if (fd >= 0) {
+		long err = say(fds[0], &reply, fd);
 		sys(__NR_close, fd);
+		if (err >= 0)
+			return true;
+		/* So many files may be under way that no more are taken: that goes without one. */
+		reply.error = (int32_t)-err;
+	}
+	answer(fds[0], &reply);
 	return true;
 }
 

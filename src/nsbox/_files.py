@@ -40,6 +40,7 @@ _HINTS: Final = {
     errno.ENAMETOOLONG: "a path has at most 4095 bytes, and a name in it 255",
     errno.EROFS: "it is read-only there",
     errno.ETXTBSY: "it is a program that runs",
+    errno.ETOOMANYREFS: "too many descriptors of the payload's user are under way over sockets",
 }
 
 _ON_HOST: Final = "on the host"

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nsbox import Bind, FileError, Live, PlanError, Sandbox, Tmpfs
+from nsbox import Bind, FileError, Limits, Live, PlanError, Sandbox, Tmpfs
 from support import PYTHON, ends, expose, python_box, running
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -454,6 +455,40 @@ def test_lease() -> None:
     box = python_box(mounts=[Tmpfs("/tree")], seccomp=None)  # the filter permits no lease
     with box.open() as live, running(live, _LEASE):
         assert refused(live, "/tree/file").errno == errno.EAGAIN
+
+
+_UNDER_WAY = """
+import array, os, signal, socket
+rights = array.array("i", [0] * 50)
+pairs = []
+try:
+    while True:
+        pairs.append(socket.socketpair())
+        for _ in range(20):
+            pairs[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+except OSError:
+    os.write(1, b"x")
+signal.pause()
+"""
+
+
+def test_too_many_descriptors_under_way(root: None) -> None:
+    """A descriptor that cannot be sent is an error that says so, not the end of the sandbox."""
+    user: dict[str, Any] = {
+        "host_uid": 47131,
+        "host_gid": 47131,
+    }  # the usual one is that of other tests, too
+    with python_box(**user).open() as live, running(live, _UNDER_WAY):
+        with pytest.raises(FileError, match="under way") as caught:
+            live.write_file("/tmp/file", b"")
+        assert caught.value.errno == errno.ETOOMANYREFS
+    with (
+        python_box(**user).open() as live,
+        python_box(**user, limits=Limits(open_files=256)).open() as other,
+        running(other, _UNDER_WAY),
+    ):
+        live.write_file("/tmp/file", b"")
+        assert live.run(["/bin/true"]).returncode == 0
 
 
 @pytest.mark.one_kernel
