@@ -5,8 +5,9 @@ Sandboxes that are made ahead, or stay: what a process in one of them costs.
     python benchmarks/pool.py --part latency --rounds 1000 --plot pool.png
     python benchmarks/pool.py --part throughput --part many --json pool.json
 
-Parts: `latency` (each way to run a program, in turn), `mounts` (a used Sandbox beside few and
-many mounts of the host), `throughput` (a pool of 8 from 8 threads), `many` (1,000 live sandboxes).
+Parts: `latency` (each way to run a program, in turn), `burst` (one run after the other, from a
+pool that is full before), `mounts` (a used Sandbox beside few and many mounts of the host),
+`throughput` (a pool of 8 from 8 threads), `many` (1,000 live sandboxes).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ POOL = "pool, limits"
 PLAIN = "subprocess"
 BUSY_SECONDS = 0.02
 THREADS = 8
+BURST = 8
 KINDS = ("SUnreclaim", "SReclaimable", "Percpu", "KernelStack", "PageTables", "AnonPages", "Shmem")
 SETTLED_SECONDS = 2.0
 
@@ -149,6 +151,55 @@ def plot(path: str, samples: Samples, pyplot: Any) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel("ms from the call to the end of `true`: median, whiskers the quartiles")
     figure.savefig(path, dpi=150)
+
+
+# ---- burst ------------------------------------------------------------------
+
+
+def measure_burst(options: argparse.Namespace) -> tuple[Samples, dict[str, str]]:
+    """
+    Take as many samples in a row as half of a pool has sandboxes, and as many of each other way.
+    """
+    argv = [os.path.realpath(shutil.which("true") or "/bin/true")]
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(Sandbox().pool(2 * BURST))
+        live = stack.enter_context(Sandbox().open())
+        samplers = {
+            PLAIN: _spawners.by_command(argv),
+            "pool": _spawners.by_run(pool.run, argv),
+            "live": _spawners.by_run(live.run, argv),
+        }
+
+        def burst(name: str) -> Sampler:
+            def take() -> int:
+                when_full([pool], int)()
+                samples[name].extend(samplers[name]() for _ in range(BURST))
+                return 0
+
+            return take
+
+        samples: Samples = {name: [] for name in samplers}
+        bursts = {name: burst(name) for name in samplers}
+        _spawners.in_turn(bursts, max(2, options.rounds // 10), 0, options.seed)
+    return samples, {}
+
+
+def print_burst(samples: Samples) -> None:
+    """
+    Print the medians beside those of a process without a sandbox.
+    """
+    summaries = {name: _report.summarise(values) for name, values in samples.items()}
+    _report.print_table(
+        ["ms", "min", "median", "IQR", f"median / {PLAIN}"],
+        [
+            [
+                name,
+                *map(_report.milliseconds, (summary.minimum, summary.median, summary.spread)),
+                _report.ratio(summary.median, summaries[PLAIN].median),
+            ]
+            for name, summary in summaries.items()
+        ],
+    )
 
 
 # ---- mounts -----------------------------------------------------------------
@@ -328,6 +379,7 @@ Part = tuple[
 ]
 PARTS: Mapping[str, Part] = {
     "latency": (measure_latency, print_latency),
+    "burst": (measure_burst, print_burst),
     "mounts": (measure_mounts, print_mounts),
     "throughput": (measure_throughput, print_throughput),
     "many": (measure_many, print_many),

@@ -17,36 +17,63 @@ int nsbox_bell_open(struct nsbox_bell *bell)
 	return bell->fd < 0 ? bell->fd : 0;
 }
 
-/* The first who rings says when it is heard. Under the lock its number is no other file's. */
-int nsbox_bell_ring(struct nsbox_bell *bell)
+static void set(const struct nsbox_bell *bell, int64_t delay)
 {
-	const struct itimerspec delay = {
-		.it_value = { bell->delay / 1000, (long)(bell->delay % 1000) * 1000000 },
+	const struct itimerspec timer = {
+		.it_value = { (long)(delay / 1000000000), (long)(delay % 1000000000) },
 	};
+	sys(__NR_timerfd_settime, bell->fd, 0, &timer, 0);
+}
 
+/*
+ * The first who rings sets the timer; who rings later puts it off, unless it is urgent to
+ * somebody. Under the lock the number of the descriptor is no other file's.
+ */
+int nsbox_bell_ring(struct nsbox_bell *bell, int urgent)
+{
 	lock(&bell->lock);
-	if (bell->fd >= 0 && !bell->rings) {
-		bell->rings = 1;
-		sys(__NR_timerfd_settime, bell->fd, 0, &delay, 0);
+	if (bell->fd >= 0) {
+		if (!bell->last)
+			set(bell, bell->delay);
+		bell->last = monotonic_time();
+		bell->urgent |= !!urgent;
 	}
 	unlock(&bell->lock);
 	return 0;
 }
 
+/* The timer has run out: tell if it is heard now. */
+static int is_heard(struct nsbox_bell *bell)
+{
+	uint64_t count;
+	int64_t left = bell->last + bell->delay - monotonic_time();
+
+	sys(__NR_read, bell->fd, &count, sizeof count);
+	if (left > 0 && !bell->urgent) {
+		set(bell, left);
+		return 0;
+	}
+	bell->last = 0;
+	bell->urgent = 0;
+	return 1;
+}
+
 /* Wait until it is heard, for at most timeout milliseconds (negative: for ever): 1 then. */
 int nsbox_bell_await(struct nsbox_bell *bell, int timeout)
 {
-	struct pollfd heard = { .fd = bell->fd, .events = POLLIN };
+	struct pollfd ready = { .fd = bell->fd, .events = POLLIN };
 	const uint64_t limit[2] = { (uint64_t)timeout / 1000, (uint64_t)timeout % 1000 * 1000000 };
-	uint64_t count;
+	int heard = 0;
 
-	long ret = sys(__NR_ppoll, &heard, 1, timeout < 0 ? 0 : limit, 0, sizeof(signal_mask));
-	if (ret <= 0)
-		return (int)ret;
-	lock(&bell->lock);
-	bell->rings = 0;
-	sys(__NR_read, bell->fd, &count, sizeof count);
-	unlock(&bell->lock);
+	while (!heard) {
+		long ret =
+			sys(__NR_ppoll, &ready, 1, timeout < 0 ? 0 : limit, 0, sizeof(signal_mask));
+		if (ret <= 0)
+			return (int)ret;
+		lock(&bell->lock);
+		heard = is_heard(bell);
+		unlock(&bell->lock);
+	}
 	return 1;
 }
 

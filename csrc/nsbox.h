@@ -481,13 +481,14 @@ int nsbox_close_files(struct nsbox_files *files);
 
 /* What a thread waits for that works in the background (bell.c). */
 struct nsbox_bell {
-	int32_t fd;     /* -1 once it is closed */
-	uint32_t delay; /* milliseconds until it is heard */
+	int64_t delay; /* nanoseconds until it is heard */
+	int64_t last;  /* when somebody has rung; 0: it has been heard since */
+	int32_t fd;    /* -1 once it is closed */
 	uint32_t lock;
-	uint32_t rings; /* somebody has rung, and it has not been heard */
+	uint32_t urgent; /* to somebody who has */
 };
 int nsbox_bell_open(struct nsbox_bell *bell);
-int nsbox_bell_ring(struct nsbox_bell *bell);
+int nsbox_bell_ring(struct nsbox_bell *bell, int urgent);
 int nsbox_bell_await(struct nsbox_bell *bell, int timeout);
 int nsbox_bell_close(struct nsbox_bell *bell);
 

@@ -11,7 +11,8 @@ class Bell:
     Something to wait for, by one thread, that any number of others may ring.
 
     Args:
-        delay: Seconds from the first ring until it is heard.
+        delay: Seconds without another ring until it is heard; from the first one, if it
+            is urgent.
 
     Raises:
         OSError: If there are no descriptors left.
@@ -19,16 +20,16 @@ class Bell:
 
     def __init__(self, delay: float) -> None:
         self._memory = ffi.new(
-            "struct nsbox_bell *", {"fd": -1, "delay": max(1, math.ceil(delay * 1000))}
+            "struct nsbox_bell *", {"fd": -1, "delay": max(1, math.ceil(delay * 1e9))}
         )
         self._struct = ffi.gc(self._memory, lib.nsbox_bell_close)
         ret = lib.nsbox_bell_open(self._struct)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
 
-    def ring(self) -> None:
+    def ring(self, *, urgent: bool) -> None:
         """Wake who waits, or who will; without effect once it is closed."""
-        lib.nsbox_bell_ring(self._struct)
+        lib.nsbox_bell_ring(self._struct, urgent)
 
     def wait(self, timeout: float | None) -> None:
         """

@@ -44,6 +44,9 @@ Seconds until the thread begins to work: a short process has ended by then.
 A timer that is due before the processor's next tick takes much longer to set.
 """
 
+_MOST_USED: Final = 8
+"""Members that wait to be cleared away while others are taken: each may hold memory."""
+
 
 class PoolStats(NamedTuple):
     """
@@ -281,9 +284,15 @@ class Stock:
             self.clear_away(member)
         return None
 
-    def replace(self) -> None:
-        """Let the thread make what is missing; not before the process that took one has begun."""
-        self._bell.ring()
+    def wake(self) -> None:
+        """
+        Let the thread make what is missing, and remove what was used; but not at once.
+
+        It would take processors and caches from a run that begins. So it waits until none
+        has begun or ended for a moment, as long as half of the members are there.
+        """
+        urgent = 2 * len(self._ready) < self.size or len(self._used) > _MOST_USED
+        self._bell.ring(urgent=urgent or self.closing)
 
     def clear_away(self, member: Member) -> None:
         """Let the thread remove a member."""
@@ -294,7 +303,7 @@ class Stock:
         if self._ended:
             self._clear_up()
         else:
-            self._bell.ring()
+            self.wake()
 
     def stats(self) -> PoolStats:
         lost = self.lost.value
@@ -315,7 +324,7 @@ class Stock:
         self.closing = True
         if self._owner != os.getpid():
             return False
-        self._bell.ring()
+        self.wake()
         if self._thread.ident is None:
             self._end()  # it has never begun
         # A garbage collection can happen in the thread itself.

@@ -64,7 +64,7 @@ class _Seat:
                 possible = error.step is Step.INIT  # else the next would not do any better
                 continue
             stock.warm.add()
-            stock.replace()
+            stock.wake()
             return
         stock.cold.add()
         request.view = None
@@ -72,7 +72,7 @@ class _Seat:
         request.placement = fence.open()
         stock.world.start(request, child)
         if possible:
-            stock.replace()  # an exception may have lost one, and nobody said so
+            stock.wake()  # an exception may have lost one, and nobody said so
 
 
 def _is_possible(request: Request) -> bool:
