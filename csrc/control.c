@@ -191,7 +191,7 @@ static int opened(struct answer *answer)
 }
 
 int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64_t flags,
-			 uint64_t mode, struct nsbox_gate *gate, int32_t *fd)
+			 uint64_t mode, uint32_t patience, int32_t *fd)
 {
 	struct open_request head = { PROTOCOL_VERSION, REQUEST_OPEN, flags, mode };
 	size_t size = string_length(path) + 1;
@@ -207,14 +207,15 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 	int socket = hold(control);
 	if (socket < 0)
 		return -ESRCH;
-	int init = borrow_pidfd(control->init);
-	if (init < 0)
+	int pidfd = borrow_pidfd(control->init);
+	const struct peer init = peer_until(pidfd, patience);
+	if (pidfd < 0)
 		err = -ESRCH;
-	else if (!send_request(socket, init, gate, parts, 2, &packet, &channel, 1, &err)) {
-		err = await(channel, init, &answer);
+	else if (!send_request(socket, &init, parts, 2, &packet, &channel, 1, &err)) {
+		err = await(channel, &init, &answer);
 		err = err == 0 ? -ESRCH : err;
 	}
-	if (init >= 0)
+	if (pidfd >= 0)
 		give_back_pidfd(control->init);
 	let_go(control);
 	nsbox_close(&channel);
@@ -227,8 +228,7 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 /* ---- an init for one process ----------------------------------------- */
 
 int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
-			  struct nsbox_dumpable *dumpable, struct nsbox_gate *gate,
-			  struct nsbox_result *result)
+			  struct nsbox_dumpable *dumpable, struct nsbox_result *result)
 {
 	struct nsbox_result init = no_result();
 	struct nsbox_control control = { .socket = -1, .listener = -1, .init = &init };
@@ -246,7 +246,7 @@ int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_requ
 	if (err < 0)
 		*result = init;
 	else
-		err = start_process(&control, plan, &payload, NSBOX_START_LAST, gate, result);
+		err = start_process(&control, plan, &payload, NSBOX_START_LAST, result);
 	/* Nothing of these is left if the payload has taken them. */
 	nsbox_control_close(&control);
 	nsbox_discard(&init);

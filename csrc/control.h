@@ -35,26 +35,25 @@ struct line {
 int failed(struct nsbox_result *result, enum nsbox_step step, int index, long error);
 
 /* messages.c */
-enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
-			     size_t n, struct packet *packet, int32_t *channels,
-			     uint32_t n_channels, long *err);
+struct peer peer_until(int init, uint32_t patience);
+enum nsbox_step send_request(int socket, const struct peer *init, struct iovec *parts, size_t n,
+			     struct packet *packet, int32_t *channels, uint32_t n_channels,
+			     long *err);
 int receive(int channel, struct answer *answer);
 int receive_pid(int channel);
-int await(int channel, int init, struct answer *answer);
+int await(int channel, const struct peer *init, struct answer *answer);
 
 /* start.c */
 int add_watch(const struct nsbox_request *request, struct nsbox_result *result);
 int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
-		  const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
-		  struct nsbox_result *result);
+		  const struct nsbox_request *request, int mode, struct nsbox_result *result);
 
 /* lines.c */
 long hold_lines(struct nsbox_control *control, struct nsbox_lines **held);
 void let_go_of_lines(struct nsbox_lines *lines);
 void close_lines(struct nsbox_lines *lines, bool foreign);
 bool take_line(struct nsbox_lines *lines, struct line *line);
-enum nsbox_step open_line(int socket, int init, struct nsbox_gate *gate, struct line *line,
-			  long *err);
+enum nsbox_step open_line(int socket, const struct peer *init, struct line *line, long *err);
 void close_line(struct line *line, bool foreign);
 
 /* control.c */

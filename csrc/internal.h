@@ -266,7 +266,12 @@ void give_back_pidfd(struct nsbox_result *child);
 int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
 struct nsbox_result no_result(void);
 /* messages.c */
-int await_event(int socket, short event, int init);
+/* An nsbox-init that is asked for something, by its pidfd, and until when it may answer. */
+struct peer {
+	int pidfd;
+	int64_t deadline; /* on CLOCK_MONOTONIC */
+};
+int await_event(int socket, short event, const struct peer *init);
 bool is_stopped(int init);
 /* lines.c */
 void let_go_of_line(struct nsbox_result *child, bool foreign);

@@ -121,8 +121,7 @@ void let_go_of_line(struct nsbox_result *child, bool foreign)
 }
 
 /* Ask an init for one more. Returns the step that failed. */
-enum nsbox_step open_line(int socket, int init, struct nsbox_gate *gate, struct line *line,
-			  long *err)
+enum nsbox_step open_line(int socket, const struct peer *init, struct line *line, long *err)
 {
 	struct line_request head = { PROTOCOL_VERSION, REQUEST_LINE };
 	struct iovec part = { &head, sizeof head };
@@ -130,12 +129,11 @@ enum nsbox_step open_line(int socket, int init, struct nsbox_gate *gate, struct 
 	int32_t channels[2] = { -1, -1 };
 
 	*line = (struct line){ -1, -1, -1 };
-	*err = sys(__NR_fcntl, init, F_DUPFD_CLOEXEC, 3);
+	*err = sys(__NR_fcntl, init->pidfd, F_DUPFD_CLOEXEC, 3);
 	if (*err < 0)
 		return NSBOX_STEP_INIT;
 	line->init = (int32_t)*err;
-	enum nsbox_step step =
-		send_request(socket, init, gate, &part, 1, &packet, channels, 2, err);
+	enum nsbox_step step = send_request(socket, init, &part, 1, &packet, channels, 2, err);
 	line->talk = channels[0];
 	line->names = channels[1];
 	if (step)

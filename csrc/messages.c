@@ -19,25 +19,35 @@
 /* ---- the gate ------------------------------------------------------- */
 
 /*
- * The hooks of fork(3), and not Python's: between those run handlers of signals, finalizers and the
- * program's own hooks, which may start something in this very thread, and would wait for
+ * What is under way to an init: a fork at that moment would have copies of both ends of a
+ * channel, and the caller would never see it close. So forks wait for the moment to pass.
+ *
+ * By the hooks of fork(3), and not Python's: between those run handlers of signals, finalizers and
+ * the program's own hooks, which may start something in this very thread, and would wait for
  * themselves.
  */
-static struct nsbox_gate of_forks;
+static uint32_t gate;
 
-static void close_to_send(void)
+static void close_gate(void)
 {
-	lock(&of_forks.lock);
+	lock(&gate);
 }
 
-static void open_again(void)
+static void open_gate(void)
 {
-	unlock(&of_forks.lock);
+	unlock(&gate);
 }
 
-struct nsbox_gate *nsbox_gate_of_forks(void)
+int nsbox_guard_forks(void)
 {
-	return pthread_atfork(close_to_send, open_again, open_again) == 0 ? &of_forks : NULL;
+	static uint32_t one_at_a_time;
+	static bool guarded;
+
+	lock(&one_at_a_time);
+	int err = guarded ? 0 : pthread_atfork(close_gate, open_gate, open_gate);
+	guarded = err == 0;
+	unlock(&one_at_a_time);
+	return -err;
 }
 
 /* ---- an init that does not answer ------------------------------------ */
@@ -53,24 +63,43 @@ bool is_stopped(int init)
 }
 
 /*
- * Wait until something can be done with a socket to an init: 1; 0 if the init has ended, and
- * -ETIMEDOUT if somebody has stopped it.
+ * What runs inside has the user id of its init: it may give it the lowest priority, and use up
+ * the processors. And whoever freezes it has overtaken who waits.
  */
-int await_event(int socket, short event, int init)
+enum { MOST_PATIENCE = 60 * 1000 /* ms */ };
+
+/* One that may take so many milliseconds for its answers, 0: as many as any. */
+struct peer peer_until(int init, uint32_t patience)
 {
-	static const uint64_t tick[2] = { 0, STOP_TICK };
+	int64_t most = !patience || patience > MOST_PATIENCE ? MOST_PATIENCE : patience;
+
+	return (struct peer){ init, monotonic_time() + most * 1000000 };
+}
+
+/*
+ * Wait until something can be done with a socket to an init: 1; 0 if the init has ended, and
+ * -ETIMEDOUT if somebody has stopped it, or it is too late.
+ */
+int await_event(int socket, short event, const struct peer *init)
+{
 	struct pollfd events[2] = { { .fd = socket, .events = event },
-				    { .fd = init, .events = POLLIN } };
+				    { .fd = init->pidfd, .events = POLLIN } };
 
 	for (int stops = 0; stops < STOPS;) {
-		long ready = RETRY(sys(__NR_ppoll, events, 2, tick, 0, sizeof(signal_mask)));
+		int64_t left = init->deadline - monotonic_time();
+		struct timespec tick = { .tv_nsec = left < 0 ? 0 : left };
+		if (left > STOP_TICK)
+			tick.tv_nsec = STOP_TICK;
+		long ready = RETRY(sys(__NR_ppoll, events, 2, &tick, 0, sizeof(signal_mask)));
 		if (ready < 0)
 			return (int)ready; /* fewer descriptors are permitted than these */
 		if (events[0].revents)
 			return 1;
 		if (events[1].revents)
 			return 0;
-		stops = ready == 0 && is_stopped(init) ? stops + 1 : 0;
+		if (left <= STOP_TICK)
+			break;
+		stops = is_stopped(init->pidfd) ? stops + 1 : 0;
 	}
 	return -ETIMEDOUT;
 }
@@ -144,17 +173,17 @@ static enum nsbox_step send_with_channels(int socket, struct iovec *parts, size_
 }
 
 /* The same, until there is room in the socket; the gate is never closed while we wait. */
-enum nsbox_step send_request(int socket, int init, struct nsbox_gate *gate, struct iovec *parts,
-			     size_t n, struct packet *packet, int32_t *channels,
-			     uint32_t n_channels, long *err)
+enum nsbox_step send_request(int socket, const struct peer *init, struct iovec *parts, size_t n,
+			     struct packet *packet, int32_t *channels, uint32_t n_channels,
+			     long *err)
 {
 	for (;;) {
 		if (n_channels)
-			lock(&gate->lock);
+			close_gate();
 		enum nsbox_step step =
 			send_with_channels(socket, parts, n, packet, channels, n_channels, err);
 		if (n_channels)
-			unlock(&gate->lock);
+			open_gate();
 		if (step != NSBOX_STEP_MESSAGE)
 			return step;
 		if (*err == -EPIPE || *err == -ECONNRESET) {
@@ -258,7 +287,7 @@ int receive_pid(int channel)
 }
 
 /* The same, and wait for it; 0 also if the init has ended without one. */
-int await(int channel, int init, struct answer *answer)
+int await(int channel, const struct peer *init, struct answer *answer)
 {
 	int ret = await_event(channel, POLLIN, init);
 

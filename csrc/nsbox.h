@@ -291,6 +291,7 @@ struct nsbox_request {
 	struct nsbox_maker *maker;     /* NULL: nothing is made ahead, or no descriptor is named */
 	int32_t layers;                /* socket that the layers of overlays are sent to, or -1 */
 	const struct nsbox_view *view; /* by an init: what must still hold, or NULL */
+	uint32_t patience; /* by an init: milliseconds that its answers may take; 0: a minute */
 	/* By an init: limits of this process, besides the plan's; the stricter ones hold. */
 	int32_t nice;
 	uint32_t n_rlimits;
@@ -401,14 +402,6 @@ struct nsbox_control {
 };
 
 /*
- * What is under way to an init: a fork at that moment would have copies of both ends of
- * a channel, and the caller would never see it close. One for each process, zero at first.
- */
-struct nsbox_gate {
-	uint32_t lock;
-};
-
-/*
  * Spawn an init, whose record is control->init: the request with exec_fd, an nsbox-init,
  * for a program, and the control for its streams. With `known` the Landlock rules are also
  * for the streams and pass_fds of the request, which the init does not keep.
@@ -418,22 +411,23 @@ int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_requ
 			  struct nsbox_control *control);
 /* As nsbox_spawn, with an init that ends with the payload; the request has its exec_fd. */
 int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
-			  struct nsbox_dumpable *dumpable, struct nsbox_gate *gate,
-			  struct nsbox_result *result);
+			  struct nsbox_dumpable *dumpable, struct nsbox_result *result);
 /*
  * As nsbox_spawn, by the init; of the plan it takes the limits and the filter. An attended
  * start may return before it is known what has become of it: step says so when nsbox_wait()
  * returns 1, and pid is 0 until then if the process is a new one.
  */
 int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
-			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
-			struct nsbox_result *result);
-/* openat2(2) by the init, into *fd; 0 or -errno, -ESRCH without an init. */
+			const struct nsbox_request *request, int mode, struct nsbox_result *result);
+/*
+ * openat2(2) by the init, into *fd, within so many milliseconds (0: a minute); 0 or -errno,
+ * -ESRCH without an init.
+ */
 int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64_t flags,
-			 uint64_t mode, struct nsbox_gate *gate, int32_t *fd);
+			 uint64_t mode, uint32_t patience, int32_t *fd);
 int nsbox_control_close(struct nsbox_control *control);
-/* That one, at which forks wait from the first call on. One call is enough; NULL without memory. */
-struct nsbox_gate *nsbox_gate_of_forks(void);
+/* From now on forks wait until nothing is half sent; -errno. Without effect the second time. */
+int nsbox_guard_forks(void);
 
 /*
  * The layers of an overlay, as O_PATH descriptors: the upper one, then the lower ones,

@@ -261,15 +261,15 @@ static int check_descriptors(const struct nsbox_request *request, struct nsbox_r
  * A terminal for a request that asks for one. The init opens its master, which is checked
  * here; its slave goes where the request says nothing else.
  */
-static int make_terminal(struct nsbox_control *control, struct nsbox_gate *gate,
-			 struct nsbox_request *request, int32_t *slave, struct nsbox_result *result)
+static int make_terminal(struct nsbox_control *control, struct nsbox_request *request,
+			 int32_t *slave, struct nsbox_result *result)
 {
 	if (!request->terminal)
 		return 0;
 	if (check_descriptors(request, result) < 0)
 		return -1;
-	int err =
-		nsbox_control_openat(control, "/dev/pts/ptmx", O_RDWR, 0, gate, request->terminal);
+	int err = nsbox_control_openat(control, "/dev/pts/ptmx", O_RDWR, 0, request->patience,
+				       request->terminal);
 	if (err < 0)
 		return failed(result, NSBOX_STEP_TERMINAL_OPEN, -1, err);
 	*slave = open_slave_of(*request->terminal, request);
@@ -358,7 +358,7 @@ static int take_name(int ret, struct answer *answer, struct nsbox_result *result
 	return result->pidfd < 0 ? failed(result, NSBOX_STEP_INIT, -1, result->pidfd) : 0;
 }
 
-static int await_start(int32_t *channel, int init, struct nsbox_result *result)
+static int await_start(int32_t *channel, const struct peer *init, struct nsbox_result *result)
 {
 	struct answer answer;
 
@@ -397,7 +397,7 @@ static int take_replacement(int channel, bool here, struct nsbox_result *result)
 }
 
 /* The init becomes the process: the exec closes its end of the channel, and says no more. */
-static int await_replacement(int channel, struct nsbox_control *control, int init,
+static int await_replacement(int channel, struct nsbox_control *control, const struct peer *init,
 			     struct nsbox_result *result)
 {
 	/* Whatever it says, it closes the channel next: one time to wake up is enough. */
@@ -559,10 +559,10 @@ static void bind_to_init(struct nsbox_result *result, struct nsbox_control *cont
 }
 
 /* A line that is free, or a new one. */
-static enum nsbox_step find_line(struct nsbox_lines *lines, int socket, int init,
-				 struct nsbox_gate *gate, struct line *line, long *err)
+static enum nsbox_step find_line(struct nsbox_lines *lines, int socket, const struct peer *init,
+				 struct line *line, long *err)
 {
-	return take_line(lines, line) ? NSBOX_STEP_NONE : open_line(socket, init, gate, line, err);
+	return take_line(lines, line) ? NSBOX_STEP_NONE : open_line(socket, init, line, err);
 }
 
 /* It has not been sent: if the init has refused the line, that is why. */
@@ -576,8 +576,8 @@ static int not_sent(const struct line *line, enum nsbox_step step, long err,
 	return failed(result, step, -1, err);
 }
 
-static int start_over_line(struct nsbox_control *control, int socket, int init, struct iovec *parts,
-			   size_t n, struct start *start, struct nsbox_gate *gate,
+static int start_over_line(struct nsbox_control *control, int socket, const struct peer *init,
+			   struct iovec *parts, size_t n, struct start *start,
 			   struct nsbox_result *result)
 {
 	struct nsbox_lines *lines;
@@ -586,12 +586,12 @@ static int start_over_line(struct nsbox_control *control, int socket, int init, 
 	long err = hold_lines(control, &lines);
 	if (err < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, err);
-	enum nsbox_step step = find_line(lines, socket, init, gate, &line, &err);
+	enum nsbox_step step = find_line(lines, socket, init, &line, &err);
 	if (step) {
 		let_go_of_lines(lines);
 		return failed(result, step, -1, err);
 	}
-	step = send_request(line.talk, init, gate, parts, n, &start->packet, NULL, 0, &err);
+	step = send_request(line.talk, init, parts, n, &start->packet, NULL, 0, &err);
 	if (step) {
 		int ret = not_sent(&line, step, err, result);
 		close_line(&line, false);
@@ -603,8 +603,8 @@ static int start_over_line(struct nsbox_control *control, int socket, int init, 
 }
 
 /* Send it, and see what becomes of it. */
-static int start_by(struct nsbox_control *control, int socket, int init, struct start *start,
-		    struct nsbox_gate *gate, struct nsbox_result *result)
+static int start_by(struct nsbox_control *control, int socket, const struct peer *init,
+		    struct start *start, struct nsbox_result *result)
 {
 	struct iovec parts[2] = { { &start->head, sizeof start->head },
 				  { start->body, start->head.body_size } };
@@ -614,8 +614,8 @@ static int start_by(struct nsbox_control *control, int socket, int init, struct 
 	int ret = 0;
 
 	if (is_over_line(&start->head))
-		return start_over_line(control, socket, init, parts, n, start, gate, result);
-	enum nsbox_step step = send_request(socket, init, gate, parts, n, &start->packet, &channel,
+		return start_over_line(control, socket, init, parts, n, start, result);
+	enum nsbox_step step = send_request(socket, init, parts, n, &start->packet, &channel,
 					    !is_over_control(&start->head), &err);
 	if (step)
 		return failed(result, step, -1, err);
@@ -650,8 +650,7 @@ static int begin_watch(const struct nsbox_request *request, struct nsbox_result 
 
 /* The result is empty, and the watch on its list. */
 int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
-		  const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
-		  struct nsbox_result *result)
+		  const struct nsbox_request *request, int mode, struct nsbox_result *result)
 {
 	struct nsbox_request own = *request;
 	struct start start;
@@ -663,34 +662,34 @@ int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
 	int socket = hold(control);
 	if (socket < 0)
 		return failed(result, NSBOX_STEP_INIT, -1, -ESRCH);
-	int init = borrow_pidfd(control->init);
-	int err = init < 0 || is_readable(init) ? -ESRCH : 0;
+	int pidfd = borrow_pidfd(control->init);
+	const struct peer init = peer_until(pidfd, request->patience);
+	int err = pidfd < 0 || is_readable(pidfd) ? -ESRCH : 0;
 	/* A world that was made before, and would be another now. */
 	if (err == 0 && !view_holds(request->view))
 		err = -ESTALE;
 	if (err < 0)
 		failed(result, NSBOX_STEP_INIT, -1, err);
 	else
-		err = make_terminal(control, gate, &own, &slave, result);
+		err = make_terminal(control, &own, &slave, result);
 	if (err == 0) {
 		err = fill(&start, plan, &own, mode, result);
 		if (err == 0)
-			err = start_by(control, socket, init, &start, gate, result);
+			err = start_by(control, socket, &init, &start, result);
 		nsbox_close(&start.procs);
 		nsbox_close(&start.memfd);
 	}
 	nsbox_close(&slave);
-	if (init >= 0)
+	if (pidfd >= 0)
 		give_back_pidfd(control->init);
 	let_go(control);
 	return err < 0 ? err : begin_watch(request, result);
 }
 
 int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
-			const struct nsbox_request *request, int mode, struct nsbox_gate *gate,
-			struct nsbox_result *result)
+			const struct nsbox_request *request, int mode, struct nsbox_result *result)
 {
 	*result = no_result();
 	int err = add_watch(request, result);
-	return err < 0 ? err : start_process(control, plan, request, mode, gate, result);
+	return err < 0 ? err : start_process(control, plan, request, mode, result);
 }

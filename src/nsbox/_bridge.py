@@ -58,15 +58,9 @@ class _Dumpable:
 _dumpable = _Dumpable()
 
 
-def _gate() -> Any:
-    """Return what keeps a fork from copying a message that is half sent: struct nsbox_gate."""
-    note = lib.nsbox_gate_of_forks()
-    if note == ffi.NULL:
-        raise MemoryError
-    return note
-
-
-gate: Final = _gate()
+# A fork that copied a message which is half sent would keep its channel open.
+if lib.nsbox_guard_forks() < 0:
+    raise MemoryError
 
 
 def _unfinished(step: Step, error: OSError) -> SpawnError:
@@ -141,7 +135,7 @@ class Lowered:
         if self.plan.init:
             struct.flags |= self._late_filter
             struct.exec_fd = _program_of_init()
-            lib.nsbox_spawn_with_init(self._struct, struct, note, gate, child.record)
+            lib.nsbox_spawn_with_init(self._struct, struct, note, child.record)
         else:
             lib.nsbox_spawn(self._struct, struct, note, child.record)
         del keep
@@ -199,7 +193,7 @@ class Lowered:
         struct, keep = lower(request)
         if self._late_filter:
             struct.flags |= _LATE_FILTER
-        lib.nsbox_control_start(control, self._struct, struct, mode, gate, child.record)
+        lib.nsbox_control_start(control, self._struct, struct, mode, child.record)
         del keep
         if child.record.step:
             raise self.failure(child)

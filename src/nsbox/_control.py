@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import partial
 from typing import Any, Final
 
-from ._bridge import Lowered, gate
+from ._bridge import Lowered
 from ._calls import Descriptor, Layers
 from ._child import Child
 from ._native import ffi, lib
@@ -159,7 +159,7 @@ class Control:
         return Descriptor(path, flags, partial(self._openat, mode))
 
     def _openat(self, mode: int, path: bytes, flags: int, fd: Any) -> int:
-        return int(lib.nsbox_control_openat(self._struct, path, flags, mode, gate, fd))
+        return int(lib.nsbox_control_openat(self._struct, path, flags, mode, 0, fd))
 
     def kill(self) -> None:
         """Kill everything in the world; does not wait for the end."""

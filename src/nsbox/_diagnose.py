@@ -111,7 +111,10 @@ def _init(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None
     if error == errno.ESRCH:
         return "the sandbox has ended, killed by somebody or for a limit"
     if error == errno.ETIMEDOUT:
-        return "its init is stopped: somebody outside has sent it SIGSTOP"
+        return (
+            "its init does not answer: somebody outside has stopped it (SIGSTOP) or frozen it, or "
+            "what runs inside leaves it no processor; kill() and close() end that"
+        )
     if error == errno.EACCES:
         return "this host lets no memfd be executed, and nsbox-init is one: vm.memfd_noexec"
     return None

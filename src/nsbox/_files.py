@@ -40,6 +40,7 @@ _HINTS: Final = {
     errno.ENAMETOOLONG: "a path has at most 4095 bytes, and a name in it 255",
     errno.EROFS: "it is read-only there",
     errno.ETXTBSY: "it is a program that runs",
+    errno.ETIMEDOUT: "the init of the sandbox does not answer: kill() or close() it",
     errno.ETOOMANYREFS: "too many descriptors of the payload's user are under way over sockets",
 }
 

@@ -98,6 +98,7 @@ class Request:
         nice: Niceness, besides the plan's; by an init only.
         rlimits: Resource limits, likewise: of both the stricter ones hold.
         view: By an init that was started ahead: what must still be as it was seen then.
+        patience: By an init: milliseconds that its answers may take; 0: a minute, the most.
         terminal: The caller's end of a terminal of its own, to be made; its slave end
             replaces each -1 of stdio.
     """
@@ -117,6 +118,7 @@ class Request:
     nice: int = 0
     rlimits: tuple[tuple[int, int], ...] = ()
     view: View | None = None
+    patience: int = 0
     terminal: Terminal | None = None
 
     def __init__(
@@ -171,6 +173,8 @@ def lower(request: Request) -> tuple[Any, object]:
         struct.flags |= _ATTENDED
     if request.view is not None:
         struct.view = request.view.struct
+    if request.patience:
+        struct.patience = request.patience
     if request.placement is not NOWHERE:
         _lower_placement(request.placement, struct, keep)
     # Most requests have nothing of the rest, and each field takes its time.
@@ -179,7 +183,7 @@ def lower(request: Request) -> tuple[Any, object]:
     return struct, keep
 
 
-_USUAL: Final = {"argv", "executable", "env", "cwd", "attended", "placement", "view"}
+_USUAL: Final = {"argv", "executable", "env", "cwd", "attended", "placement", "view", "patience"}
 
 
 def _lower_unusual(request: Request, struct: Any, keep: list[Any]) -> None:

@@ -5,11 +5,14 @@ Made by ``Sandbox.open()``. Everything in it ends with the object, or with the c
 """
 
 import errno
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack
 
 from . import _files
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PF_EXITING: Final = 0x4
+
+_LONG: Final = 1e6
+"""Seconds: more than any start may take."""
 
 _CLOSING: Final = CgroupError, PlanError, UnsupportedError
 """What may come of it that another thread closes the sandbox."""
@@ -117,7 +123,7 @@ class Live:
                 ended, killed by somebody or for a limit.
             PlanError: Also if the sandbox is closed, or frozen.
         """
-        process: Process = self._begin(self._spawn, limits, args, **options)
+        process: Process = self._begin(self._spawn, limits, None, args, **options)
         return process
 
     def run(
@@ -140,7 +146,7 @@ class Live:
             limits: As for :meth:`spawn`.
         """
         return run(
-            partial(self._begin, self._attend, limits),
+            partial(self._begin, self._attend, limits, timeout),
             args,
             input=input,
             capture_output=capture_output,
@@ -183,7 +189,7 @@ class Live:
         from . import _async
 
         return await _async.run(
-            partial(self.spawn, limits=limits),
+            partial(self._begin, self._spawn, limits, timeout),
             args,
             input=input,
             capture_output=capture_output,
@@ -197,25 +203,38 @@ class Live:
         self,
         begin: Callable[..., Any],
         limits: Limits | None,
+        timeout: float | None,
         args: Args,
         /,
         **options: Unpack[SpawnOptions],
     ) -> Any:
+        patience = 0 if timeout is None else max(1, math.ceil(min(timeout, _LONG) * 1000))
+        since = time.monotonic()
         try:
-            return begin(self._place(limits), args, **options)
+            return begin(self._place(limits, patience), args, **options)
         except _CLOSING:
             self._check_open()
             raise
+        except SpawnError as error:
+            # Its init has not said that it has begun: what runs there may keep it from running.
+            late = timeout is not None and time.monotonic() - since >= timeout
+            if late and error.errno == errno.ETIMEDOUT:
+                raise TimeoutExpired(args, timeout or 0.0) from None
+            raise
 
-    def _place(self, limits: Limits | None) -> Place:
+    def _place(self, limits: Limits | None, patience: int) -> Place:
         if limits is not None:
             check_limits("limits", limits)
         self._check_active()
-        start = self._control.start if limits is None else partial(self._start, limits)
+        start = self._control.start
+        if limits is not None or patience:
+            start = partial(self._start, limits, patience)
         return FixedPlace(start, self._whole.inside(limits))
 
-    def _start(self, limits: Limits, request: Request, child: Child) -> None:
-        request.rlimits, request.nice = rlimits_of(limits), limits.nice or 0
+    def _start(self, limits: Limits | None, patience: int, request: Request, child: Child) -> None:
+        request.patience = patience
+        if limits is not None:
+            request.rlimits, request.nice = rlimits_of(limits), limits.nice or 0
         self._control.start(request, child)
 
     # ---- files ----

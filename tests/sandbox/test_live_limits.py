@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -508,29 +509,30 @@ def test_while_frozen() -> None:
 
 
 @pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("options", [{}, {"capture_output": True}, {"pty": (24, 80)}])
 @pytest.mark.parametrize("signals", [False, True])
 def test_timeout_of_a_command_that_a_freeze_overtakes(
-    monkeypatch: pytest.MonkeyPatch, signals: bool
+    monkeypatch: pytest.MonkeyPatch, signals: bool, options: dict[str, Any]
 ) -> None:
     """It was asked for before the freeze, and its init has not read that: it is never started."""
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     if signals:
         signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
     try:
-        _overtake(monkeypatch)
+        _overtake(monkeypatch, options)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def _overtake(monkeypatch: pytest.MonkeyPatch) -> None:
+def _overtake(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     with Sandbox(limits=Limits(wall_time=CHILD_DEADLINE)).open() as live:
         live.write_file("/tmp/mark", b"")
         with monkeypatch.context() as patch:
             patch.setattr(live, "_check_active", lambda: None)
             live.freeze()
             with pytest.raises(TimeoutExpired):
-                live.run(["/bin/rm", "/tmp/mark"], timeout=0.05)
+                live.run(["/bin/rm", "/tmp/mark"], timeout=0.05, **options)
         live.thaw()
         assert live.run(["/bin/ls", "/tmp/mark"]).returncode == 0
 
