@@ -199,8 +199,12 @@ def test_record_lives_as_long_as_who_uses_it() -> None:
 
 
 @pytest.mark.parametrize("mode", ["plain", "init", "live"])
-def test_watch_that_another_thread_removes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_that_another_thread_removes(
+    mode: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """What the end of the program lets go of while a thread starts it: that start fails."""
+    if mode == "live":
+        request.getfixturevalue("cgroups")
     make = Fence._make_watch
 
     def removed(fence: Fence) -> Watch | None:

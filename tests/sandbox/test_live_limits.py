@@ -633,6 +633,7 @@ def test_many_sandboxes() -> None:
             live.close()
 
 
+@pytest.mark.usefixtures("cgroups")
 def test_exit_of_a_fork_while_a_command_ends() -> None:
     """It does not wait for a thread of its parent's that was about to tell how one ended."""
     held, over = threading.Event(), threading.Event()
