@@ -28,6 +28,9 @@
  */
 static uint32_t gate;
 
+/* The forks between this process and the one that the gate was set up in. */
+static uint32_t forks;
+
 static void close_gate(void)
 {
 	lock(&gate);
@@ -38,13 +41,24 @@ static void open_gate(void)
 	unlock(&gate);
 }
 
+static void open_gate_in_fork(void)
+{
+	forks++;
+	open_gate();
+}
+
+uint32_t nsbox_forks(void)
+{
+	return forks;
+}
+
 int nsbox_guard_forks(void)
 {
 	static uint32_t one_at_a_time;
 	static bool guarded;
 
 	lock(&one_at_a_time);
-	int err = guarded ? 0 : pthread_atfork(close_gate, open_gate, open_gate);
+	int err = guarded ? 0 : pthread_atfork(close_gate, open_gate, open_gate_in_fork);
 	guarded = err == 0;
 	unlock(&one_at_a_time);
 	return -err;

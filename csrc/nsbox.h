@@ -428,6 +428,11 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 int nsbox_control_close(struct nsbox_control *control);
 /* From now on forks wait until nothing is half sent; -errno. Without effect the second time. */
 int nsbox_guard_forks(void);
+/*
+ * Another number in a fork than in its parent, from before any hook of Python's on; a pid may be
+ * the same: 1, in a pid namespace of its own.
+ */
+uint32_t nsbox_forks(void);
 
 /*
  * The layers of an overlay, as O_PATH descriptors: the upper one, then the lower ones,

@@ -17,7 +17,7 @@ class _Maker:
 
     def __init__(self) -> None:
         self._made: list[Any] = []  # the first is the maker
-        self._owner = os.getpid()
+        self._forks = lib.nsbox_forks()
         # No thread at a fork: the child has half of what it does, and Python warns of threads.
         os.register_at_fork(
             before=self._stop, after_in_parent=self._resume, after_in_child=self._forget
@@ -62,12 +62,12 @@ class _Maker:
         """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
         # Who needs one before the hooks of nsbox run does it, too: a hook of the program's, or what
         # only another thread has, which ends as soon as the fork begins.
-        if self._owner == os.getpid():
+        if self._forks == lib.nsbox_forks():
             return
         if self._made:
             lib.nsbox_maker_forget(self._made[0])
             self._made = []
-        self._owner = os.getpid()
+        self._forks = lib.nsbox_forks()
 
 
 maker: Final = _Maker()

@@ -18,7 +18,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._made: list[Any] = []  # the first is the watcher
-        self._owner = os.getpid()
+        self._forks = lib.nsbox_forks()
         os.register_at_fork(after_in_child=self._forget)
 
     @property
@@ -34,12 +34,12 @@ class _Watcher:
     def _forget(self) -> None:
         """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
         # Who needs one in a hook of the program's that comes before this one does it, too.
-        if self._owner == os.getpid():
+        if self._forks == lib.nsbox_forks():
             return
         if self._made:
             lib.nsbox_watcher_forget(self._made[0])
             self._made = []
-        self._owner = os.getpid()
+        self._forks = lib.nsbox_forks()
 
 
 watcher = _Watcher()

@@ -638,6 +638,41 @@ def test_fork_whose_first_hook_is_the_programs() -> None:
     assert result.stdout == "True\nwall_time\n0\n", result.stderr
 
 
+_SAME_NUMBER = """
+import os
+from nsbox import Limits, Sandbox
+from nsbox._native import ffi
+from nsbox._spares import maker
+from nsbox._watch import watcher
+from nsbox.lowlevel import CloneFlag, unshare
+
+box = Sandbox(limits=Limits(wall_time=1000))
+for _ in range(2):
+    box.run(["/bin/true"])
+with box.spawn(["/bin/sleep", "1000"]) as process:
+    unshare(CloneFlag.CLONE_NEWPID)
+    if (pid := os.fork()) == 0:
+        print(os.getpid(), maker.existing == ffi.NULL, watcher._made, flush=True)
+        os._exit(0)
+    print(os.getpid(), os.waitpid(pid, 0)[1])
+    process.kill()
+"""
+
+
+def test_fork_that_has_the_number_of_its_parent() -> None:
+    """It is 1 in a pid namespace of its own: threads of the parent's are not taken for its own."""
+    mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", *mapped, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    result = subprocess.run(
+        [*command, sys.executable, "-c", _SAME_NUMBER],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=CHILD_DEADLINE,
+    )
+    assert result.stdout == "1 True []\n1 0\n", result.stderr
+
+
 def test_threads_that_fork_at_the_same_time() -> None:
     """The thread rests until the last of them has forked; then it lets go of what was used."""
     before = tasks()
