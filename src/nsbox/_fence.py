@@ -313,7 +313,8 @@ class Fence:
         """
         if not self._terms.sole or self._owner != os.getpid():
             return
-        with self._lock, suppress(CgroupError):  # else another thread may remove it
+        # The lock, else another thread may remove it; a signal handler still may.
+        with self._lock, suppress(CgroupError, PlanError):
             self.kill()
 
     # ---- the end ----

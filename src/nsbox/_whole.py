@@ -186,7 +186,8 @@ class Whole(Fence):
             return
         self._init_ran_out()
         self._remove_left()
-        super().discard()
+        with self._lock:  # else another thread may remove it, or kill what is in it
+            super().discard()
         self._remove_left()  # what another thread has left meanwhile
 
     def _remove_left(self) -> None:

@@ -315,11 +315,15 @@ class Cgroup:
 
     def remove(self, patience: float) -> None:
         """As :meth:`close`, with another bound in seconds."""
-        if not self._removed_at_once():
-            self.empty(patience)
-            deadline = time.monotonic() + patience
-            for directory in reversed(self.directories):
-                remove_tree(directory, deadline)
+        try:
+            if not self._removed_at_once():
+                self.empty(patience)
+                deadline = time.monotonic() + patience
+                for directory in reversed(self.directories):
+                    remove_tree(directory, deadline)
+        except (CgroupError, PlanError):
+            if not self._closed:  # else a signal handler or another thread has removed it
+                raise
         self._forget()
 
     def remove_if_empty(self) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -559,6 +560,40 @@ def test_end_while_frozen(end: str) -> None:
 
     process = in_time(attempt)
     assert process.reason is (Reason.WALL_TIME if end == "limit" else Reason.SIGNAL)
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("act", ["close", "kill"])
+def test_end_while_a_handler_closes(act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler has closed meanwhile is closed, and that is no error."""
+    live = Sandbox(limits=Limits(pids=100)).open()
+    step = "_removed_at_once" if act == "close" else "kill"
+    original = getattr(Cgroup, step)
+
+    def interrupted(cgroup: Cgroup) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(Cgroup, step, original)
+            live.close()
+        return original(cgroup)
+
+    monkeypatch.setattr(Cgroup, step, interrupted)
+    getattr(live, act)()
+    assert live.closed
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_threads_that_close() -> None:
+    """Whoever comes second finds it closed, at whatever moment he comes."""
+    for _ in range(30):
+        live = Sandbox(limits=Limits(pids=100)).open()
+        with ThreadPoolExecutor(4) as threads:
+            begin = threading.Barrier(4)
+
+            def close(act: Callable[[], None], begin: threading.Barrier = begin) -> None:
+                begin.wait()
+                act()
+
+            list(threads.map(close, [live.close, live.kill, live.kill, live.close]))
 
 
 _STARVE = """
