@@ -208,7 +208,8 @@ class Live:
         /,
         **options: Unpack[SpawnOptions],
     ) -> Any:
-        patience = 0 if timeout is None else max(1, math.ceil(min(timeout, _LONG) * 1000))
+        # At least one: 0 is no bound.
+        patience = 0 if timeout is None else math.ceil(min(max(0.001, timeout), _LONG) * 1000)
         since = time.monotonic()
         try:
             return begin(self._place(limits, patience), args, **options)

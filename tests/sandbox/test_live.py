@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import gc
+import math
 import os
 import pickle
 import resource
@@ -14,12 +15,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nsbox
 from conftest import open_fds, own_cgroups, why_no_cgroup
-from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step
+from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step, TimeoutExpired
 from nsbox._child import Child, End
 from support import CHILD_DEADLINE, PYTHON, SOURCE, ends, in_child, interruptions, python_box, stop
 
@@ -437,6 +439,14 @@ def test_fork_that_is_interrupted(box: Sandbox) -> None:
         return number
 
     assert in_child(rounds) > 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1, -1e300, -math.inf, 1e-9])
+@pytest.mark.parametrize("options", [{}, {"capture_output": True}])
+def test_timeout_that_is_over(box: Sandbox, timeout: float, options: dict[str, Any]) -> None:
+    """Whatever number it is, the run has no time."""
+    with box.open() as live, pytest.raises(TimeoutExpired):
+        live.run(["/bin/sleep", "1000"], timeout=timeout, **options)
 
 
 _START_WHILE_FORKING = """
