@@ -306,7 +306,7 @@ class Fence:
 
     def hasten(self) -> None:
         """
-        The init has been killed: kill all that would end with it.
+        The init is killed: kill all that would end with it.
 
         It has to run to end the others, and those can keep it from that for minutes: it has
         their user id, so they may give it the lowest priority, and use up the processors.

@@ -137,9 +137,12 @@ class Payload:
 
     def abandon(self) -> bool:
         """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""
+        fence = self.place.fence
+        if fence is not None:
+            fence.hasten()  # what comes next waits for the end
         running = self.child.discard()
-        if self.place.fence is not None:
-            self.place.fence.discard()
+        if fence is not None:
+            fence.discard()
         return running
 
     def give_up(self, warn: Callable[..., None], source: object) -> None:

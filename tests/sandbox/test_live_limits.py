@@ -633,6 +633,21 @@ def test_timeout_with_an_init_that_is_starved() -> None:
     assert time.monotonic() - begin < _PATIENCE
 
 
+@pytest.mark.usefixtures("cgroups")
+def test_abandoned_init_that_is_starved() -> None:
+    """Whoever lets go of a process does not wait for that either."""
+    box = python_box(init=True, limits=Limits(cpu=0.2, pids=200))
+    code = f"import os, signal\nos.write(1, b'x')\n{_STARVE}"
+    process = box.spawn([*PYTHON, code], stdout=PIPE)
+    with stdout_of(process) as stream:
+        assert stream.read(1) == b"x"
+        assert not ends(stream, 2)
+        begin = time.monotonic()
+        with pytest.warns(ResourceWarning, match="still running"):
+            del process
+        assert time.monotonic() - begin < _PATIENCE
+
+
 # ---- many -------------------------------------------------------------------------
 
 
