@@ -28,17 +28,22 @@
  */
 static uint32_t gate;
 
+/* How often this thread has closed it: what runs then may fork, a hook of another's for example. */
+static _Thread_local uint32_t closed;
+
 /* The forks between this process and the one that the gate was set up in. */
 static uint32_t forks;
 
 static void close_gate(void)
 {
-	lock(&gate);
+	if (!closed++)
+		lock(&gate);
 }
 
 static void open_gate(void)
 {
-	unlock(&gate);
+	if (!--closed)
+		unlock(&gate);
 }
 
 static void open_gate_in_fork(void)

@@ -477,6 +477,42 @@ def test_start_by_what_runs_before_a_fork() -> None:
     assert result.stdout == "started\n" * 2, result.stderr
 
 
+_FORK_WHILE_FORKING = """
+import ctypes, os
+libc = ctypes.PyDLL(None)
+began = []
+
+@ctypes.CFUNCTYPE(None)
+def before():
+    if not began:
+        began.append(True)
+        if (pid := libc.fork()) == 0:
+            libc._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+# Hooks that come before a fork are called in reverse: this one when nsbox's has been.
+assert libc["__register_atfork"](before, None, None, None) == 0
+from nsbox import Sandbox
+with Sandbox().open() as live:
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print(live.run(["/bin/true"]).returncode)
+"""
+
+
+def test_fork_by_a_hook_of_a_fork() -> None:
+    """It does not wait for the one that it is part of."""
+    result = subprocess.run(
+        [sys.executable, "-c", _FORK_WHILE_FORKING],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=CHILD_DEADLINE,
+    )
+    assert result.stdout == "7\n0\n", result.stderr
+
+
 def test_fork_that_stays(box: Sandbox) -> None:
     """A fork that lives on keeps no command from being seen to end."""
     with box.open() as live:
