@@ -94,10 +94,15 @@ class Child:
         """The pidfd, or -1 before the start and once the end is known."""
         return int(self.record.pidfd)
 
+    @property
+    def has_init(self) -> bool:
+        """Its end is that of an init, which knows how it ended."""
+        return bool(self.record.init >= 0)
+
     def signs_of_end(self) -> list[int]:
         """Return descriptors that become readable when the end may be known; none once it is."""
         record = self.record
-        own = (record.init,) if record.init >= 0 else (record.pidfd, record.report)
+        own = (record.init,) if self.has_init else (record.pidfd, record.report)
         return [int(fd) for fd in own if fd >= 0]
 
     def wait(self, timeout: int) -> End | None:

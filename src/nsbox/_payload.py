@@ -27,6 +27,9 @@ from .result import Reason, Result
 Args = PathArg | Sequence[PathArg]
 Starter = Callable[[Request, Child], None]
 
+_LAST_WORD: Final = 100
+"""Milliseconds for an init to tell how its process has ended, which has been killed."""
+
 
 class Place(Protocol):
     """What starts a process, and what limits it, which may be known only then."""
@@ -132,8 +135,12 @@ class Payload:
     def signal(self, sig: int) -> None:
         """Send a signal; nothing happens if it has ended."""
         self.child.signal(sig)
-        if sig == signal.SIGKILL and self.returncode is None and self.place.fence is not None:
-            self.place.fence.hasten()
+        fence = self.place.fence
+        if sig != signal.SIGKILL or fence is None or self.returncode is not None:
+            return
+        # An init that stays tells how it ended, if it gets to run.
+        if not self.child.has_init or self.child.wait(_LAST_WORD) is None:
+            fence.hasten()
 
     def abandon(self) -> bool:
         """Kill and reap the child if there is one, remove its cgroup; tell if there was one."""

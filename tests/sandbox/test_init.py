@@ -160,6 +160,19 @@ def test_end_of_payload_ends_everything(guarded: Sandbox, lifeline: tuple[IO[byt
         assert reader.read() == b""  # not None: no writer is left
 
 
+@pytest.mark.usefixtures("cgroups")
+def test_killed_with_limits_it_tells_the_end() -> None:
+    """The cgroup is killed only if the init does not get to say how its process has ended."""
+    box = Sandbox(init=True, limits=Limits(pids=10))
+    with box.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
+        stdin_of(process).write(b"x\n")
+        stdin_of(process).flush()
+        stdout_of(process).readline()
+        process.kill()
+    assert process.usage is not None
+    assert process.usage.voluntary_switches > 0
+
+
 def test_kill_ends_everything(guarded: Sandbox, lifeline: tuple[IO[bytes], int]) -> None:
     """So is it after kill()."""
     reader, writer = lifeline
