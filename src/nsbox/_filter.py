@@ -393,6 +393,12 @@ def _call_number(lib: Any, profile: Profile, name: str) -> int | None:
 _LOG: Final = "/dev/kmsg"
 _LOG_WAIT: Final = 50  # milliseconds that the kernel's thread may take to write its record
 _CLOCKS_DIFFER: Final = 2.0  # seconds, between the log's clock and ours: one is steered
+# From its beginning, for other records have texts in them that a payload chooses. And of the
+# end of a whole process (SECCOMP_RET_KILL_PROCESS): a filter of its own may end threads, too.
+_ENDED: Final = (
+    rb"[0-9]+,[0-9]+,[0-9]+,[^;]*;audit: type=1326 audit\([0-9.:]+\): .* pid=%d .*"
+    rb" sig=31 arch=([0-9a-f]+) syscall=([0-9]+) .* code=0x80000000\n"
+)
 _FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # inode number: PROC_PID_INIT_INO of the kernel
 
 
@@ -426,7 +432,7 @@ def _nonblocking(path: str, flags: int) -> int:
 def _find_record(log: Any, pid: int, since: float) -> tuple[int, int] | None:
     """Return architecture and number of the call in the last record of a process since then."""
     found = None
-    pattern = re.compile(rb"type=1326 .* pid=%d .* sig=31 arch=([0-9a-f]+) syscall=([0-9]+) " % pid)
+    pattern = re.compile(_ENDED % pid)
     while True:
         try:
             record = log.read(8192)
@@ -438,7 +444,7 @@ def _find_record(log: Any, pid: int, since: float) -> tuple[int, int] | None:
             if found or not waiting.poll(_LOG_WAIT):
                 return found
             continue
-        match = pattern.search(record)
+        match = pattern.match(record)
         if match is not None and int(record.split(b",", 3)[2]) >= since * 1e6:
             found = int(match[1], 16), int(match[2])
 

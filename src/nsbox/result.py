@@ -116,7 +116,8 @@ class Result(subprocess.CompletedProcess[Any]):
         usage: A :class:`Usage`.
         enforced: The layers that were in force: an :class:`Enforced`.
         refused_call: For Reason.SECCOMP the name of the system call, if the kernel
-            told it: in its log, where this process may read that. Else None.
+            told it: in its log, where this process may read that, and for filters that
+            end the whole process (SCMP_ACT_KILL_PROCESS). Else None.
         reason: A :class:`Reason`.
         degraded: Limits that were left out, as ``Limits(degrade=...)`` allowed.
     """

@@ -4,13 +4,14 @@ import os
 import pickle
 import select
 import signal
+import socket
 from typing import Any
 
 import pytest
 
 import nsbox
 from nsbox import PIPE, Bind, Proc, Reason, Sandbox
-from nsbox._filter import killed_call
+from nsbox._filter import _find_record, killed_call
 from support import PYTHON, python_box, stdin_of
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -97,6 +98,43 @@ def test_name_of_a_refused_call_comes_from_the_log() -> None:
         pytest.skip("the kernel's log cannot be read, or has no record of this")
     assert killed_call(process.pid, 60) == "clone"
     assert killed_call(process.pid, -60) is None
+
+
+_RECORD = (
+    "5,431534,1000000,-;audit: type=1326 audit(1795772811.793:6507): auid=0 uid=0 gid=0 pid=7 "
+    'comm="sh" exe="/usr/bin/dash" sig=31 arch=c000003e syscall={} compat=0 ip=0x7f49 code={}\n'
+)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        # What a payload mounts is in the log with its name.
+        "3,431535,1000000,-;overlayfs: failed to resolve 'audit: type=1326 audit(1.1:1): pid=7 x "
+        "sig=31 arch=c000003e syscall=101 compat=0 code=0x80000000\n': -2\n",
+        # A filter of the payload's own has ended one of its threads.
+        _RECORD.format(101, "0x0"),
+    ],
+)
+def test_call_is_not_named_by_the_payload(forged: str) -> None:
+    """Other records of the log, and those of threads, are not taken for that of the end."""
+    true = _RECORD.format(57, "0x80000000")
+    silent, other = socket.socketpair()
+    with silent, other:
+        for records in [forged, true], [true, forged]:
+            assert _find_record(_Log(silent, *records), 7, 0.5) == (0xC000003E, 57)
+        assert _find_record(_Log(silent, forged), 7, 0.5) is None
+
+
+class _Log:
+    """The kernel's log, to which nothing more comes."""
+
+    def __init__(self, silent: socket.socket, *records: str) -> None:
+        self._records = list(records)
+        self.fileno = silent.fileno
+
+    def read(self, size: int) -> bytes | None:
+        return self._records.pop(0).encode()[:size] if self._records else None
 
 
 def _log_has_record(pid: int) -> bool:
