@@ -8,6 +8,7 @@ import pickle
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,25 @@ def inside(code: str, *args: str, box: Sandbox | None = None, **options: Any) ->
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
+
+
+HANDS_ON = (
+    "import socket, sys, time; print('x', flush=True); "
+    "socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b'x'], [0, 1, 2])"
+)
+"""Hands its streams on, over a socket that it was given."""
+
+
+def write_on(channel: socket.socket) -> None:
+    """Write to the stdout that a payload has handed on, until nobody reads that."""
+    _, fds, _, _ = socket.recv_fds(channel, 1, 3)
+    try:
+        while True:
+            os.write(fds[1], b"y" * 4096)
+    except BrokenPipeError:
+        pass
+    for fd in fds:
+        os.close(fd)
 
 
 def stdin_of(process: Process) -> IO[Any]:

@@ -57,6 +57,7 @@ class AsyncProcess:
         self._process = process
         self._ended = asyncio.Event()
         self._talking = False
+        self._alone = False
         self._stdin: WritePipe | None = None
         self._outputs: list[ReadPipe | None] = []
 
@@ -271,7 +272,17 @@ class AsyncProcess:
             self._ended.set()  # the error is raised again for those who wait
             raise
         self._ended.set()
+        if self._alone:
+            self._finish()
         return True
+
+    def _finish(self) -> None:
+        """Take what is left in the pipes, and close them."""
+        if self._stdin is not None:
+            self._stdin.abort()
+        for pipe in self._outputs:
+            if pipe is not None:
+                pipe.finish()
 
 
 class _View:
@@ -396,10 +407,11 @@ async def run(
 
     Args:
         spawn: Takes args and options.
-        drain: With the payload die all who could hold its pipes open.
+        drain: With the payload die all in its sandbox: nobody else is waited for.
     """
     prepare(options, input, timeout, capture_output=capture_output)
     async with _start(spawn, args, STREAM_LIMIT, options) as process:
+        process._alone = drain
         try:
             async with asyncio.timeout(timeout) as deadline:
                 stdout, stderr = await process.communicate(input)

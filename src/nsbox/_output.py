@@ -11,15 +11,18 @@ import select
 import selectors
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, Final, NamedTuple, Protocol
 
-from .terminal import Terminal, read_some
+from .terminal import Terminal, capacity, read_some
 
 _CHUNK: Final = 65536
 """Bytes to read at a time."""
 _PIPE_BUF: Final = select.PIPE_BUF
-"""What a pipe that polls as writable takes without blocking."""
+"""What a pipe that polls as writable takes at once."""
+_TICK: Final = 0.1
+"""Seconds between two looks at a process that has ended, and of which nobody says how."""
 
 
 class Codec(NamedTuple):
@@ -98,6 +101,8 @@ class Talker(Protocol):
 
     @property
     def codec(self) -> Codec | None: ...
+    def signs_of_end(self) -> list[int]: ...
+    def poll(self) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
     def end_for_output(self) -> None: ...
 
@@ -105,14 +110,17 @@ class Talker(Protocol):
 class Capture:
     """One communication; it can be continued after a timeout."""
 
-    def __init__(self, process: Talker, input: Any, limit: int | None) -> None:
+    def __init__(self, process: Talker, input: Any, limit: int | None, *, alone: bool) -> None:
         """
         Args:
             process: With whom.
             input: str or bytes for its stdin, or None.
             limit: Bytes of stdout and stderr together; None for no limit.
+            alone: With it die all in its sandbox. Others, whom it has handed its streams, may
+                keep them open, and write without end: nobody waits for them.
         """
         self._process = process
+        self._alone = alone
         stdin = process.stdin
         self._input = encoded(process.codec, None if stdin is None else input)
         self._streams = (process.pty or process.stdout, process.stderr)
@@ -126,17 +134,34 @@ class Capture:
 
     def run(self, timeout: float | None) -> tuple[Any, Any]:
         """
-        Write and read until the streams end, the process has ended, or the limit is reached.
+        Write and read until the streams end, or the limit is reached; and wait for the end.
+
+        Of one that is alone the end is that of the streams, too.
 
         Raises:
             subprocess.TimeoutExpired: With what was captured so far.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with selectors.PollSelector() as selector:
+        with selectors.PollSelector() as selector, self._never_blocking():
             self._register(selector)
-            while selector.get_map() and not self._captured.over:
-                for key, _ in selector.select(self._remaining(deadline, timeout)):
-                    self._serve(selector, key.fileobj)
+            signs = self._process.signs_of_end() if self._alone else []
+            told = self._alone and not signs
+            for sign in signs:
+                selector.register(sign, selectors.EVENT_READ)
+            while len(selector.get_map()) > len(signs) and not self._captured.over:
+                remaining = self._remaining(deadline, timeout)
+                if told:
+                    remaining = _TICK if remaining is None else min(_TICK, remaining)
+                for key, _ in selector.select(remaining):
+                    if key.fileobj in signs:
+                        selector.unregister(key.fileobj)  # it stays readable, and tells no more
+                        signs.remove(key.fd)
+                        told = True
+                    else:
+                        self._serve(selector, key.fileobj)
+                if told and self._process.poll() is not None:
+                    self._take_rest()
+                    break
         if self._captured.over:
             self._process.end_for_output()
         try:
@@ -148,10 +173,46 @@ class Capture:
                 stream.close()
         return self._captured.result()
 
+    def _take_rest(self) -> None:
+        """Read what is left of a payload with which all have ended who could write."""
+        for number, stream in enumerate(self._streams):
+            if stream is None or stream.closed:
+                continue
+            left = capacity(stream)
+            while left > 0 and not self._captured.over:
+                try:
+                    data = read_some(stream.fileno(), min(left, self._captured.room()))
+                except BlockingIOError:
+                    break
+                if not data:
+                    break
+                self._captured.add(number, data)
+                left -= len(data)
+
+    @contextmanager
+    def _never_blocking(self) -> Iterator[None]:
+        """
+        Have reads and writes fail that would have to wait.
+
+        What poll() has said need not be so any more: the payload can shrink a pipe (F_SETPIPE_SZ),
+        and, with the caller's user id, open it and read.
+        """
+        changed: list[Any] = []
+        try:
+            for stream in (self._process.stdin, *self._streams):
+                if stream is not None and not stream.closed and os.get_blocking(stream.fileno()):
+                    changed.append(stream)
+                    os.set_blocking(stream.fileno(), False)
+            yield
+        finally:
+            for stream in changed:
+                if not stream.closed:
+                    os.set_blocking(stream.fileno(), True)
+
     def _register(self, selector: selectors.BaseSelector) -> None:
         stdin = self._process.stdin
-        if stdin is not None and not stdin.closed:
-            if self._input:
+        if stdin is not None:
+            if self._input and not stdin.closed:
                 selector.register(stdin, selectors.EVENT_WRITE)
             else:
                 _close(stdin)
@@ -177,7 +238,10 @@ class Capture:
                 selector.unregister(stream)
                 _close(stream)
             return
-        data = read_some(stream.fileno(), self._captured.room())
+        try:
+            data = read_some(stream.fileno(), self._captured.room())
+        except BlockingIOError:
+            return
         if not data:
             selector.unregister(stream)
             stream.close()
@@ -188,6 +252,8 @@ class Capture:
         """Write a part of the input; tell whether there is more to write."""
         try:
             written = os.write(stream.fileno(), self._input[:_PIPE_BUF])
+        except BlockingIOError:
+            return True
         except BrokenPipeError:
             return False
         self._input = self._input[written:]
@@ -195,7 +261,7 @@ class Capture:
 
 
 def _flush(stdin: IO[Any] | None) -> None:
-    if stdin is not None:
+    if stdin is not None and not stdin.closed:
         try:
             stdin.flush()
         except BrokenPipeError:

@@ -89,7 +89,7 @@ def run(
 
     Args:
         attend: Takes args and options.
-        drain: With the payload die all who could hold its pipes open.
+        drain: With the payload die all in its sandbox: nobody else is waited for.
     """
     if timeout is not None or input is not None or capture_output:
         prepare(options, input, timeout, capture_output=capture_output)
@@ -179,8 +179,8 @@ def _communicate(
     """
     Communicate, and kill the payload if that does not come to its end.
 
-    With drain, all processes that could hold its pipes open die with the
-    payload, so what is left in them can be read without waiting for anybody.
+    With drain, all processes of its sandbox die with the payload, so what is left in its
+    pipes then is all that there will be.
 
     No with statement before the kill: one that is left by an exception waits for
     the payload, and a signal handler can raise before, or in, whatever would kill
@@ -188,10 +188,10 @@ def _communicate(
     """
     try:
         process.prepare_next()
-        return process.communicate(input, timeout)
+        return process.converse(input, timeout, alone=drain)
     except BaseException as error:
         process.kill()
         with process:
             if drain and isinstance(error, subprocess.TimeoutExpired):
-                error.stdout, error.stderr = process.communicate()
+                error.stdout, error.stderr = process.converse(None, None, alone=True)
         raise

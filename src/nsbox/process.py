@@ -285,16 +285,32 @@ class Process(subprocess.Popen[Any]):
         What was captured up to the limit is returned, and the sandbox is killed. With pty
         what the terminal shows takes the place of stdout, and there is no input.
         """
+        return self.converse(input, timeout, alone=False)
+
+    def converse(self, input: Any, timeout: float | None, *, alone: bool) -> tuple[Any, Any]:
+        """
+        Communicate.
+
+        Args:
+            alone: It is over when the process has ended, with which all in its sandbox end.
+        """
         limit = self.output_limit
-        if limit is None and self.pty is None:
+        # Popen's own may wait for the payload in a read or write, whatever its timeout.
+        plain = limit is None and self.pty is None and timeout is None and not alone
+        begun: bool = self._communication_started  # type: ignore[attr-defined]
+        if self._capture is None and (plain or begun):
             return super().communicate(input, timeout)
         if input is not None and self.pty is not None:
             raise ValueError("with pty there is no end of an input: write to process.pty")
         if self._capture is None:
-            self._capture = Capture(self, input, limit)
-        elif input is not None:
+            self._capture = Capture(self, input, limit, alone=alone)
+        elif input:
             raise ValueError("Cannot send input after starting communication")
         return self._capture.run(timeout)
+
+    def signs_of_end(self) -> list[int]:
+        """Return descriptors that become readable when the end may be known; none once it is."""
+        return self._payload.child.signs_of_end()
 
     @property
     def output_limit(self) -> int | None:

@@ -1,6 +1,7 @@
 """The caller's end of a payload's terminal."""
 
 import errno
+import fcntl
 import os
 import termios
 from typing import Any, Final, NamedTuple, NoReturn, Self
@@ -19,6 +20,8 @@ class TerminalSize(NamedTuple):
 
 _UNKNOWN_SIZE: Final = TerminalSize(24, 80)
 _CHUNK: Final = 65536
+_HOLDS: Final = 1 << 17
+"""More bytes than the buffers of a terminal hold."""
 
 
 class Terminal:
@@ -104,6 +107,13 @@ def read_some(fd: int, size: int) -> bytes:
         if error.errno != errno.EIO:
             raise
         return b""
+
+
+def capacity(stream: Any) -> int:
+    """Return how many bytes at most are in a pipe, or on their way through a terminal."""
+    if isinstance(stream, Terminal):
+        return _HOLDS
+    return fcntl.fcntl(stream.fileno(), fcntl.F_GETPIPE_SZ)
 
 
 def check_size(value: object) -> TerminalSize:

@@ -6,11 +6,13 @@ import gc
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +37,18 @@ from nsbox import (
 )
 from nsbox._spares import drain
 from nsbox.errors import Step
-from support import SOURCE, ends, expired, full, in_child, stop
+from support import (
+    HANDS_ON,
+    PYTHON,
+    SOURCE,
+    ends,
+    expired,
+    full,
+    in_child,
+    python_box,
+    stop,
+    write_on,
+)
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -183,6 +196,30 @@ def test_timeout_is_as_in_run(run: Run[Result]) -> None:
     captured: tuple[Any, Any] = raised.stdout, raised.stderr
     assert (raised.cmd, captured) == (args, ("x\n", "e\n"))
     assert children() == set()
+
+
+def test_timeout_does_not_wait_for_who_was_handed_the_pipes(run: Run[Result]) -> None:
+    """It ends though somebody outside has what the payload wrote to, and read from."""
+    box, (ours, theirs) = python_box(), socket.socketpair()
+    with ours, theirs:
+        args = [*PYTHON, f"{HANDS_ON}; time.sleep(1000)", str(theirs.fileno())]
+        options: dict[str, Any] = {"input": b"y" * 200_000, "pass_fds": [theirs.fileno()]}
+        options["capture_output"] = True
+        raised = expired(lambda timeout: run(box.run_async(args, timeout=timeout, **options)))
+    captured: tuple[Any, Any] = raised.stdout, raised.stderr
+    assert captured == (b"x\n", b"")
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_run_does_not_wait_for_who_writes_on(run: Run[Result], init: bool) -> None:
+    """It ends with the payload though somebody writes to its pipe without end."""
+    box, (ours, theirs) = python_box(init=init), socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as threads:
+        threads.submit(write_on, ours)
+        args = [*PYTHON, HANDS_ON, str(theirs.fileno())]
+        result = run(box.run_async(args, capture_output=True, pass_fds=[theirs.fileno()]))
+    assert result.returncode == 0
+    assert result.stdout.strip(b"y") == b"x\n"
 
 
 @pytest.mark.parametrize("timeout", [0, -1])

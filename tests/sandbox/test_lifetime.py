@@ -3,13 +3,16 @@
 import errno
 import gc
 import os
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from typing import IO, Any
@@ -27,7 +30,18 @@ from nsbox import (
 )
 from nsbox._fence import Fence
 from nsbox._watch import Watch
-from support import PYTHON, SOURCE, ends, expired, in_child, python_box, stdin_of, stdout_of
+from support import (
+    HANDS_ON,
+    PYTHON,
+    SOURCE,
+    ends,
+    expired,
+    in_child,
+    python_box,
+    stdin_of,
+    stdout_of,
+    write_on,
+)
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -99,6 +113,47 @@ def test_run_timeout_kills_everything(lifeline: tuple[IO[bytes], int]) -> None:
     os.close(writer)
     assert caught.stdout == b"ready\n"
     assert reader.read() == b""
+
+
+def test_run_timeout_does_not_wait_for_who_was_handed_the_pipes() -> None:
+    """run(timeout=...) ends though somebody outside has what the payload wrote to."""
+    box, (ours, theirs) = python_box(), socket.socketpair()
+    with ours, theirs:
+        args = [*PYTHON, f"{HANDS_ON}; time.sleep(1000)", str(theirs.fileno())]
+        options: dict[str, Any] = {"capture_output": True, "pass_fds": [theirs.fileno()]}
+        caught = expired(lambda timeout: box.run(args, timeout=timeout, **options))
+    assert (caught.stdout, caught.stderr) == (b"x\n", b"")
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_run_does_not_wait_for_who_writes_on(init: bool) -> None:
+    """It ends with the payload though somebody writes to its pipe without end."""
+    box, (ours, theirs) = python_box(init=init), socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as threads:
+        threads.submit(write_on, ours)
+        args = [*PYTHON, HANDS_ON, str(theirs.fileno())]
+        result = box.run(args, capture_output=True, pass_fds=[theirs.fileno()])
+    assert result.returncode == 0
+    assert result.stdout.strip(b"y") == b"x\n"
+
+
+def test_run_timeout_does_not_depend_on_the_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    It ends though a pipe cannot be read or written any more, which poll() has said it could.
+
+    A payload can see to that by F_SETPIPE_SZ, or by reading what it has written.
+    """
+    monkeypatch.setattr(selectors, "PollSelector", _Hasty)
+    monkeypatch.setattr(subprocess, "_PopenSelector", _Hasty)
+    with pytest.raises(subprocess.TimeoutExpired):
+        Sandbox().run(["/bin/sleep", "1000"], input=b"x" * 200_000, capture_output=True, timeout=1)
+
+
+class _Hasty(selectors.PollSelector):
+    """Says of all that it is ready."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return [(key, key.events) for key in self.get_map().values()]
 
 
 def test_communicate_timeout_keeps_the_output() -> None:
