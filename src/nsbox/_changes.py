@@ -8,6 +8,7 @@ walk does not leave the layer. Of what disappears meanwhile nothing is said.
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Sequence
 from enum import StrEnum
@@ -25,6 +26,9 @@ _MEAN_PATH: Final = 256
 
 _PATH_MAX: Final = 4096
 
+
+# Whiteouts of the form that has no device: Linux 6.7.
+_KNOWS_MARKS: Final = [*map(int, re.findall(r"[0-9]+", os.uname().release)[:2])] >= [6, 7]
 
 _LISTED: Final = os.O_RDONLY | os.O_DIRECTORY
 _WITHIN: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
@@ -200,13 +204,14 @@ class _Walk:
             try:
                 with self._open(self._stack.lowers[position], path, os.O_PATH) as fd:
                     info = os.fstat(fd)
+                    whiteout = _is_whiteout(info) or self._is_marked_below(fd, info)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
                 return found if found.there else _Below(True, None, ())
-            if _is_whiteout(info):
+            if whiteout:
                 break
             if not found.there:
                 found = found._replace(there=True, kept=_kept(info))
@@ -278,6 +283,16 @@ class _Walk:
                 os.getxattr(fd, self._stack.attributes + "whiteout")
             except OSError:
                 return False
+        return True
+
+    def _is_marked_below(self, fd: int, info: os.stat_result) -> bool:
+        """The same of a file of a lower layer, where the kernel asks nothing of its directory."""
+        if not _KNOWS_MARKS or not stat.S_ISREG(info.st_mode) or info.st_size:
+            return False
+        try:
+            os.getxattr(f"/proc/self/fd/{fd}", self._stack.attributes + "whiteout")
+        except OSError:
+            return False
         return True
 
 

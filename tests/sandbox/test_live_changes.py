@@ -217,6 +217,26 @@ def test_lowers_with_whiteouts(lower: Path, tmp_path: Path) -> None:
             path.chmod(0o700)
 
 
+def test_lowers_with_whiteouts_that_are_files(lower: Path, tmp_path: Path) -> None:
+    """So do those with the marks of a file, which anybody can make (Linux 6.7)."""
+    if RELEASE < (6, 7):
+        unavailable("whiteouts that are files are known since Linux 6.7", newer_kernel=True)
+    middle = tmp_path / "middle"
+    (middle / "dir").mkdir(parents=True)
+    for name, text in ("file", ""), ("dir/file", ""), ("other", "more than a mark"):
+        (middle / name).write_text(text)
+        try:
+            os.setxattr(middle / name, "user.overlay.whiteout", b"y")
+        except OSError as error:
+            unavailable(f"no attributes in {tmp_path}: {error}")
+    script = "for name in file dir/file other; do echo x > $name; done"
+    assert after_stack([middle, lower], script) == [
+        ("/tree/dir/file", "added"),
+        ("/tree/file", "added"),
+        ("/tree/other", "changed"),
+    ]
+
+
 def after_stack(layers: list[Path], script: str) -> Found:
     with Sandbox(mounts=[Overlay(layers, "/tree")]).open() as live:
         live.run(["/bin/sh", "-c", script], cwd="/tree", check=True)
