@@ -331,7 +331,8 @@ class _View:
         """Look away; without effect the second time."""
         while self._watched:
             descriptor = self._watched.pop()
-            self._loop.remove_reader(descriptor.fileno())
+            if not self._loop.is_closed():  # the collector may have closed the descriptor, too
+                self._loop.remove_reader(descriptor.fileno())
             descriptor.close()
 
 

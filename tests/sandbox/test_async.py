@@ -953,6 +953,18 @@ def test_closed_loop_kills(new_loop: NewLoop) -> None:
         gc.collect()
 
 
+def test_closed_loop_has_nothing_to_let_go_of(new_loop: NewLoop) -> None:
+    """What is collected with its loop may have lost its descriptors first."""
+    loop = new_loop()
+    process = loop.run_until_complete(Sandbox().spawn_async(["/bin/sleep", "1000"]))
+    loop.close()
+    for descriptor in process._view._watched:
+        descriptor.close()
+    process._view.close()
+    process.kill()
+    process._process.wait()
+
+
 def test_task_dropped_with_its_loop_kills(
     new_loop: NewLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
