@@ -168,6 +168,9 @@ class Capture:
             self._process.wait(self._remaining(deadline, timeout))
         except subprocess.TimeoutExpired:
             raise self._expired(timeout) from None
+        stdin = self._process.stdin
+        if stdin is not None and not stdin.closed:
+            _close(stdin)
         for stream in self._streams:
             if stream is not None:
                 stream.close()

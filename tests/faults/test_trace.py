@@ -26,6 +26,7 @@ STRIDE = 8
 """The short form raises at every eighth event, and at the first one in each function."""
 
 PARTS = {
+    "capture": {"Payload.start", "Process.converse", "Capture.run", "Capture._feed"},
     "cgroup": {"make", "Cgroup.freeze", "Cgroup.thaw"},
     "pool-map": {"_results", "_end", "_Run.__init__", "_Run.result", "Stock.close"},
     "files": {"Live.__init__", "Live.write_file", "Live.read_file", "Live.changes"},
@@ -34,9 +35,16 @@ STARTING = {"Request.__init__", "Payload.start", "Child.__init__"}
 """Functions in which each workload has to be interrupted, and those that are not in PARTS."""
 
 LIBRARYS_PARTS = {
-    "capture": {"Popen.communicate", "Popen._communicate", "Popen.wait"},
+    "capture": {"Payload.start", "Process.converse", "Capture.run", "Capture._feed"},
+    "capture": {"Popen.wait"},
     "wait": {"Popen.poll", "Popen.wait", "Popen.__exit__"},
-    "kill": {"Popen.kill", "Popen._communicate", "Popen.wait", "Popen.__exit__"},
+    "kill": {
+        "Popen.kill",
+        "Popen.communicate",
+        "Popen._communicate",
+        "Popen.wait",
+        "Popen.__exit__",
+    },
 }
 LIBRARYS_STARTING = {"Popen.__init__", "Popen._get_handles"}
 """The same of the standard library's: besides the latter, in which all are."""

@@ -137,7 +137,7 @@ def _spawn_and_wait() -> None:
 def _kill() -> None:
     with PLAIN.spawn(["/bin/cat"], stdin=PIPE, stdout=PIPE) as process:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate()
 
 
 def _forget() -> None:
