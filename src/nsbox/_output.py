@@ -108,7 +108,11 @@ class Talker(Protocol):
 
 
 class Capture:
-    """One communication; it can be continued after a timeout."""
+    """
+    One communication; it can be continued after a timeout.
+
+    It does not hold the process, which has it: who is forgotten is killed at once.
+    """
 
     def __init__(self, process: Talker, input: Any, limit: int | None, *, alone: bool) -> None:
         """
@@ -119,9 +123,9 @@ class Capture:
             alone: With it die all in its sandbox. Others, whom it has handed its streams, may
                 keep them open, and write without end: nobody waits for them.
         """
-        self._process = process
+        self._args = process.args
         self._alone = alone
-        stdin = process.stdin
+        self._stdin = stdin = process.stdin
         self._input = encoded(process.codec, None if stdin is None else input)
         self._streams = (process.pty or process.stdout, process.stderr)
         self._captured = Captured(self._streams, process.codec, limit)
@@ -132,7 +136,7 @@ class Capture:
         """How many bytes have been captured."""
         return self._captured.size
 
-    def run(self, timeout: float | None) -> tuple[Any, Any]:
+    def run(self, process: Talker, timeout: float | None) -> tuple[Any, Any]:
         """
         Write and read until the streams end, or the limit is reached; and wait for the end.
 
@@ -144,7 +148,7 @@ class Capture:
         deadline = None if timeout is None else time.monotonic() + timeout
         with selectors.PollSelector() as selector, self._never_blocking():
             self._register(selector)
-            signs = self._process.signs_of_end() if self._alone else []
+            signs = process.signs_of_end() if self._alone else []
             told = self._alone and not signs
             for sign in signs:
                 selector.register(sign, selectors.EVENT_READ)
@@ -159,18 +163,17 @@ class Capture:
                         told = True
                     else:
                         self._serve(selector, key.fileobj)
-                if told and self._process.poll() is not None:
+                if told and process.poll() is not None:
                     self._take_rest()
                     break
         if self._captured.over:
-            self._process.end_for_output()
+            process.end_for_output()
         try:
-            self._process.wait(self._remaining(deadline, timeout))
+            process.wait(self._remaining(deadline, timeout))
         except subprocess.TimeoutExpired:
             raise self._expired(timeout) from None
-        stdin = self._process.stdin
-        if stdin is not None and not stdin.closed:
-            _close(stdin)
+        if self._stdin is not None and not self._stdin.closed:
+            _close(self._stdin)
         for stream in self._streams:
             if stream is not None:
                 stream.close()
@@ -202,7 +205,7 @@ class Capture:
         """
         changed: list[Any] = []
         try:
-            for stream in (self._process.stdin, *self._streams):
+            for stream in (self._stdin, *self._streams):
                 if stream is not None and not stream.closed and os.get_blocking(stream.fileno()):
                     changed.append(stream)
                     os.set_blocking(stream.fileno(), False)
@@ -213,12 +216,11 @@ class Capture:
                     os.set_blocking(stream.fileno(), True)
 
     def _register(self, selector: selectors.BaseSelector) -> None:
-        stdin = self._process.stdin
-        if stdin is not None:
-            if self._input and not stdin.closed:
-                selector.register(stdin, selectors.EVENT_WRITE)
+        if self._stdin is not None:
+            if self._input and not self._stdin.closed:
+                selector.register(self._stdin, selectors.EVENT_WRITE)
             else:
-                _close(stdin)
+                _close(self._stdin)
         for stream in self._streams:
             if stream is not None and not stream.closed:
                 selector.register(stream, selectors.EVENT_READ)
@@ -232,11 +234,10 @@ class Capture:
         return remaining
 
     def _expired(self, timeout: float | None) -> subprocess.TimeoutExpired:
-        args, captured = self._process.args, self._captured.raw()
-        return subprocess.TimeoutExpired(args, timeout or 0.0, *captured)
+        return subprocess.TimeoutExpired(self._args, timeout or 0.0, *self._captured.raw())
 
     def _serve(self, selector: selectors.BaseSelector, stream: Any) -> None:
-        if stream == self._process.stdin:
+        if stream == self._stdin:
             if not self._feed(stream):
                 selector.unregister(stream)
                 _close(stream)

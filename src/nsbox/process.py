@@ -306,7 +306,7 @@ class Process(subprocess.Popen[Any]):
             self._capture = Capture(self, input, limit, alone=alone)
         elif input:
             raise ValueError("Cannot send input after starting communication")
-        return self._capture.run(timeout)
+        return self._capture.run(self, timeout)
 
     def signs_of_end(self) -> list[int]:
         """Return descriptors that become readable when the end may be known; none once it is."""
