@@ -23,7 +23,7 @@ import fingerprint
 import nsbox
 from nsbox import Cgroup, Limits, NsboxError, Sandbox, _cgroup_layout, _init
 from nsbox._calls import landlock_abi
-from nsbox._cgroup_names import parse
+from nsbox._cgroup_names import _started, parse
 from nsbox._landlock import TRUNCATE_ABI
 from nsbox._spares import drain
 from support import descriptors
@@ -249,13 +249,17 @@ def await_tasks(most: int) -> None:
 
 
 def own_cgroups(pid: int | None = None) -> set[str]:
-    """Return a process's cgroups, in all places where nsbox makes them by default."""
+    """Return a process's cgroups, in all places where nsbox makes them; this one's by default."""
     found = set()
+    # What is older was left by another, whose number it was.
+    since = _started("self") or 0
     for hierarchy in _cgroup_layout.look().hierarchies:
         for place in hierarchy.above():
             for name in os.listdir(place):
                 owner = parse(name)
-                if owner is not None and owner.pid == (pid or os.getpid()):
+                if owner is None or owner.pid != (pid or os.getpid()):
+                    continue
+                if owner.started >= since:
                     found.add(f"{place}/{name}")
     return found
 

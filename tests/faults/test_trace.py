@@ -35,7 +35,6 @@ STARTING = {"Request.__init__", "Payload.start", "Child.__init__"}
 """Functions in which each workload has to be interrupted, and those that are not in PARTS."""
 
 LIBRARYS_PARTS = {
-    "capture": {"Payload.start", "Process.converse", "Capture.run", "Capture._feed"},
     "capture": {"Popen.wait"},
     "wait": {"Popen.poll", "Popen.wait", "Popen.__exit__"},
     "kill": {
