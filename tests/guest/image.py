@@ -60,6 +60,7 @@ PROGRAMS = (
     "/usr/bin/strace",
     "/usr/bin/test",
     "/usr/bin/tmux",
+    "/usr/bin/unshare",
 )
 # What these programs read.
 DATA = (
