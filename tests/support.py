@@ -41,6 +41,35 @@ def python_box(*, mounts: Sequence[Mount] = (), **fields: Any) -> Sandbox:
     return Sandbox(mounts=[*interpreter_mounts(), *mounts], **fields)
 
 
+def interpreter(
+    code: str, *args: str, within: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """
+    Run a program that uses nsbox in an interpreter of its own.
+
+    Args:
+        code: The program.
+        args: Its arguments.
+        within: A command that runs it, and that command's arguments.
+        variables: Of its environment, besides this one's.
+    """
+    return subprocess.run(
+        [*within, sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **variables},
+        timeout=CHILD_DEADLINE,
+    )
+
+
+OWN_PIDS = (
+    "unshare",
+    *(() if os.geteuid() == 0 else ("--user", "--map-root-user")),
+    *("--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+"""Runs a command as process 1 of a pid namespace, and as root there."""
+
+
 def inside(code: str, *args: str, box: Sandbox | None = None, **options: Any) -> Any:
     """Run Python code inside and return the JSON that it prints."""
     result = (box or python_box()).run(

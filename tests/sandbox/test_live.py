@@ -23,7 +23,7 @@ import nsbox
 from conftest import open_fds, own_cgroups, why_no_cgroup
 from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step, TimeoutExpired
 from nsbox._child import Child, End
-from support import CHILD_DEADLINE, PYTHON, SOURCE, ends, in_child, interruptions, python_box, stop
+from support import PYTHON, SOURCE, ends, in_child, interpreter, interruptions, python_box, stop
 
 
 @pytest.fixture
@@ -467,13 +467,7 @@ with Sandbox().open() as live:
 
 def test_start_by_what_runs_before_a_fork() -> None:
     """A hook of the program's, or a handler in one of nsbox's, does not wait for the fork."""
-    result = subprocess.run(
-        [sys.executable, "-c", _START_WHILE_FORKING],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        timeout=CHILD_DEADLINE,
-    )
+    result = interpreter(_START_WHILE_FORKING)
     assert result.stdout == "started\n" * 2, result.stderr
 
 
@@ -503,13 +497,7 @@ with Sandbox().open() as live:
 
 def test_fork_by_a_hook_of_a_fork() -> None:
     """It does not wait for the one that it is part of."""
-    result = subprocess.run(
-        [sys.executable, "-c", _FORK_WHILE_FORKING],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        timeout=CHILD_DEADLINE,
-    )
+    result = interpreter(_FORK_WHILE_FORKING)
     assert result.stdout == "7\n0\n", result.stderr
 
 

@@ -38,7 +38,7 @@ from nsbox._ahead import can_be_made_ahead
 from nsbox._native import lib
 from nsbox._spares import Store, _Maker, maker, settle
 from nsbox._watch import _Watcher
-from support import CHILD_DEADLINE, PYTHON, SOURCE, descriptors, in_child, python_box
+from support import OWN_PIDS, PYTHON, SOURCE, descriptors, in_child, interpreter, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -306,13 +306,8 @@ print(repr(look()))
 def test_submount_that_comes_and_goes(source: Path) -> None:
     """What is mounted below a source after the base was made is there in the next sandbox."""
     unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    result = subprocess.run(
-        [*unshare, "--propagation", "private", sys.executable, "-c", _SUBMOUNT, str(source)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    unshare += ["--propagation", "private"]
+    result = interpreter(_SUBMOUNT, str(source), within=unshare)
     assert result.stdout.split() == ["''", r"'file\n'", r"'file\n'", "''", "''"], result.stderr
 
 
@@ -555,15 +550,7 @@ end.set()
 def test_number_of_the_thread_is_used_again() -> None:
     """A spawn does not wait for a thread of the program that has got the number of C's."""
     # In a pid namespace of its own, where it can be said which number is next.
-    mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", *mapped, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    result = subprocess.run(
-        [*command, sys.executable, "-c", _REUSE],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        timeout=CHILD_DEADLINE,
-    )
+    result = interpreter(_REUSE, within=OWN_PIDS)
     assert result.stdout == "0\n", result.stderr
 
 
@@ -591,14 +578,7 @@ end.set()
 
 def test_fork_that_has_no_copy_of_a_thread() -> None:
     """What only another thread has ends in a fork before nsbox knows of that."""
-    result = subprocess.run(
-        [sys.executable, "-c", _LOCAL],
-        capture_output=True,
-        text=True,
-        # What is freed is overwritten.
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "MALLOC_PERTURB_": "85"},
-        timeout=CHILD_DEADLINE,
-    )
+    result = interpreter(_LOCAL, MALLOC_PERTURB_="85")  # what is freed is overwritten
     assert result.stdout == "0\n", result.stderr
 
 
@@ -628,13 +608,7 @@ with box.spawn(["/bin/sleep", "1000"]) as process:
 
 def test_fork_whose_first_hook_is_the_programs() -> None:
     """It has a watcher and a maker of its own, whose threads are there."""
-    result = subprocess.run(
-        [sys.executable, "-c", _HOOK],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        timeout=CHILD_DEADLINE,
-    )
+    result = interpreter(_HOOK)
     assert result.stdout == "True\nwall_time\n0\n", result.stderr
 
 
@@ -661,15 +635,7 @@ with box.spawn(["/bin/sleep", "1000"]) as process:
 
 def test_fork_that_has_the_number_of_its_parent() -> None:
     """It is 1 in a pid namespace of its own: threads of the parent's are not taken for its own."""
-    mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", *mapped, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    result = subprocess.run(
-        [*command, sys.executable, "-c", _SAME_NUMBER],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        timeout=CHILD_DEADLINE,
-    )
+    result = interpreter(_SAME_NUMBER, within=OWN_PIDS)
     assert result.stdout == "1 True []\n1 0\n", result.stderr
 
 
@@ -770,13 +736,7 @@ print(json.dumps([look(without), look(box), look(box)]))
 
 def test_copy_of_the_base() -> None:
     """A spawn that finds no spare copies the base, with what is shared in it."""
-    result = subprocess.run(
-        [sys.executable, "-c", _COPY, f"{INVENTORY}stat -c %d /"],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = interpreter(_COPY, f"{INVENTORY}stat -c %d /")
     assert result.returncode == 0, result.stderr
     (*without, _), (*spare, device), (*copy, copied) = json.loads(result.stdout)
     assert spare == without
