@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, Final, NamedTuple, Protocol
 
-from .terminal import Terminal, capacity, read_some
+from .terminal import Terminal, read_rest, read_some
 
 _CHUNK: Final = 65536
 """Bytes to read at a time."""
@@ -182,18 +182,12 @@ class Capture:
     def _take_rest(self) -> None:
         """Read what is left of a payload with which all have ended who could write."""
         for number, stream in enumerate(self._streams):
-            if stream is None or stream.closed:
+            if stream is None or stream.closed or self._captured.over:
                 continue
-            left = capacity(stream)
-            while left > 0 and not self._captured.over:
-                try:
-                    data = read_some(stream.fileno(), min(left, self._captured.room()))
-                except BlockingIOError:
-                    break
-                if not data:
-                    break
+            for data in read_rest(stream, self._captured.room):
                 self._captured.add(number, data)
-                left -= len(data)
+                if self._captured.over:
+                    break
 
     @contextmanager
     def _never_blocking(self) -> Iterator[None]:

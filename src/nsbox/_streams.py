@@ -10,7 +10,7 @@ import asyncio
 import os
 from typing import IO, Any, Final
 
-from .terminal import Terminal, capacity, read_some
+from .terminal import Terminal, read_rest, read_some
 
 _CHUNK: Final = 65536
 _HIGH: Final = 65536
@@ -71,16 +71,9 @@ class ReadPipe(asyncio.ReadTransport):
 
     def finish(self) -> None:
         """Close it after what it holds has been read; whoever else writes there is not heard."""
-        left = 0 if self._pipe.closed else capacity(self._pipe)
-        while left > 0:
-            try:
-                data = read_some(self._fd, left)
-            except BlockingIOError:
-                break
-            if not data:
-                break
-            self.reader.feed_data(data)
-            left -= len(data)
+        if not self._pipe.closed:
+            for data in read_rest(self._pipe):
+                self.reader.feed_data(data)
         self.close()
 
     def _read(self) -> None:

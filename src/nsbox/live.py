@@ -218,10 +218,10 @@ class Live:
             raise
         except SpawnError as error:
             # Its init has not said that it has begun: what runs there may keep it from running.
-            late = timeout is not None and time.monotonic() - since >= timeout
-            if late and error.errno == errno.ETIMEDOUT:
-                raise TimeoutExpired(args, timeout or 0.0) from None
-            raise
+            waited = time.monotonic() - since
+            if timeout is None or waited < timeout or error.errno != errno.ETIMEDOUT:
+                raise
+            raise TimeoutExpired(args, timeout) from None
 
     def _place(self, limits: Limits | None, patience: int) -> Place:
         if limits is not None:

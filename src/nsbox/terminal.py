@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import termios
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, NoReturn, Self
 
 from ._calls import Descriptor
@@ -109,11 +110,27 @@ def read_some(fd: int, size: int) -> bytes:
         return b""
 
 
-def capacity(stream: Any) -> int:
-    """Return how many bytes at most are in a pipe, or on their way through a terminal."""
-    if isinstance(stream, Terminal):
-        return _HOLDS
-    return fcntl.fcntl(stream.fileno(), fcntl.F_GETPIPE_SZ)
+def read_rest(stream: Any, room: Callable[[], int] = lambda: _HOLDS) -> Iterator[bytes]:
+    """
+    Read what a pipe holds, or what is on its way through a terminal, and no more than that.
+
+    Somebody else may write there without end.
+
+    Args:
+        stream: One that does not block.
+        room: Returns how many bytes may be read next.
+    """
+    fd = stream.fileno()
+    left = _HOLDS if isinstance(stream, Terminal) else fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    while left > 0:
+        try:
+            data = read_some(fd, min(left, room()))
+        except BlockingIOError:
+            return
+        if not data:
+            return
+        yield data
+        left -= len(data)
 
 
 def check_size(value: object) -> TerminalSize:
