@@ -4,7 +4,7 @@ Which plans can be carried out in part before a spawn: see csrc/ahead.c.
 Pure, like the plan.
 """
 
-from ._constants import CAPABILITIES, NAMESPACE_FLAGS
+from ._constants import NAMESPACE_FLAGS
 from ._plan import Code, Op, OpFlag, Plan
 
 
@@ -29,14 +29,10 @@ def can_be_made_ahead(plan: Plan) -> bool:
         and plan.clone_flags & own == own
         and not plan.clone_flags & NAMESPACE_FLAGS["time"]
         and (plan.ids.deny_setgroups or plan.parent_sources)
-        and not _may_mount(plan)
+        and not plan.has_sys_admin
         and len(procs) <= 1
         and all(_stays(op, plan, procs) for op in plan.ops)
     )
-
-
-def _may_mount(plan: Plan) -> bool:
-    return bool(plan.capabilities >> CAPABILITIES.index("CAP_SYS_ADMIN") & 1)
 
 
 def _is_proc(op: Op) -> bool:

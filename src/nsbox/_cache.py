@@ -1,7 +1,7 @@
 """What a Sandbox keeps from one spawn to the next."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -33,6 +33,10 @@ class Box(Protocol):
     def limits(self) -> Limits | None: ...
     @property
     def cgroup(self) -> CgroupArg | None: ...
+    @property
+    def capabilities(self) -> Sequence[str]: ...
+    @property
+    def user_namespaces(self) -> bool: ...
     def _own_environment(self) -> dict[str, str]: ...
     def _is_init(self) -> bool: ...
     def _describe(self) -> Description: ...
@@ -79,24 +83,33 @@ class Cache:
 
     def fence(self, box: Box) -> Fence | None:
         """Return the fence for one run, or None if there is nothing to keep."""
-        if box.limits is None and box.cgroup is None:
+        if box.limits is None and box.cgroup is None and not self._is_exposed(box):
             return None
         return Fence(*self.terms(box))
 
     def terms(self, box: Box) -> tuple[Terms, Site]:
         """Return what all fences of a sandbox are made of."""
-        if self._terms is None:
+        exposed, made = self._is_exposed(box), self._terms
+        if made is None or made[0].exposed != exposed:
             parent = check_parent(box.cgroup)
-            terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init())
-            self._terms = terms, Site(terms)
-        return self._terms
+            terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init(), exposed=exposed)
+            made = self._terms = terms, Site(terms)
+        return made
 
     def whole(self, box: Box) -> Whole:
         """Return the limits for one live sandbox."""
-        if self._whole_terms is None:
-            terms = terms_of(box.limits, check_parent(box.cgroup))
-            self._whole_terms = terms, Site(terms)
-        return Whole(*self._whole_terms)
+        exposed, made = self._is_exposed(box), self._whole_terms
+        if made is None or made[0].exposed != exposed:
+            terms = terms_of(box.limits, check_parent(box.cgroup), exposed=exposed)
+            made = self._whole_terms = terms, Site(terms)
+        return Whole(*made)
+
+    def _is_exposed(self, box: Box) -> bool:
+        """Tell whether a payload could mount the files of its cgroup, and write them."""
+        if not box.user_namespaces and "CAP_SYS_ADMIN" not in box.capabilities:
+            return False
+        # In a joined user namespace it may be anybody.
+        return self.lowered(box).plan.ids.host_uid in (None, os.geteuid())
 
     def lowered(self, box: Box) -> Lowered:
         caller, made = (os.geteuid(), os.getegid()), self._made

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ._cgroup_files import CONTROLLER_OF, ONLY_V2, Place, Setting, settings
+from ._cgroup_files import CONTROLLER_OF, ONLY_V2, Place, Setting, settings, v1_cpuset_of
 from ._cgroup_layout import UNIFIED, Hierarchy, Layout, read_words
 from .errors import PlanError, UnsupportedError
 from .limits import CGROUP_FIELDS, Limits
@@ -64,6 +64,20 @@ class Part(NamedTuple):
         if self.version == 1:
             return "tasks"
         return "cgroup.procs" if purpose is Purpose.JOIN else None
+
+    def seat(self, directory: str) -> "Part":
+        """
+        Return what to make inside of what was made of this: a cgroup that limits nothing.
+
+        Args:
+            directory: The one that was made.
+        """
+        if self.version == 1:
+            needed = tuple(item for item in self.settings if item.file.startswith("cpuset."))
+            return Part(1, directory, self.controllers, needed)
+        offered = read_words(f"{directory}/cgroup.controllers")
+        more = [name for name in _MEASURED if name in offered and name not in self.controllers]
+        return Part(2, directory, (*more, *self.controllers), ())
 
 
 class Choice(NamedTuple):
@@ -120,6 +134,8 @@ def choose(
     parents: Sequence[str] = (),
     owned: bool = False,
     measure: bool = False,
+    shelter: bool = False,
+    optional: bool = False,
 ) -> Choice:
     """
     Decide where to make a cgroup with these limits.
@@ -132,6 +148,8 @@ def choose(
         owned: Controllers may be enabled in the parents: they are nsbox's own, or
             the user says so.
         measure: Also use hierarchies that are there only to count.
+        shelter: Also use all in which the caller's own cgroup belongs to the caller.
+        optional: No part at all will do.
 
     Raises:
         UnsupportedError: If a limit cannot be kept, and may not be left out.
@@ -149,8 +167,8 @@ def choose(
             raise UnsupportedError(f"the limit {field!r} cannot be kept here: {reason}")
     if "memory" in degraded:
         fields = [field for field in fields if field not in ("swap", "oom_group")]
-    parts = _parts(fields, limits, layout, given, owned, measure)
-    if not parts and not limits.degrade:
+    parts = _parts(fields, limits, layout, given, owned, measure, shelter)
+    if not parts and not limits.degrade and not optional:
         raise UnsupportedError(f"no cgroup can be made here: {_no_place(layout, given)}")
     return Choice(parts, frozenset(degraded))
 
@@ -219,6 +237,7 @@ def _parts(
     given: Mapping[Hierarchy, str],
     owned: bool,
     measure: bool,
+    shelter: bool,
 ) -> tuple[Part, ...]:
     needed = {CONTROLLER_OF[field] for field in fields if field in CONTROLLER_OF}
     extra = set(_MEASURED) if measure else set()
@@ -228,6 +247,8 @@ def _parts(
         may = [name for name in hierarchy.controllers if name in extra and name not in has]
         if hierarchy.version == 1:
             may += _helpers(hierarchy, layout, parts)
+            if shelter and hierarchy.own_is_writable and not has and not may:
+                may += hierarchy.controllers[:1]
             if not has and not may:
                 continue
         place = _find(hierarchy, [*has, *may], given, owned) or _find(hierarchy, has, given, owned)
@@ -243,6 +264,8 @@ def _parts(
             if CONTROLLER_OF.get(field) in names
             for line in settings(field, limits, hierarchy.version, place)
         ]
+        if hierarchy.version == 1 and "cpuset" in hierarchy.controllers and "cpuset" not in has:
+            lines += v1_cpuset_of(place)
         if hierarchy.version == 2:
             names = (*names, UNIFIED)
         parts.append(Part(hierarchy.version, place, names, tuple(lines)))

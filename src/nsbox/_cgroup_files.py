@@ -71,9 +71,16 @@ def _v1_swap(limits: Limits, parent: str) -> list[Setting]:
 
 
 def _v1_cpuset(limits: Limits, parent: str) -> list[Setting]:
-    # Both are empty in a new cgroup, and then nobody may enter it.
-    nodes = read(f"{parent}/cpuset.effective_mems") or "0"
-    return [Setting("cpuset.mems", nodes), Setting("cpuset.cpus", _list(limits.cpuset))]
+    nodes, _ = v1_cpuset_of(parent)
+    return [nodes, Setting("cpuset.cpus", _list(limits.cpuset))]
+
+
+def v1_cpuset_of(parent: str) -> list[Setting]:
+    """Return what the cgroup above has: both are empty in a new one, and nobody may enter it."""
+    return [
+        Setting(f"cpuset.{name}", read(f"{parent}/cpuset.effective_{name}") or "0")
+        for name in ("mems", "cpus")
+    ]
 
 
 def _io(limits: Limits, parent: str) -> list[Setting]:
@@ -224,6 +231,10 @@ FIGURES: Final[Mapping[str, tuple[Source, ...]]] = {
 """Each figure, and where it may be found, the best first."""
 
 
+LOCAL: Final = ("oom_kills", "pids_refused")
+"""Figures that version 1, and in part 2 of older kernels, counts where it happens, not above."""
+
+
 class Reader:
     """
     Some figures of one cgroup at one moment.
@@ -233,19 +244,21 @@ class Reader:
     Args:
         found: Where the figures are: see find().
         texts: What is in the files.
+        seat: Those that are LOCAL, of the cgroup inside of it where its processes are.
     """
 
-    def __init__(self, found: "Found", texts: Sequence[str]) -> None:
-        self._found, self._texts = found, texts
+    def __init__(self, found: "Found", texts: Sequence[str], seat: "Reader | None" = None) -> None:
+        self._found, self._texts, self._seat = found, texts, seat
         self.sources: dict[str, str] = {}
 
     def _look_up(self, name: str) -> tuple[int, Source, str] | None:
         """Return the number, its source and the text of that, from the first that has one."""
+        inside = self._seat._look_up(name) if self._seat is not None and name in LOCAL else None
         for index, source, text in self._found[name]:
             number = _number(self._texts[index], source.key)
-            if number is not None:
+            if number is not None and (inside is None or number >= inside[0]):
                 return number, source, text
-        return None
+        return inside
 
     def first_above_zero(self, names: Iterable[str]) -> str | None:
         """Return the first of some figures that has counted something."""

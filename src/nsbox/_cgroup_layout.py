@@ -42,6 +42,11 @@ class Hierarchy(NamedTuple):
             return False
         return all(os.access(path, os.W_OK) for path in (directory, f"{directory}/cgroup.procs"))
 
+    @property
+    def own_is_writable(self) -> bool:
+        """The caller may make cgroups in its own one, which so is its own user's in general."""
+        return self.directory is not None and self.writable(self.directory)
+
     def above(self) -> list[str]:
         """Return the caller's own cgroup and those above it, up to the mount point."""
         found = []

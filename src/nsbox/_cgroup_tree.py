@@ -9,7 +9,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from . import _calls, _cgroup_names
@@ -94,20 +94,57 @@ def await_event(directory: str, line: str, deadline: float, code: int) -> None:
             raise
 
 
-def _tree(directory: str) -> list[str]:
-    """Return a cgroup and those below it, the lowest first; what is gone meanwhile is left out."""
+def tree(directory: str) -> Iterator[str]:
+    """
+    Yield a cgroup and those below it, the lowest first; what is gone meanwhile is left out.
 
-    def failed(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
+    A payload that may mount can nest its own deeper than a path or the stack goes, and take
+    rights away from its user, who is the caller's.
 
-    return [path for path, _, _ in os.walk(directory, topdown=False, onerror=failed)]
+    Yields:
+        A path that leads there until the next.
+    """
+    try:
+        here = _enter(directory)
+    except FileNotFoundError:
+        return
+    way: list[str] = []
+    pending = [_names_in(here)]
+    while way or pending[0]:
+        if pending[-1]:
+            name = pending[-1].pop()
+            with suppress(FileNotFoundError):
+                lower = _enter(_below(here, name))
+                pending.append(_names_in(lower))
+                way.append(name)
+                here = lower
+        else:
+            pending.pop()
+            here = _enter(_below(here, ".."))
+            yield _below(here, way.pop())
+    yield directory
+
+
+def _enter(path: str) -> Descriptor:
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        with suppress(OSError):
+            os.chmod(path, 0o755)
+    return Descriptor(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _below(directory: Descriptor, name: str) -> str:
+    return f"/proc/thread-self/fd/{directory.fileno()}/{name}"
+
+
+def _names_in(directory: Descriptor) -> list[str]:
+    with os.scandir(directory.fileno()) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def kill_tree(directory: str) -> None:
     """Kill everything in a cgroup and below it."""
     with reported(directory):
-        for path in _tree(directory):
+        for path in tree(directory):
             try:
                 with Descriptor(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
                     _calls.cgroup_kill(fd)
@@ -125,7 +162,7 @@ def remove_tree(directory: str, deadline: float) -> None:
 
     def removed() -> bool:
         try:
-            for path in _tree(directory):
+            for path in tree(directory):
                 os.rmdir(path)
         except FileNotFoundError:
             return not os.path.exists(directory)
@@ -146,12 +183,16 @@ def remove_tree(directory: str, deadline: float) -> None:
 
 # ---- what dead callers have left ------------------------------------------
 
+_MOST_SWEPT: Final = 1000
+
 _swept: set[tuple[int, str]] = set()
 
 
 def sweep_once(parent: str) -> None:
     """Remove what dead callers have left in a directory, at this process's first use of it."""
     key = (os.getpid(), parent)
+    if len(_swept) > _MOST_SWEPT:  # every live sandbox with limits is one
+        _swept.clear()
     if key not in _swept:
         _swept.add(key)
         sweep(parent)

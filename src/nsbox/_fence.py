@@ -58,6 +58,9 @@ class Terms(NamedTuple):
         sole: The payload is the init of its pid namespace: nothing outlives it.
         purpose: What the cgroups are for, besides the limits.
         spares: What outlives the payload lives on, in its cgroup.
+        exposed: The payload could write the files of its cgroup: it may mount them, and is
+            the caller's user. It gets one inside, which limits nothing: nobody can mount
+            what is above the root of a cgroup namespace.
     """
 
     limits: Limits
@@ -65,9 +68,15 @@ class Terms(NamedTuple):
     sole: bool
     purpose: Purpose = Purpose.LIMIT
     spares: bool = False
+    exposed: bool = False
 
     @property
-    def want_cgroup(self) -> bool:
+    def shelter(self) -> bool:
+        """Its own cgroup has to be none of the caller's, whom it could freeze or kill by that."""
+        return self.exposed and self.purpose is not Purpose.JOIN
+
+    @property
+    def need_cgroup(self) -> bool:
         """Also without a setting in it: what outlives the payload is killed by its cgroup."""
         limits = self.limits
         killed = limits.wall_time is not None or limits.output is not None
@@ -223,16 +232,23 @@ class Fence:
             choice, self.cgroup = self._site.make()
             self.degraded = choice.degraded
         if self.cgroup is not None:
-            for part, directory in zip(choice.parts, self.cgroup.directories, strict=True):
+            if self._want_seat(self.cgroup):
+                self.cgroup.make_seat()
+            seat = self.cgroup.seat
+            for part, directory in zip(choice.parts, seat.directories, strict=True):
                 shield = shield or "memory" in part.controllers
                 entrance = part.entrance(self._terms.purpose)
                 if entrance is None:
-                    born = self.cgroup.fileno()
+                    born = seat.fileno()
                 else:
                     tasks.append(f"{directory}/{entrance}")
         entrances = self._open_entrances(tasks) if tasks else ()
         self._watch = self._make_watch()
         return Placement(born, entrances, shield, self._watch)
+
+    def _want_seat(self, cgroup: Cgroup) -> bool:
+        """Tell whether processes go into a cgroup inside of the one with the limits."""
+        return self._terms.exposed
 
     def _open_entrances(self, paths: Sequence[str]) -> tuple[int, ...]:
         ahead = None if self.cgroup is None else self.cgroup.ahead
@@ -259,7 +275,7 @@ class Fence:
             wall_time=nanoseconds(limits.wall_time),
             cpu_time=nanoseconds(cpu_time),
             cpus=_processors(limits),
-            cgroup=-1 if self.cgroup is None else self.cgroup.fileno(),
+            cgroup=-1 if self.cgroup is None else self.cgroup.killing_fileno(),
             usage=usage,
             outlived=outlived,
         )
@@ -486,7 +502,7 @@ class Site:
     @cached_property
     def want_cgroup(self) -> bool:
         """As the terms have it."""
-        return self._terms.want_cgroup
+        return self._terms.need_cgroup or self._terms.shelter
 
     def make(self) -> tuple[Choice, Cgroup | None]:
         """Make a cgroup, or none if all that needed one is left out."""
@@ -510,6 +526,8 @@ class Site:
         known = self._known
         if not self._used_again or known is None or not known[1].parts or self._spares:
             return
+        if self._terms.exposed:
+            return  # it takes two
         form = self._forms.get(figures)
         if form is None or form.choice is not known[1]:
             form = self._forms[figures] = Form(known[1], self._terms.purpose, figures)
@@ -524,6 +542,8 @@ class Site:
             terms.parent,
             measure=terms.parent is not None or terms.purpose is Purpose.FREEZE,
             purpose=terms.purpose,
+            shelter=terms.shelter,
+            optional=not terms.need_cgroup,
         )
         self._known = _caller(), choice
         return choice, self._fresh(choice) if choice.parts else None

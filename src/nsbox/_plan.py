@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
+from ._constants import CAPABILITIES
 from ._landlock import Landlock
 from .limits import Limits
 from .mount import Mount, Overlay
@@ -158,6 +159,11 @@ class Plan(NamedTuple):
             if op.code in mounts and op.path(self.ops) == "/dev/pts":
                 found = index if op.source == "devpts" and op.code is Code.MOUNT else None
         return found
+
+    @property
+    def has_sys_admin(self) -> bool:
+        """The payload has CAP_SYS_ADMIN over its own namespaces."""
+        return bool(self.capabilities >> CAPABILITIES.index("CAP_SYS_ADMIN") & 1)
 
     @property
     def unshared(self) -> bool:

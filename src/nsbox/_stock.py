@@ -84,7 +84,7 @@ class World(NamedTuple):
         start: Starts a process in a fresh world.
         lowered: Returns its plan for the present caller.
         store: Returns what is made ahead for a plan, if something is.
-        terms: What its fences are made of.
+        terms: Returns what its fences are made of.
         mode: What a process is to its init.
         drain: See ``_run.run``.
     """
@@ -94,7 +94,7 @@ class World(NamedTuple):
     start: Starter
     lowered: Callable[[], Lowered]
     store: Callable[[Lowered], Store | None]
-    terms: tuple[Terms, Site]
+    terms: Callable[[], tuple[Terms, Site]]
     mode: Mode
     drain: bool
 
@@ -129,7 +129,7 @@ class Member(Fence):
     _given_back = False
 
     def __init__(self, stock: "Stock") -> None:
-        super().__init__(*stock.world.terms)
+        super().__init__(*stock.world.terms())
         self._stock = stock
         self.lowered = stock.world.lowered()
         self._held: list[Descriptor] = []

@@ -25,8 +25,8 @@ from ._constants import SHORTAGE
 from ._exit import snapshot
 from ._fence import Fence, Site, Terms
 from ._request import NOWHERE, Placement
-from .cgroup import Cgroup, choose, make
-from .errors import CgroupError, UnsupportedError
+from .cgroup import Cgroup
+from .errors import CgroupError, PlanError, UnsupportedError
 from .limits import NO_LIMITS, Limits
 from .result import Reason
 
@@ -34,10 +34,12 @@ _MOST_SITES: Final = 16
 """Of how many different limits it is remembered where their cgroups are made."""
 
 
-def terms_of(limits: Limits | None, parent: Cgroup | tuple[str, ...] | None) -> Terms:
+def terms_of(
+    limits: Limits | None, parent: Cgroup | tuple[str, ...] | None, *, exposed: bool
+) -> Terms:
     """Return the terms of a whole; without a limit that needs a cgroup, one to freeze."""
-    terms = Terms(limits or NO_LIMITS, parent, sole=True)
-    return terms if terms.want_cgroup else terms._replace(purpose=Purpose.FREEZE)
+    terms = Terms(limits or NO_LIMITS, parent, sole=True, exposed=exposed)
+    return terms if terms.need_cgroup else terms._replace(purpose=Purpose.FREEZE)
 
 
 class Whole(Fence):
@@ -46,7 +48,6 @@ class Whole(Fence):
     def __init__(self, terms: Terms, site: Site) -> None:
         super().__init__(terms, site)
         self._missing: str | None = None
-        self._seat: Cgroup | None = None  # of the init, where that is not the whole's
         self._left: list[Cgroup] = []
         self._inside: weakref.WeakSet[Inside] = weakref.WeakSet()
         self._sites: dict[Limits | None, tuple[Terms, Site]] = {}
@@ -58,39 +59,26 @@ class Whole(Fence):
         return self._terms.purpose is Purpose.LIMIT and self.cgroup is not None
 
     def open(self) -> Placement:
-        """
-        Make the cgroup, and the place in it where the init goes.
-
-        On version 2 a cgroup whose children have controllers may have no processes of its
-        own: the init gets a child, too.
-        """
+        """Make the cgroup, and the place in it where the init goes."""
         try:
-            placement = super().open()
-            if self.cgroup is None or not self._has_controllers(self.cgroup):
-                return placement
-            choice = choose(NO_LIMITS, self.cgroup, measure=True)
-            self._seat = make(NO_LIMITS, choice, enable=True)
-            return placement._replace(cgroup=self._seat.fileno())
+            return super().open()
         except (UnsupportedError, CgroupError) as error:
-            self.discard()
             # Nobody has asked for one that only freezes: where there is none, that is said when
             # it is needed. Who is short of something now is not told later that there is none.
-            short = isinstance(error, CgroupError) and error.errno in SHORTAGE
-            if short or self._terms.purpose is not Purpose.FREEZE:
+            failed = error.errno if isinstance(error, CgroupError) else None
+            needed = failed is not None and self._terms.exposed
+            if failed in SHORTAGE or needed or self._terms.purpose is not Purpose.FREEZE:
                 raise
             self._missing = str(error)
             self.cgroup = None
             self._watch = self._make_watch()
             return NOWHERE._replace(watch=self._watch)
-        except BaseException:
-            self.discard()
-            raise
 
-    @staticmethod
-    def _has_controllers(cgroup: Cgroup) -> bool:
+    def _want_seat(self, cgroup: Cgroup) -> bool:
+        # On version 2 a cgroup whose children have controllers may have no processes of its own.
         path = f"{cgroup.directories[0]}/cgroup.controllers"
         with reported(path):
-            return bool(read_words(path))
+            return super()._want_seat(cgroup) or bool(read_words(path))
 
     def required(self, what: str) -> Cgroup:
         """
@@ -150,8 +138,9 @@ class Whole(Fence):
         alone = Terms(limits or NO_LIMITS, None, sole=False, purpose=Purpose.JOIN)
         return alone._replace(
             limits=_with_output(alone.limits, self.output),
-            parent=self.cgroup if self.fenced or alone.want_cgroup else None,
-            spares=not alone.want_cgroup,
+            parent=self.cgroup if self.fenced or alone.need_cgroup else None,
+            spares=not alone.need_cgroup,
+            exposed=self._terms.exposed,
         )
 
     def cause(self, end: End) -> Reason | None:
@@ -162,10 +151,9 @@ class Whole(Fence):
 
     def _init_ran_out(self) -> bool:
         """Tell whether the OOM killer has ended the init, and everything with it."""
-        seat = self._seat or self.cgroup
-        if self.fenced and seat is not None and not seat.closed:
-            with suppress(CgroupError):
-                self._ran_out = bool(seat.events().oom_kills)
+        if self.fenced and self.cgroup is not None and not self.cgroup.closed:
+            with suppress(CgroupError, PlanError):  # the second: another thread closes it
+                self._ran_out = bool(self.cgroup.seat.events().oom_kills)
         return self._ran_out
 
     def leave(self, cgroup: Cgroup) -> None:
@@ -192,7 +180,7 @@ class Whole(Fence):
 
     def _remove_left(self) -> None:
         with self._lock:  # else another thread may remove one in between
-            for cgroup in (*self._left, *filter(None, [self._seat])):
+            for cgroup in self._left:
                 if not cgroup.closed:
                     self._remove(cgroup)
 

@@ -20,7 +20,7 @@ from . import _calls, _cgroup_choice, _cgroup_layout, _cgroup_names
 from ._calls import Descriptor
 from ._cgroup_ahead import Ahead, left, tidy
 from ._cgroup_choice import Choice, Part, Purpose, by_controller, narrowed
-from ._cgroup_files import SWITCHES, Place, Reader, Switch, find, read
+from ._cgroup_files import LOCAL, SWITCHES, Place, Reader, Switch, find, read
 from ._cgroup_layout import UNIFIED, read_words
 from ._cgroup_tree import (
     await_event,
@@ -31,11 +31,14 @@ from ._cgroup_tree import (
     sweep,
     sweep_once,
     text,
+    tree,
     write,
 )
 from ._values import PathArg, check_bool, check_path
 from .errors import CgroupError, PlanError, PlanTypeError
-from .limits import CGROUP_FIELDS, Limits, check_limits
+from .limits import CGROUP_FIELDS, NO_LIMITS, Limits, check_limits
+
+_SEAT: Final = "seat"
 
 _PATIENCE: Final = 10.0
 """Seconds until a cgroup that does not change its state is an error."""
@@ -106,6 +109,7 @@ class Cgroup:
     _directory: Descriptor
     _closed: bool
     ahead: Ahead | None = None  # if it was made so
+    _seat: "Cgroup | None" = None
     _lock: threading.RLock  # held by whoever freezes or thaws, to say so and to note it
     _frozen: bool = False
     _dying: bool = False  # never frozen again
@@ -182,7 +186,7 @@ class Cgroup:
         self._check_open()
         found: set[int] = set()
         with reported(self.directories[0]):
-            for directory, _, _ in os.walk(self.directories[0]):
+            for directory in tree(self.directories[0]):
                 found.update(int(pid) for pid in read_words(f"{directory}/cgroup.procs"))
         return sorted(found - {0})  # 0: not in our pid namespace
 
@@ -195,7 +199,10 @@ class Cgroup:
         files, found = find(tuple(directories), names)
         paths = [f"{directories[at]}/{file}" for at, file in files]
         with reported(self.directories[0]):
-            return Reader(found, _calls.read_files(paths))
+            texts = _calls.read_files(paths)
+        local = [name for name in names if name in LOCAL]
+        seat = self._seat.reader(local) if self._seat is not None and local else None
+        return Reader(found, texts, seat)
 
     def by_controller(self) -> dict[Place, str]:
         """Return its directories by controller and version of the hierarchy."""
@@ -224,6 +231,33 @@ class Cgroup:
         self._check_open()
         reader = self.reader(Events._fields)
         return Events(reader.count("oom_kills"), reader.count("pids_refused"))
+
+    # ---- its processes' own ----
+
+    @property
+    def seat(self) -> "Cgroup":
+        """The cgroup where its processes go: it itself, unless one was made inside for them."""
+        return self._seat or self
+
+    def make_seat(self) -> None:
+        """
+        Make a cgroup inside of it for its processes, which limits nothing.
+
+        Raises:
+            CgroupError: If that failed.
+        """
+        pairs = zip(self._parts, self.directories, strict=True)
+        parts = tuple(part.seat(directory) for part, directory in pairs)
+        self._seat = _described(NO_LIMITS, Choice(parts, frozenset()), _SEAT)
+        self._seat._make(enable=True)
+
+    def killing_fileno(self) -> int:
+        """
+        Return the descriptor by which the C core kills what is in it: see csrc/watcher.c.
+
+        It kills what is below a cgroup of version 2, too; of version 1, what is in that one.
+        """
+        return (self if self._parts[0].version == 2 else self.seat).fileno()
 
     # ---- acting ----
 
@@ -334,8 +368,9 @@ class Cgroup:
 
     def _removed_at_once(self) -> bool:
         """Remove it if nothing is in it, by far the most common case: the kernel knows best."""
+        inside = () if self._seat is None else self._seat.directories
         try:
-            for directory in reversed(self.directories):
+            for directory in reversed((*self.directories, *inside)):
                 os.rmdir(directory)
         except OSError:
             return False
@@ -361,6 +396,8 @@ class Cgroup:
     def _forget(self) -> None:
         self._closed = True
         self._directory.close()
+        if self._seat is not None:
+            self._seat._forget()
 
     def __enter__(self) -> "Cgroup":
         return self
@@ -394,6 +431,31 @@ class Cgroup:
 
     # ---- inside ----
 
+    def _make(self, *, enable: bool) -> None:
+        """
+        Make its directories, and write its settings.
+
+        Args:
+            enable: On version 2, enable its controllers in the cgroup above.
+        """
+        settings = []
+        try:
+            for part, directory in zip(self._parts, self.directories, strict=True):
+                if enable and part.version == 2:
+                    _enable(part)
+                settings += [(f"{directory}/{file}", value) for file, value in part.settings]
+            with reported(self.directories[0]):
+                for directory in self.directories:
+                    os.mkdir(directory)
+                _calls.write_files(settings)
+                self._open()
+        except BaseException:
+            # All of them: a signal handler can raise after mkdir(), before that is noted anywhere.
+            for directory in reversed(self.directories):
+                with suppress(OSError):
+                    os.rmdir(directory)
+            raise
+
     def _open(self) -> None:
         self._directory = Descriptor(self.directories[0], os.O_RDONLY | os.O_DIRECTORY)
         self._closed = False
@@ -407,7 +469,8 @@ class Cgroup:
             # Recursive, and atomic, where the kernel has it.
             with reported(self.directories[0]):
                 _calls.cgroup_kill(self._directory.fileno())
-            if os.path.exists(f"{self.directories[0]}/cgroup.kill"):
+            # (What is frozen by a v1 freezer beside it does not die.)
+            if self._freezer is None and os.path.exists(f"{self.directories[0]}/cgroup.kill"):
                 return
         kill_tree(self._freezer or self.directories[0])
 
@@ -475,6 +538,8 @@ def choose(
     enable: bool = False,
     measure: bool = False,
     purpose: Purpose = Purpose.LIMIT,
+    shelter: bool = False,
+    optional: bool = False,
 ) -> Choice:
     """
     Decide where to make a cgroup: :func:`nsbox._cgroup_choice.choose` with this host's facts.
@@ -484,7 +549,9 @@ def choose(
     """
     owned = isinstance(parent, Cgroup)
     with reported("/proc/self/cgroup"):
-        layout = narrowed(_cgroup_layout.look(), purpose)
+        layout = _cgroup_layout.look()
+        if not shelter:
+            layout = narrowed(layout, purpose)
         parents = _directories(parent)
         if purpose is Purpose.JOIN:
             parents = [path for path in parents if layout.holds(path)]
@@ -494,6 +561,8 @@ def choose(
             parents=parents,
             owned=owned or enable,
             measure=measure,
+            shelter=shelter,
+            optional=optional,
         )
 
 
@@ -549,27 +618,11 @@ def make(
         CgroupError: If something failed; nothing is left.
     """
     cgroup = _described(limits, choice, _cgroup_names.new_name())
-    directories = cgroup.directories
     tidy()  # it would count where there may be only so many
     remove_abandoned()
-    settings = []
-    try:
-        for part, directory in zip(choice.parts, directories, strict=True):
-            sweep_once(part.parent)
-            if enable and part.version == 2:
-                _enable(part)
-            settings += [(f"{directory}/{file}", value) for file, value in part.settings]
-        with reported(directories[0]):
-            for directory in directories:
-                os.mkdir(directory)
-            _calls.write_files(settings)
-            cgroup._open()
-    except BaseException:
-        # All of them: a signal handler can raise after mkdir(), before that is noted anywhere.
-        for directory in reversed(directories):
-            with suppress(OSError):
-                os.rmdir(directory)
-        raise
+    for part in choice.parts:
+        sweep_once(part.parent)
+    cgroup._make(enable=enable)
     return cgroup
 
 

@@ -68,7 +68,7 @@ class _Seat:
             return
         stock.cold.add()
         request.view = None
-        fence = self.fence = Fence(*stock.world.terms)
+        fence = self.fence = Fence(*stock.world.terms())
         request.placement = fence.open()
         stock.world.start(request, child)
         if possible:

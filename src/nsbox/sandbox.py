@@ -399,7 +399,7 @@ class Sandbox:
             start=self._start,
             lowered=partial(self._cache.lowered, self),
             store=self._cache.store,
-            terms=self._cache.terms(self),
+            terms=partial(self._cache.terms, self),
             mode=Mode.LAST if self.init else Mode.REPLACE,
             drain=self._is_init(),
         )

@@ -152,3 +152,30 @@ def test_swap_goes_with_memory() -> None:
     """A limit of memory alone means no swap."""
     assert wanted_fields(Limits(memory="1M", pids=2, wall_time=1)) == ("memory", "swap", "pids")
     assert wanted_fields(Limits()) == ()
+
+
+def test_shelter(tmp_path: Path) -> None:
+    """Where the caller's own cgroup is its own; nothing at all, where it is not."""
+    layout = v1(tmp_path, "memory", "cpuset", "freezer")
+    (tmp_path / "cpuset/own/cpuset.effective_mems").write_text("0\n")
+    (tmp_path / "cpuset/own/cpuset.effective_cpus").write_text("0-3\n")
+    choice = choose(Limits(), layout, shelter=True, optional=True)
+    assert {part.controllers for part in choice.parts} == {("memory",), ("cpuset",), ("freezer",)}
+    (cpuset,) = [part for part in choice.parts if "cpuset" in part.controllers]
+    assert cpuset.settings == (("cpuset.mems", "0"), ("cpuset.cpus", "0-3"))
+    readonly = Layout(tuple(item._replace(readonly=True) for item in layout.hierarchies))
+    assert choose(Limits(), readonly, shelter=True, optional=True).parts == ()
+    with pytest.raises(UnsupportedError):
+        choose(Limits(), readonly, shelter=True)
+
+
+def test_seat(tmp_path: Path) -> None:
+    """It limits nothing, but on version 1 it needs processors; on 2 it counts what it can."""
+    (memory, cpuset) = choose(
+        Limits(memory="1M", cpuset=[0], degrade={"swap"}),
+        v1(tmp_path / "v1", "memory", "cpuset"),
+    ).parts
+    assert memory.seat("/x") == (1, "/x", ("memory",), ())
+    assert cpuset.seat("/x") == (1, "/x", ("cpuset",), cpuset.settings)
+    (part,) = choose(Limits(pids=1), v2(tmp_path, enabled=ALL)).parts
+    assert part.seat(str(tmp_path)) == (2, str(tmp_path), ("memory", "pids", UNIFIED), ())

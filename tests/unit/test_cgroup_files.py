@@ -77,3 +77,19 @@ def test_nanoseconds_of_version_1() -> None:
     """A file that is one number has no key."""
     reader, _ = read("cpu_time", directories={("cpuacct", 1): "/1"})
     assert reader.figure("cpu_time") == 0.005
+
+
+def test_what_counts_where_it_happens() -> None:
+    """It is looked for in the cgroup inside, too; other figures are those of the outer one."""
+    directories = {("memory", 1): "/1"}
+    files, found = find(tuple(directories), ("oom_kills", "memory_peak"))
+    texts = {"memory.oom_control": "oom_kill {}\n", "memory.max_usage_in_bytes": "{}\n"}
+
+    def figures(outer: int, inner: int | None) -> tuple[int | None, int | None]:
+        seat = None if inner is None else Reader(found, [texts[f].format(inner) for _, f in files])
+        reader = Reader(found, [texts[file].format(outer) for _, file in files], seat)
+        return reader.count("oom_kills"), reader.count("memory_peak")
+
+    assert figures(0, 3) == (3, 0)
+    assert figures(5, 3) == (5, 5)
+    assert figures(2, None) == (2, 2)
