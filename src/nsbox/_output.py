@@ -143,8 +143,17 @@ class Capture:
         Of one that is alone the end is that of the streams, too.
 
         Raises:
-            subprocess.TimeoutExpired: With what was captured so far.
+            subprocess.TimeoutExpired: With what was captured so far, in bytes.
         """
+        self.exchange(process, timeout)
+        return self._captured.result()
+
+    def raw(self) -> list[bytes | None]:
+        """Return what there is, as bytes, also of what was to be text: it need not be any."""
+        return self._captured.raw()
+
+    def exchange(self, process: Talker, timeout: float | None) -> None:
+        """Do all of run() but for the result."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with selectors.PollSelector() as selector, self._never_blocking():
             self._register(selector)
@@ -177,7 +186,6 @@ class Capture:
         for stream in self._streams:
             if stream is not None:
                 stream.close()
-        return self._captured.result()
 
     def _take_rest(self) -> None:
         """Read what is left of a payload with which all have ended who could write."""

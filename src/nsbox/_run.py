@@ -193,5 +193,5 @@ def _communicate(
         process.kill()
         with process:
             if drain and isinstance(error, subprocess.TimeoutExpired):
-                error.stdout, error.stderr = process.converse(None, None, alone=True)
+                error.stdout, error.stderr = process.take_rest()
         raise

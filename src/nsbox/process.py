@@ -308,6 +308,13 @@ class Process(subprocess.Popen[Any]):
             raise ValueError("Cannot send input after starting communication")
         return self._capture.run(self, timeout)
 
+    def take_rest(self) -> list[bytes | None]:
+        """Return all that one has written which is alone and has been killed: see converse()."""
+        if self._capture is None:
+            self._capture = Capture(self, None, self.output_limit, alone=True)
+        self._capture.exchange(self, None)
+        return self._capture.raw()
+
     def signs_of_end(self) -> list[int]:
         """Return descriptors that become readable when the end may be known; none once it is."""
         return self._payload.child.signs_of_end()

@@ -115,6 +115,15 @@ def test_run_timeout_kills_everything(lifeline: tuple[IO[bytes], int]) -> None:
     assert reader.read() == b""
 
 
+@pytest.mark.parametrize("wrong", [0o377, 0o303], ids=["no-text", "half-a-character"])
+def test_run_timeout_is_one_whatever_was_written(wrong: int) -> None:
+    """run(text=True, timeout=...) raises TimeoutExpired, with bytes, also if they are no text."""
+    script = f"printf '\\{wrong:o}'; exec sleep 1000"
+    options: dict[str, Any] = {"capture_output": True, "text": True}
+    caught = expired(lambda timeout: Sandbox().run([SH, "-c", script], timeout=timeout, **options))
+    assert (caught.stdout, caught.stderr) == (bytes([wrong]), b"")
+
+
 def test_run_timeout_does_not_wait_for_who_was_handed_the_pipes() -> None:
     """run(timeout=...) ends though somebody outside has what the payload wrote to."""
     box, (ours, theirs) = python_box(), socket.socketpair()
