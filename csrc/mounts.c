@@ -273,10 +273,14 @@ static int op_loopback(struct spawn *spawn, uint32_t index)
 	return loopback_up(&spawn->result);
 }
 
+/* And the NIS domain, of which a new namespace has the host's: as the kernel has it at first. */
 static int op_hostname(struct spawn *spawn, uint32_t index)
 {
+	static const char no_domain[] = "(none)";
 	const char *name = operation(spawn, index)->source;
 	int err = nsbox_sethostname(name, string_length(name));
+	if (err == 0)
+		err = (int)sys(__NR_setdomainname, no_domain, sizeof no_domain - 1);
 	return err < 0 ? fail(spawn, NSBOX_STEP_SETHOSTNAME, (int)index, err) : 0;
 }
 

@@ -107,7 +107,7 @@ enum nsbox_step {
 /* One operation of the set-up, executed in the child in the order of the plan. */
 enum nsbox_opcode {
 	NSBOX_OP_LOOPBACK,           /* bring up "lo" */
-	NSBOX_OP_HOSTNAME,           /* sethostname(source) */
+	NSBOX_OP_HOSTNAME,           /* sethostname(source), and no domain */
 	NSBOX_OP_IDS,                /* wait for the id maps, then take on the plan's ids */
 	NSBOX_OP_PROPAGATION,        /* make every mount private */
 	NSBOX_OP_SCRATCH,            /* a hidden tmpfs that holds the layers of overlays */

@@ -153,7 +153,7 @@ def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
         case Code.LOOPBACK:
             return [("ioctl", "SIOCSIFFLAGS lo up")]
         case Code.HOSTNAME:
-            return [("sethostname", op.source or "")]
+            return [("sethostname", op.source or ""), ("setdomainname", "(none)")]
         case Code.IDS:
             groups = [("setgroups", "none")] if plan.ids.clear_groups and not plan.joins else []
             ids = plan.ids

@@ -115,7 +115,8 @@ class Call(NamedTuple):
 _TEXT_AT: Final = {
     "access": 0, "execve": 0, "execveat": 1, "fsconfig": 2, "fsopen": 0, "memfd_create": 0,
     "mkdir": 0, "mkdirat": 1, "mknodat": 1, "newfstatat": 1, "open_tree": 1, "openat": 1,
-    "openat2": 1, "rmdir": 0, "sethostname": 0, "symlinkat": 2, "unlinkat": 1, "write": 1,
+    "openat2": 1, "rmdir": 0, "setdomainname": 0, "sethostname": 0, "symlinkat": 2, "unlinkat": 1,
+    "write": 1,
 }  # fmt: skip
 UNREADABLE: Final = "?"
 KILLED: Final = 9999

@@ -16,8 +16,18 @@ from typing import Any
 
 import pytest
 
-from nsbox import Bind, Namespace, Sandbox
-from support import PYTHON, SOURCE, expose, inside, python_box, stdout_of
+from nsbox import Bind, Namespace, Sandbox, lowlevel
+from nsbox.lowlevel import CloneFlag
+from support import (
+    PYTHON,
+    SOURCE,
+    enter_private_mounts,
+    expose,
+    in_child,
+    inside,
+    python_box,
+    stdout_of,
+)
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -242,6 +252,20 @@ def test_hostname() -> None:
     names = [inside(code), inside(code, box=python_box(hostname="other"))]
     assert names == ["sandbox", "other"]
     assert socket.gethostname() == before
+
+
+def test_domain_of_the_host_is_not_there() -> None:
+    """The NIS domain name that the host has is none inside."""
+
+    def domain_inside() -> Any:
+        enter_private_mounts()
+        lowlevel.unshare(CloneFlag.CLONE_NEWUTS)
+        name = b"host.example"
+        assert ctypes.CDLL(None).setdomainname(name, len(name)) == 0
+        show = ["/bin/cat", "/proc/sys/kernel/domainname"]
+        return Sandbox().run(show, capture_output=True, check=True).stdout
+
+    assert in_child(domain_inside) == b"(none)\n"
 
 
 # ---- ipc ------------------------------------------------------------------

@@ -27,6 +27,7 @@ child     open_tree       /usr (clone, recursive)
 child     mount_setattr   /usr: rdonly,nosuid,nodev,private recursively
 child     ioctl           SIOCSIFFLAGS lo up
 child     sethostname     sandbox
+child     setdomainname   (none)
 child     setresgid       0
 child     setresuid       0
 child     write           0 to /proc/sys/user/max_user_namespaces
