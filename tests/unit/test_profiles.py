@@ -84,6 +84,15 @@ def test_ioctl_is_compared_in_32_bits(profile: str, command: int) -> None:
 
 
 @pytest.mark.parametrize("profile", ["default", "strict"])
+def test_keys_of_a_file_system_are_refused(profile: str) -> None:
+    """Nobody adds or removes them, by which a directory of the host would be locked."""
+    add, remove, look = 0xC0506617, 0xC0406618, 0xC0096616
+    for request in (add, remove, add | HIGH, remove | HIGH):
+        assert ask(profile, "ioctl", 0, request) == error(errno.EOPNOTSUPP)
+    assert ask(profile, "ioctl", 0, look) == ALLOW
+
+
+@pytest.mark.parametrize("profile", ["default", "strict"])
 def test_leases_are_refused(profile: str) -> None:
     """Nobody waits for a payload when he opens a file; other commands of fcntl are allowed."""
     delegation = 1040  # F_SETDELEG
