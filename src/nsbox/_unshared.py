@@ -135,8 +135,21 @@ _ATTRIBUTES: Final = (
     *("setxattr", "fsetxattr", "lsetxattr", "setxattrat"),
     *("removexattr", "fremovexattr", "lremovexattr", "removexattrat", "file_setattr"),
 )
-# FS_IOC_SETFLAGS, FS_IOC_SETVERSION, FS_IOC_FSSETXATTR; the kernel reads 32 bits.
-_REQUESTS: Final = (0x40086602, 0x40087602, 0x401C5820)
+# A descriptor that reads is enough for them. The kernel reads 32 bits.
+_REQUESTS: Final = (
+    0x40086602,  # FS_IOC_SETFLAGS
+    0x40087602,  # FS_IOC_SETVERSION
+    0x40086604,  # EXT4_IOC_SETVERSION
+    0x6609,  # EXT4_IOC_MIGRATE
+    0x401C5820,  # FS_IOC_FSSETXATTR
+    0x800C6613,  # FS_IOC_SET_ENCRYPTION_POLICY
+    0x40806685,  # FS_IOC_ENABLE_VERITY
+    0x4008941A,  # BTRFS_IOC_SUBVOL_SETFLAGS
+    0x40309410,  # BTRFS_IOC_DEFRAG_RANGE
+    0xC0C89425,  # BTRFS_IOC_SET_RECEIVED_SUBVOL
+)
+# Those of btrfs that name something: BTRFS_IOC_SUBVOL_CREATE, BTRFS_IOC_SNAP_DESTROY and others.
+_NAMING: Final = 0x50009400
 _IPC: Final = (
     *("ipc", "msgctl", "msgget", "msgrcv", "msgsnd"),
     *("semctl", "semget", "semop", "semtimedop", "shmat", "shmctl", "shmdt", "shmget"),
@@ -154,8 +167,8 @@ def _refuse(*names: str, arguments: tuple[Argument, ...] = ()) -> Rule:
     return Rule(names, ERRNO | errno.EPERM, arguments, Condition(), Condition())
 
 
-def _equal(position: int, value: int) -> tuple[Argument, ...]:
-    return (Argument(position, OPERATORS["SCMP_CMP_MASKED_EQ"], _LOW, value),)
+def _equal(position: int, value: int, bits: int = _LOW) -> tuple[Argument, ...]:
+    return (Argument(position, OPERATORS["SCMP_CMP_MASKED_EQ"], bits, value),)
 
 
 def _not_zero(position: int) -> tuple[Argument, ...]:
@@ -167,6 +180,7 @@ _REFUSED: Final = {
     "mnt": (
         _refuse(*_CHANGES, *_TIMES, *_ATTRIBUTES, "inotify_add_watch"),
         *(_refuse("ioctl", arguments=_equal(1, request)) for request in _REQUESTS),
+        _refuse("ioctl", arguments=_equal(1, _NAMING, _LOW ^ 0xFF)),
     ),
     "pid": (
         _refuse(*_OF_OTHERS, arguments=_not_zero(0)),

@@ -138,6 +138,21 @@ def test_readonly_bind_stays_readonly(hostile: Path, treasure: Path) -> None:
     assert strike(hostile, "open", treasure / "secret", os.O_TRUNC, box=box) in REFUSED
 
 
+@pytest.mark.parametrize(
+    "request_number",
+    [0x40086602, 0x40086604, 0x6609, 0x800C6613, 0x40806685, 0x5000940E, 0x50009418, 0x4008941A],
+    ids=hex,
+)
+def test_request_to_a_file_system_is_refused(
+    hostile: Path, treasure: Path, request_number: int
+) -> None:
+    """What is open to be read cannot be changed by ioctl(2): flags, encryption, subvolumes."""
+    box = armed(hostile, Bind(treasure))
+    with open(treasure / "secret", "rb") as file:
+        call = ("call", "ioctl", 0, request_number, 0)
+        assert strike(hostile, *call, box=box, stdin=file) == "EPERM"
+
+
 def test_working_directory_is_not_the_callers(hostile: Path, treasure: Path) -> None:
     """A relative path starts at "/", wherever the caller is."""
     before = os.getcwd()
