@@ -20,6 +20,7 @@ SOURCES = (
     "terminal.c",
     "spawn.c",
     "adopt.c",
+    "forks.c",
     "process.c",
     "messages.c",
 )

@@ -209,7 +209,7 @@ static struct nsbox_cgroup *hold(const struct nsbox_cgroup_holder *holder)
 {
 	struct nsbox_maker *maker = holder->maker;
 
-	if (!maker || holder->owner != (int32_t)sys(__NR_getpid))
+	if (!maker || holder->owner != nsbox_this_process())
 		return NULL;
 	pthread_mutex_lock(&maker->lock);
 	while (holder->cgroup &&
@@ -248,7 +248,7 @@ int nsbox_cgroup_order(struct nsbox_maker *maker, const struct nsbox_cgroup_form
 		cgroup->next = maker->cgroups;
 		maker->cgroups = cgroup;
 		holder->maker = maker;
-		holder->owner = (int32_t)sys(__NR_getpid);
+		holder->owner = nsbox_this_process();
 		holder->cgroup = cgroup;
 		start_thread(maker);
 	}

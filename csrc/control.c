@@ -22,7 +22,7 @@ int failed(struct nsbox_result *result, enum nsbox_step step, int index, long er
 /* Its socket, which stays open until let_go(); -1 if it is closed, or another process's. */
 int hold(struct nsbox_control *control)
 {
-	if (control->owner != (int32_t)sys(__NR_getpid)) {
+	if (control->owner != nsbox_this_process()) {
 		nsbox_close(&control->socket);
 		return -1;
 	}
@@ -45,7 +45,7 @@ void let_go(struct nsbox_control *control)
 /* Without effect the second time. After a fork the copy of the socket is all that is ours. */
 int nsbox_control_close(struct nsbox_control *control)
 {
-	bool foreign = control->owner != (int32_t)sys(__NR_getpid);
+	bool foreign = control->owner != nsbox_this_process();
 
 	if (!foreign)
 		lock(&control->lock);
@@ -149,7 +149,7 @@ int nsbox_control_prepare(const struct nsbox_plan *plan, const struct nsbox_requ
 	int32_t copies[3] = { -1, -1, -1 };
 	int pair[2];
 
-	control->owner = (int32_t)sys(__NR_getpid);
+	control->owner = nsbox_this_process();
 	int err = known ? make_known(&passed, request, copies) : 0;
 	if (err == 0)
 		err = insert(&passed, request->exec_fd);

@@ -30,6 +30,7 @@ SOURCES = (
     "make.c",
     "spare.c",
     "cgroup.c",
+    "forks.c",
     "process.c",
     "messages.c",
     "start.c",

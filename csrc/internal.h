@@ -273,6 +273,9 @@ struct peer {
 };
 int await_event(int socket, short event, const struct peer *init);
 bool is_stopped(int init);
+/* forks.c: while the gate is closed no fork begins. */
+void close_gate(void);
+void open_gate(void);
 /* lines.c */
 void let_go_of_line(struct nsbox_result *child, bool foreign);
 /* start.c */

@@ -16,59 +16,6 @@
 #define P_PIDFD 3
 #endif
 
-/* ---- the gate ------------------------------------------------------- */
-
-/*
- * What is under way to an init: a fork at that moment would have copies of both ends of a
- * channel, and the caller would never see it close. So forks wait for the moment to pass.
- *
- * By the hooks of fork(3), and not Python's: between those run handlers of signals, finalizers and
- * the program's own hooks, which may start something in this very thread, and would wait for
- * themselves.
- */
-static uint32_t gate;
-
-/* How often this thread has closed it: what runs then may fork, a hook of another's for example. */
-static _Thread_local uint32_t closed;
-
-/* The forks between this process and the one that the gate was set up in. */
-static uint32_t forks;
-
-static void close_gate(void)
-{
-	if (!closed++)
-		lock(&gate);
-}
-
-static void open_gate(void)
-{
-	if (!--closed)
-		unlock(&gate);
-}
-
-static void open_gate_in_fork(void)
-{
-	forks++;
-	open_gate();
-}
-
-uint32_t nsbox_forks(void)
-{
-	return forks;
-}
-
-int nsbox_guard_forks(void)
-{
-	static uint32_t one_at_a_time;
-	static bool guarded;
-
-	lock(&one_at_a_time);
-	int err = guarded ? 0 : pthread_atfork(close_gate, open_gate, open_gate_in_fork);
-	guarded = err == 0;
-	unlock(&one_at_a_time);
-	return -err;
-}
-
 /* ---- an init that does not answer ------------------------------------ */
 
 /* Nobody inside can do that to it; outside, its user can. */

@@ -250,7 +250,7 @@ enum nsbox_hit { NSBOX_HIT_NONE, NSBOX_HIT_WALL_TIME, NSBOX_HIT_CPU_TIME };
  */
 struct nsbox_watch {
 	struct nsbox_watcher *watcher;
-	int32_t owner;     /* process that watches: a fork has only a copy; 0: not added yet */
+	uint64_t owner;    /* nsbox_this_process() of who watches; 0: not added yet */
 	int32_t pidfd;     /* of the payload, a copy of its own; -1 until it runs */
 	int32_t cgroup;    /* directory fd of a cgroup to kill, or -1; a copy once it is added */
 	int32_t usage;     /* fd of cpu.stat or cpuacct.usage, or -1; likewise */
@@ -346,7 +346,7 @@ struct nsbox_result {
 	int32_t is_free; /* the line is */
 	struct nsbox_lines *lines;
 	uint32_t stops; /* how many times in a row that init has been found stopped */
-	int32_t owner;  /* pid of the process that spawned */
+	uint64_t owner; /* nsbox_this_process() of who has spawned it */
 	uint32_t lock;
 	uint32_t waiters;
 	/* CLOCK_MONOTONIC, ns: the beginning, and when it was first seen to have ended, or 0. */
@@ -393,7 +393,7 @@ struct nsbox_control {
 	int32_t socket;   /* -1 once it is closed, or the last process's */
 	int32_t listener; /* of its filter: NSBOX_REQUEST_KEEP_FILTER; or -1 */
 	/* -- */
-	int32_t owner; /* as in nsbox_result */
+	uint64_t owner; /* as in nsbox_result */
 	uint32_t lock;
 	uint32_t users;
 	int32_t closed;
@@ -426,13 +426,18 @@ int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *
 int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64_t flags,
 			 uint64_t mode, uint32_t patience, int32_t *fd);
 int nsbox_control_close(struct nsbox_control *control);
-/* From now on forks wait until nothing is half sent; -errno. Without effect the second time. */
-int nsbox_guard_forks(void);
+
 /*
- * Another number in a fork than in its parent, from before any hook of Python's on; a pid may be
- * the same: 1, in a pid namespace of its own.
+ * Which process this is: a number that it has, and none has that it is a fork of (forks.c). Whoever
+ * owns something notes it, and in a fork knows by it that this is a copy.
  */
-uint32_t nsbox_forks(void);
+uint64_t nsbox_this_process(void);
+/*
+ * From now on a fork by a bare clone(2) has another number, too, and one by fork(3) waits until
+ * nothing is half sent. *process is where the number is, or 0 as long as it is not known. -errno;
+ * without effect the second time.
+ */
+int nsbox_guard_forks(const uint64_t **process);
 
 /*
  * The layers of an overlay, as O_PATH descriptors: the upper one, then the lower ones,
@@ -553,7 +558,7 @@ struct nsbox_cgroup;
 struct nsbox_cgroup_holder {
 	struct nsbox_maker *maker;
 	struct nsbox_cgroup *cgroup;
-	int32_t owner; /* process; in others nothing has an effect */
+	uint64_t owner; /* as in nsbox_result: in a fork nothing has an effect */
 };
 
 /* Order one: the lists of the form one after the other. 0 or -errno, EAGAIN if there are many. */

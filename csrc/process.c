@@ -219,7 +219,7 @@ struct nsbox_result no_result(void)
 		.starter = -1,
 		.starting = -1,
 		.names = -1,
-		.owner = (int32_t)sys(__NR_getpid),
+		.owner = nsbox_this_process(),
 		.started_at = monotonic_time(),
 	};
 }
@@ -246,7 +246,7 @@ static void note_end(struct nsbox_result *child)
  */
 static bool is_foreign(struct nsbox_result *child)
 {
-	if (child->owner == (int32_t)sys(__NR_getpid))
+	if (child->owner == nsbox_this_process())
 		return false;
 	close_all(child, true);
 	if (!child->end.code)

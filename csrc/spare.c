@@ -346,7 +346,7 @@ enum stage store_take(struct nsbox_store *store, struct spare *spare, bool by_la
 {
 	struct nsbox_maker *maker = store->maker;
 
-	if (store->owner != (int32_t)sys(__NR_getpid))
+	if (store->owner != nsbox_this_process())
 		return STAGE_WHOLE;
 	pthread_mutex_lock(&maker->lock);
 	to_front(store);
@@ -382,7 +382,7 @@ void store_return(struct nsbox_store *store, struct spare *spare)
 {
 	struct nsbox_maker *maker = store->maker;
 
-	if (store->owner != (int32_t)sys(__NR_getpid))
+	if (store->owner != nsbox_this_process())
 		return;
 	pthread_mutex_lock(&maker->lock);
 	end_use(maker, spare);
@@ -494,7 +494,7 @@ struct nsbox_store *nsbox_store_create(struct nsbox_maker *maker, const struct n
 	copy_plan(plan, &store->plan, (char *)store + head);
 	store->identities = (struct identity *)((char *)store + head + pieces);
 	store->maker = maker;
-	store->owner = (int32_t)sys(__NR_getpid);
+	store->owner = nsbox_this_process();
 	store->dumpable = dumpable;
 	store->base = no_base;
 	for (uint32_t i = 0; i < SPARES; i++)
@@ -525,7 +525,7 @@ int nsbox_store_destroy(struct nsbox_store *store)
 	if (!store)
 		return 0;
 	struct nsbox_maker *maker = store->maker;
-	if (store->owner == (int32_t)sys(__NR_getpid)) {
+	if (store->owner == nsbox_this_process()) {
 		pthread_mutex_lock(&maker->lock);
 		store->unfit = true;
 		while (store->busy)

@@ -21,7 +21,7 @@ struct base {
 struct nsbox_store {
 	struct nsbox_maker *maker;
 	struct nsbox_store *next;
-	int32_t owner; /* process that it belongs to; 0: a fork's, without effect */
+	uint64_t owner; /* nsbox_this_process(); 0: a fork's, without effect */
 	struct nsbox_dumpable *dumpable;
 	struct nsbox_plan plan;
 	struct identity *identities; /* of each operation's source */

@@ -353,7 +353,7 @@ int nsbox_watch_add(struct nsbox_watch *watch)
 	pthread_mutex_lock(&watcher->lock);
 	int err = list(watcher, watch);
 	/* Last: whoever removes it closes its copies, and never what they are copies of. */
-	__atomic_store_n(&watch->owner, (int32_t)sys(__NR_getpid), __ATOMIC_RELEASE);
+	__atomic_store_n(&watch->owner, nsbox_this_process(), __ATOMIC_RELEASE);
 	pthread_mutex_unlock(&watcher->lock);
 	return err;
 }
@@ -414,11 +414,11 @@ int nsbox_watch_remove(struct nsbox_watch *watch)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
 	struct keeper *last = NULL;
-	int32_t owner = __atomic_load_n(&watch->owner, __ATOMIC_ACQUIRE);
+	uint64_t owner = __atomic_load_n(&watch->owner, __ATOMIC_ACQUIRE);
 
 	if (!owner)
 		return 0;
-	if (owner == (int32_t)sys(__NR_getpid)) {
+	if (owner == nsbox_this_process()) {
 		pthread_mutex_lock(&watcher->lock);
 		last = unlist(watcher, watch);
 		pthread_mutex_unlock(&watcher->lock);

@@ -58,11 +58,6 @@ class _Dumpable:
 _dumpable = _Dumpable()
 
 
-# A fork that copied a message which is half sent would keep its channel open.
-if lib.nsbox_guard_forks() < 0:
-    raise MemoryError
-
-
 def _unfinished(step: Step, error: OSError) -> SpawnError:
     """Return what is raised for a call that failed here, before C was asked."""
     number = error.errno or errno.EIO

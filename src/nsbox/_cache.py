@@ -11,6 +11,7 @@ from . import _calls, _host
 from ._bridge import Lowered
 from ._compile import compile_plan
 from ._fence import Fence, Site, Terms
+from ._forks import this_process
 from ._host import Host
 from ._payload import Args
 from ._plan import Description
@@ -158,7 +159,7 @@ def _of(held: "ref[_T] | None") -> _T | None:
 
 
 def _is_inherited(store: Store | None) -> bool:
-    return store is not None and store.owner != os.getpid()
+    return store is not None and store.owner != this_process()
 
 
 def look() -> Host:

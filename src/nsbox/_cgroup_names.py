@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import count
 from typing import Final, NamedTuple
 
+from ._forks import this_process
+
 PREFIX: Final = "nsbox"
 
 _numbers = count()
@@ -74,20 +76,15 @@ def _lives(owner: Owner) -> bool:
 
 
 def _self() -> Owner:
-    # By the id, for what a fork does before it gets to the hook below.
-    return _owner(os.getpid())
+    return _owner(this_process())
 
 
 @lru_cache(maxsize=1)
-def _owner(pid: int) -> Owner:
+def _owner(_process: int) -> Owner:
     started = _started("self")
     if started is None:
         raise RuntimeError("/proc is not mounted, or is that of another pid namespace")
-    return Owner(_namespace("pid"), _namespace("time"), pid, started)
-
-
-# A fork is another process, even if its id is the same: 1, in a pid namespace of its own.
-os.register_at_fork(after_in_child=_owner.cache_clear)
+    return Owner(_namespace("pid"), _namespace("time"), os.getpid(), started)
 
 
 def _namespace(kind: str) -> int:

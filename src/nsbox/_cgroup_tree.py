@@ -15,6 +15,7 @@ from typing import Final
 from . import _calls, _cgroup_names
 from ._calls import Descriptor
 from ._constants import ANYWHERE
+from ._forks import this_process
 from .errors import CgroupError
 
 _SHORTEST: Final = 0.0002
@@ -190,7 +191,7 @@ _swept: set[tuple[int, str]] = set()
 
 def sweep_once(parent: str) -> None:
     """Remove what dead callers have left in a directory, at this process's first use of it."""
-    key = (os.getpid(), parent)
+    key = (this_process(), parent)
     if len(_swept) > _MOST_SWEPT:  # every live sandbox with limits is one
         _swept.clear()
     if key not in _swept:

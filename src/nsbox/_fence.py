@@ -23,6 +23,7 @@ from ._cgroup_choice import Choice, Purpose, wanted_fields
 from ._cgroup_files import FIGURES, Reader
 from ._cgroup_tree import reported
 from ._child import End
+from ._forks import this_process
 from ._request import Placement
 from ._watch import HIT_CPU_TIME, HIT_WALL_TIME, Watch
 from .cgroup import Cgroup, adopt, choose, make, remove_abandoned
@@ -96,7 +97,7 @@ class Figures:
 
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup: Cgroup | None = cgroup  # None when they have been read
-        self._owner = os.getpid()
+        self._owner = this_process()
         self._lock = _RLock()
         self._reader: Reader | None = None
         self._error: CgroupError | None = None
@@ -116,7 +117,7 @@ class Figures:
             CgroupError: If there are no descriptors left, or there were none while it was there.
         """
         # Not the lock of a thread that is not in this fork.
-        if self._reader is None and self._owner == os.getpid():
+        if self._reader is None and self._owner == this_process():
             with self._lock:
                 cgroup = self._cgroup
                 if self._reader is None and cgroup is not None and not cgroup.closed:
@@ -201,7 +202,7 @@ class Fence:
         """
         self._terms = terms
         self._site = site
-        self._owner = os.getpid()
+        self._owner = this_process()
         self._lock = _RLock()
         self._to_start: list[Descriptors | Ahead] = []
 
@@ -327,7 +328,7 @@ class Fence:
         It has to run to end the others, and those can keep it from that for minutes: it has
         their user id, so they may give it the lowest priority, and use up the processors.
         """
-        if not self._terms.sole or self._owner != os.getpid():
+        if not self._terms.sole or self._owner != this_process():
             return
         # The lock, else another thread may remove it; a signal handler still may.
         with self._lock, suppress(CgroupError, PlanError):
@@ -342,7 +343,7 @@ class Fence:
         Any number of threads may ask, and a signal handler in the middle of it; one that
         raises undoes nothing.
         """
-        if self._owner != os.getpid():
+        if self._owner != this_process():
             payload.verdict = Verdict(end)  # after a fork: the parent's
             return
         with self._lock:
@@ -402,7 +403,7 @@ class Fence:
         self.release()
         if self.cgroup is None or self.cgroup.closed:
             return
-        if self._owner != os.getpid():
+        if self._owner != this_process():
             self.cgroup.close()  # after a fork: this process's copy of a descriptor
             return
         self._remove(self.cgroup)
@@ -570,7 +571,7 @@ class Site:
 
 
 def _caller() -> tuple[int, int]:
-    return os.getpid(), os.geteuid()
+    return this_process(), os.geteuid()
 
 
 def _remove_spares(spares: list[Ahead]) -> None:

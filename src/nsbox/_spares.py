@@ -9,6 +9,7 @@ import atexit
 import os
 from typing import Any, Final
 
+from ._forks import this_process
 from ._native import ffi, lib
 
 
@@ -17,7 +18,7 @@ class _Maker:
 
     def __init__(self) -> None:
         self._made: list[Any] = []  # the first is the maker
-        self._forks = lib.nsbox_forks()
+        self._owner = this_process()
         # No thread at a fork: the child has half of what it does, and Python warns of threads.
         os.register_at_fork(
             before=self._stop, after_in_parent=self._resume, after_in_child=self._forget
@@ -62,12 +63,12 @@ class _Maker:
         """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
         # Who needs one before the hooks of nsbox run does it, too: a hook of the program's, or what
         # only another thread has, which ends as soon as the fork begins.
-        if self._forks == lib.nsbox_forks():
+        if self._owner == this_process():
             return
         if self._made:
             lib.nsbox_maker_forget(self._made[0])
             self._made = []
-        self._forks = lib.nsbox_forks()
+        self._owner = this_process()
 
 
 maker: Final = _Maker()
@@ -96,7 +97,7 @@ class Store:
     """
 
     def __init__(self, struct: Any, dumpable: Any) -> None:
-        self.owner = os.getpid()
+        self.owner = this_process()
         # Without memory it is NULL, which does nothing.
         self.pointer = ffi.gc(
             lib.nsbox_store_create(maker.pointer, struct, dumpable), lib.nsbox_store_destroy

@@ -23,6 +23,7 @@ from ._child import Child, End
 from ._control import Control, Mode
 from ._exit import Open, snapshot
 from ._fence import Fence, Figures, Site, Terms, Verdict
+from ._forks import this_process
 from ._payload import Starter
 from ._request import Placement, Request
 from ._run import Running
@@ -235,7 +236,7 @@ class Stock:
         self.lost = Counter()  # counted as warm, but stale
         self.closing = False
         self.size = size
-        self._owner = os.getpid()
+        self._owner = this_process()
         self._ready: deque[Member] = deque()
         self._used: deque[Member] = deque()  # and to be cleared away
         self._bell = Bell(_MOMENT)
@@ -263,7 +264,7 @@ class Stock:
 
     def check(self) -> None:
         """Refuse to serve a fork, or after close()."""
-        if self._owner != os.getpid():
+        if self._owner != this_process():
             raise PlanError("the pool belongs to the process that made it; make one in this fork")
         if self.closing:
             raise PlanError("the pool is closed")
@@ -296,7 +297,7 @@ class Stock:
 
     def clear_away(self, member: Member) -> None:
         """Let the thread remove a member."""
-        if self._owner != os.getpid():
+        if self._owner != this_process():
             member.remove()  # after a fork: this process's copies of descriptors
             return
         self._used.append(member)
@@ -322,7 +323,7 @@ class Stock:
         """Discard all members, and wait until it is done; tell if there was something to do."""
         was_open = not self.closing
         self.closing = True
-        if self._owner != os.getpid():
+        if self._owner != this_process():
             return False
         self.wake()
         if self._thread.ident is None:

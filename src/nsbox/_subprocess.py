@@ -11,13 +11,13 @@ a function starts might not be sandboxed.
 """
 
 import functools
-import os
 import subprocess
 import warnings
 from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Final
 
+from ._forks import this_process
 from ._payload import Args
 from .errors import UnsupportedError
 from .process import Process
@@ -52,14 +52,14 @@ class BoundPopen(Process):
     def __del__(
         self,
         _warn: Callable[..., None] = warnings.warn,
-        _getpid: Callable[[], int] = os.getpid,
+        _this_process: Callable[[], int] = this_process,
     ) -> None:
         payload = getattr(self, "_payload", None)
         if payload is None:
             return
         child = payload.child
         # Whoever gives a Popen up without waiting for it expects the process to go on.
-        if child.record.owner == _getpid():
+        if child.record.owner == _this_process():
             super(Process, self).__del__()
         else:
             child.discard()  # after a fork: closes this process's copy of the pidfd

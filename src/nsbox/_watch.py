@@ -7,6 +7,7 @@ See csrc/watcher.c. One watcher for each process; a fork gets its own.
 import os
 from typing import Any
 
+from ._forks import this_process
 from ._native import ffi, lib
 
 HIT_WALL_TIME = int(lib.NSBOX_HIT_WALL_TIME)
@@ -18,7 +19,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._made: list[Any] = []  # the first is the watcher
-        self._forks = lib.nsbox_forks()
+        self._owner = this_process()
         os.register_at_fork(after_in_child=self._forget)
 
     @property
@@ -34,12 +35,12 @@ class _Watcher:
     def _forget(self) -> None:
         """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
         # Who needs one in a hook of the program's that comes before this one does it, too.
-        if self._forks == lib.nsbox_forks():
+        if self._owner == this_process():
             return
         if self._made:
             lib.nsbox_watcher_forget(self._made[0])
             self._made = []
-        self._forks = lib.nsbox_forks()
+        self._owner = this_process()
 
 
 watcher = _Watcher()

@@ -8,7 +8,6 @@ what nsbox itself has killed.
 """
 
 import errno
-import os
 import signal
 import weakref
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from ._child import End
 from ._constants import SHORTAGE
 from ._exit import snapshot
 from ._fence import Fence, Site, Terms
+from ._forks import this_process
 from ._request import NOWHERE, Placement
 from .cgroup import Cgroup
 from .errors import CgroupError, PlanError, UnsupportedError
@@ -169,7 +169,7 @@ class Whole(Fence):
             self._remove_left()  # nobody else looks any more
 
     def discard(self) -> None:
-        if self._owner != os.getpid():
+        if self._owner != this_process():
             super().discard()
             return
         self._init_ran_out()
@@ -187,7 +187,7 @@ class Whole(Fence):
     def discard_inside(self) -> None:
         """Let go of the fences of commands, too: nobody will ask for their figures any more."""
         # Not the lock of a thread that is not in this fork.
-        alone = self._owner != os.getpid()
+        alone = self._owner != this_process()
         for fence in snapshot(self._inside):
             with nullcontext() if alone else fence._lock:  # else another thread may be reading them
                 fence.discard()

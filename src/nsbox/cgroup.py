@@ -34,6 +34,7 @@ from ._cgroup_tree import (
     tree,
     write,
 )
+from ._forks import this_process
 from ._values import PathArg, check_bool, check_path
 from .errors import CgroupError, PlanError, PlanTypeError
 from .limits import CGROUP_FIELDS, NO_LIMITS, Limits, check_limits
@@ -321,7 +322,7 @@ class Cgroup:
         """
         if self._closed:
             return
-        if self._owner != os.getpid():
+        if self._owner != this_process():
             self._forget()  # a fork's copy: the cgroup is the parent's
             return
         self.remove(_PATIENCE)
@@ -411,7 +412,7 @@ class Cgroup:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", True) or self._owner != os.getpid():
+        if getattr(self, "_closed", True) or self._owner != this_process():
             return
         text = f"{self!r} was not closed"
         try:
@@ -643,7 +644,7 @@ def _described(limits: Limits, choice: Choice, name: str) -> Cgroup:
     cgroup.limits, cgroup.degraded = limits, choice.degraded
     cgroup._parts, cgroup._name = choice.parts, name
     cgroup._directories = tuple(f"{part.parent}/{name}" for part in choice.parts)
-    cgroup._owner, cgroup._closed = os.getpid(), True
+    cgroup._owner, cgroup._closed = this_process(), True
     cgroup._lock = threading.RLock()
     return cgroup
 

@@ -238,11 +238,12 @@ def test_exception_in_with_waits_for_the_payload() -> None:
 
 
 _CYCLE = """
-import gc, os, nsbox
+import gc, nsbox
+from nsbox._forks import this_process
 
 class Late:
     def __del__(self):
-        print(self.child.record.owner == os.getpid(), self.watch.struct.wall_time == 10**12)
+        print(self.child.record.owner == this_process(), self.watch.struct.wall_time == 10**12)
 
 gc.disable()
 process = nsbox.Sandbox(limits=nsbox.Limits(wall_time=1000)).spawn(["/bin/sleep", "1000"])

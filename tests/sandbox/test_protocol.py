@@ -24,6 +24,7 @@ from nsbox import Limits, Sandbox, SpawnError, Step
 from nsbox._bridge import Lowered
 from nsbox._child import Child
 from nsbox._control import Control, Mode
+from nsbox._forks import this_process
 from nsbox._native import ffi, lib
 from nsbox._payload import FixedPlace, Payload
 from nsbox._request import Request
@@ -712,7 +713,7 @@ class Liar:
         self.control._lowered, self.control.init = self.lowered, self.init
         memory = ffi.new(
             "struct nsbox_control *",
-            {"socket": ours.detach(), "listener": -1, "owner": os.getpid()},
+            {"socket": ours.detach(), "listener": -1, "owner": this_process()},
         )
         memory.init = self.init.record
         self.control._struct = ffi.gc(memory, lib.nsbox_control_close)
