@@ -344,6 +344,8 @@ int nsbox_watch_add(struct nsbox_watch *watch)
 {
 	struct nsbox_watcher *watcher = watch->watcher;
 
+	if (!watcher)
+		return -ENOMEM;
 	/* From the beginning of the spawn on, as Usage.wall_time counts. */
 	set_deadline(watch);
 	if (watch->owner)

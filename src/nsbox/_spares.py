@@ -9,66 +9,34 @@ import atexit
 import os
 from typing import Any, Final
 
-from ._forks import this_process
+from ._forks import Own, this_process
 from ._native import ffi, lib
 
 
-class _Maker:
-    """The C core's maker of this process, made when it is needed first."""
+class _Maker(Own):
+    """The C core's maker of this process."""
 
     def __init__(self) -> None:
-        self._made: list[Any] = []  # the first is the maker
-        self._owner = this_process()
+        super().__init__(lib.nsbox_maker_create, lib.nsbox_maker_forget)
         # No thread at a fork: the child has half of what it does, and Python warns of threads.
-        os.register_at_fork(
-            before=self._stop, after_in_parent=self._resume, after_in_child=self._forget
-        )
+        os.register_at_fork(before=self._stop, after_in_parent=self._resume)
         atexit.register(self._stop)
 
-    @property
-    def pointer(self) -> Any:
-        """The maker; NULL without memory for one."""
-        self._forget()
-        if not self._made:
-            made = lib.nsbox_maker_create()
-            if made == ffi.NULL:
-                return made
-            # Without a lock, as in sandbox._Cache: threads may all make one, and all get the first.
-            self._made.append(made)
-        return self._made[0]
-
-    @property
-    def existing(self) -> Any:
-        """The maker, NULL if none was needed yet."""
-        self._forget()
-        return self._made[0] if self._made else ffi.NULL
-
     def drain(self) -> None:
-        if self._made:
-            lib.nsbox_maker_drain(self._made[0])
+        if self.existing != ffi.NULL:
+            lib.nsbox_maker_drain(self.existing)
 
     def settle(self) -> None:
-        if self._made:
-            lib.nsbox_maker_settle(self._made[0])
+        if self.existing != ffi.NULL:
+            lib.nsbox_maker_settle(self.existing)
 
     def _stop(self) -> None:
-        if self._made:
-            lib.nsbox_maker_stop(self._made[0])
+        if self.existing != ffi.NULL:
+            lib.nsbox_maker_stop(self.existing)
 
     def _resume(self) -> None:
-        if self._made:
-            lib.nsbox_maker_resume(self._made[0])
-
-    def _forget(self) -> None:
-        """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
-        # Who needs one before the hooks of nsbox run does it, too: a hook of the program's, or what
-        # only another thread has, which ends as soon as the fork begins.
-        if self._owner == this_process():
-            return
-        if self._made:
-            lib.nsbox_maker_forget(self._made[0])
-            self._made = []
-        self._owner = this_process()
+        if self.existing != ffi.NULL:
+            lib.nsbox_maker_resume(self.existing)
 
 
 maker: Final = _Maker()

@@ -5,45 +5,16 @@ See csrc/watcher.c. One watcher for each process; a fork gets its own.
 """
 
 import os
-from typing import Any
+from typing import Final
 
-from ._forks import this_process
+from ._forks import Own
 from ._native import ffi, lib
 
 HIT_WALL_TIME = int(lib.NSBOX_HIT_WALL_TIME)
 HIT_CPU_TIME = int(lib.NSBOX_HIT_CPU_TIME)
 
 
-class _Watcher:
-    """The C core's watcher of this process, made when it is needed first."""
-
-    def __init__(self) -> None:
-        self._made: list[Any] = []  # the first is the watcher
-        self._owner = this_process()
-        os.register_at_fork(after_in_child=self._forget)
-
-    @property
-    def pointer(self) -> Any:
-        self._forget()
-        if not self._made:
-            made = lib.nsbox_watcher_create()
-            if made == ffi.NULL:
-                raise MemoryError
-            self._made.append(made)  # of several threads', as in _spares
-        return self._made[0]
-
-    def _forget(self) -> None:
-        """Let go of the parent's, in a fork: its thread is not here, and its lock may be held."""
-        # Who needs one in a hook of the program's that comes before this one does it, too.
-        if self._owner == this_process():
-            return
-        if self._made:
-            lib.nsbox_watcher_forget(self._made[0])
-            self._made = []
-        self._owner = this_process()
-
-
-watcher = _Watcher()
+watcher: Final = Own(lib.nsbox_watcher_create, lib.nsbox_watcher_forget)
 
 
 class Watch:

@@ -35,9 +35,9 @@ from nsbox import (
     lowlevel,
 )
 from nsbox._ahead import can_be_made_ahead
+from nsbox._forks import Own
 from nsbox._native import lib
-from nsbox._spares import Store, _Maker, maker, settle
-from nsbox._watch import _Watcher
+from nsbox._spares import Store, maker, settle
 from support import OWN_PIDS, PYTHON, SOURCE, descriptors, in_child, interpreter, python_box
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -626,7 +626,7 @@ for _ in range(2):
 with box.spawn(["/bin/sleep", "1000"]) as process:
     unshare(CloneFlag.CLONE_NEWPID)
     if (pid := os.fork()) == 0:
-        print(os.getpid(), maker.existing == ffi.NULL, watcher._made, flush=True)
+        print(os.getpid(), maker.existing == watcher.existing == ffi.NULL, flush=True)
         os._exit(0)
     print(os.getpid(), os.waitpid(pid, 0)[1])
     process.kill()
@@ -636,7 +636,7 @@ with box.spawn(["/bin/sleep", "1000"]) as process:
 def test_fork_that_has_the_number_of_its_parent() -> None:
     """It is 1 in a pid namespace of its own: threads of the parent's are not taken for its own."""
     result = interpreter(_SAME_NUMBER, within=OWN_PIDS)
-    assert result.stdout == "1 True []\n1 0\n", result.stderr
+    assert result.stdout == "1 True\n1 0\n", result.stderr
 
 
 def test_threads_that_fork_at_the_same_time() -> None:
@@ -911,18 +911,18 @@ def test_call_that_fails_ahead(caller: Caller) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("kind", [_Maker, _Watcher])
-def test_threads_that_begin_together_have_one(kind: type[_Maker | _Watcher]) -> None:
+def test_threads_that_begin_together_have_one() -> None:
     """There is one of each in a process: one that nobody knows of stays through a fork."""
 
-    def look(made: _Maker | _Watcher, together: threading.Barrier, found: set[str]) -> None:
+    def look(made: Own, together: threading.Barrier, found: set[str]) -> None:
         together.wait()
         found.add(str(made.pointer))
 
     def most_found() -> int:
         most = 0
         for _ in range(100):
-            arguments = kind(), threading.Barrier(8), set[str]()
+            made = Own(lib.nsbox_maker_create, lib.nsbox_maker_forget)
+            arguments = made, threading.Barrier(8), set[str]()
             threads = [threading.Thread(target=look, args=arguments) for _ in range(8)]
             for thread in threads:
                 thread.start()
