@@ -19,12 +19,11 @@ from typing import Any, Final
 
 from ._calls import Descriptor
 from .errors import PlanError
-from .terminal import Terminal, TerminalSize, size_of_caller
+from .terminal import Terminal, TerminalSize, read_rest, size_of_caller
 
 _IN: Final = 0
 _OUT: Final = 1
 _CHUNK: Final = 65536
-_MOST_UNREAD: Final = 65536  # more than a terminal holds: some 20 KiB
 _SIGNALS: Final = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -132,10 +131,12 @@ class _Session:
                 return True
             if self._typed:
                 self._type()
-            if ready.get(master, 0) & ~select.POLLOUT and self._show() == b"":
+            if ready.get(master, 0) & ~select.POLLOUT and not self._show():
                 return True
             if self._pidfd is not None and self._pidfd.fileno() in ready:
-                self._show_rest()
+                # What was printed before the end: what the payload has left behind may print on.
+                for printed in read_rest(self._terminal):
+                    _print(printed)
                 return True
         return False
 
@@ -163,25 +164,24 @@ class _Session:
         except OSError:
             self._typed = b""  # hung up: the next read will say so
 
-    def _show_rest(self) -> None:
-        """Show what was printed before the end; what the payload has left behind may print on."""
-        rest = _MOST_UNREAD
-        while rest > 0 and (printed := self._show()):
-            rest -= len(printed)
-
-    def _show(self) -> bytes | None:
-        """Show a part of what has been printed; None if there is nothing, b"" at the end."""
+    def _show(self) -> bool:
+        """Show a part of what has been printed, if there is some; return False at the end."""
         try:
             printed = self._terminal.read(_CHUNK)
         except BlockingIOError:
-            return None
-        rest = memoryview(printed)
-        while rest:
-            try:
-                rest = rest[os.write(_OUT, rest) :]
-            except BlockingIOError:
-                select.select([], [_OUT], [])
-        return printed
+            return True
+        _print(printed)
+        return bool(printed)
+
+
+def _print(data: bytes) -> None:
+    """Write it all, also where the caller's descriptor does not block."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(_OUT, rest) :]
+        except BlockingIOError:
+            select.select([], [_OUT], [])
 
 
 def _give_back(handlers: Mapping[int, Any]) -> None:
