@@ -7,8 +7,9 @@ found, but nothing is looked at and nothing done.
 
 import copy
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
+from itertools import pairwise
 from typing import Final
 
 from . import _host
@@ -41,6 +42,17 @@ def _within(inner: str, outer: str) -> bool:
     return _parts(inner)[: len(_parts(outer))] == _parts(outer)
 
 
+def _above(target: str) -> Iterator[tuple[str, ...]]:
+    """Yield what holds a path, the nearest first: its directory, and so on up to the root."""
+    parts = _parts(target)
+    return (parts[:length] for length in reversed(range(len(parts))))
+
+
+def _is_covered(target: str, covered: Set[tuple[str, ...]]) -> bool:
+    """Tell whether a path, or what holds it, is among others."""
+    return not covered.isdisjoint((_parts(target), *_above(target)))
+
+
 def _default_mounts(box: Description, host: Host) -> list[Mount]:
     mounts: list[Mount] = []
     if box.default_mounts:
@@ -67,10 +79,9 @@ def _all_mounts(box: Description, host: Host) -> list[Mount]:
                 f"two mounts on {mount.target!r}: {taken[mount.target]!r} and {mount!r}"
             )
         taken[mount.target] = mount
+    covered = {_parts(target) for target in taken}
     defaults = [
-        mount
-        for mount in _default_mounts(box, host)
-        if not any(_within(mount.target, target) for target in taken)
+        mount for mount in _default_mounts(box, host) if not _is_covered(mount.target, covered)
     ]
     return sorted([*defaults, *taken.values()], key=lambda mount: _parts(mount.target))
 
@@ -116,11 +127,14 @@ def _check_mount(mount: Mount, box: Description) -> None:
 class _Builder:
     """Collects operations; knows which mount holds which path, and what is in our own."""
 
-    def __init__(self, ids: Ids, *, user_xattr: bool) -> None:
+    def __init__(self, ids: Ids, mounts: Sequence[Mount], *, user_xattr: bool) -> None:
         self.ids = ids
         self.user_xattr = user_xattr
         self.ops: list[Op] = []
-        self.mounted: list[tuple[tuple[str, ...], int]] = []
+        # Sorted, so what lies in a mount comes right after it.
+        targets = ("/", *(mount.target for mount in mounts))
+        self.holders = {outer for outer, inner in pairwise(targets) if _within(inner, outer)}
+        self.mounted: dict[tuple[str, ...], int] = {}
         self.readonly: list[int] = []
         self.scratch = -1
         # For each tmpfs of ours: what is in it, and whether that is a directory.
@@ -134,12 +148,7 @@ class _Builder:
 
     def holder(self, target: str) -> int:
         """Return the index of the operation whose mount a new mount on target lies in."""
-        parts = _parts(target)
-        found = -1
-        for prefix, index in self.mounted:  # sorted by depth: the last match is the deepest
-            if parts[: len(prefix)] == prefix and parts != prefix:
-                found = index
-        return found
+        return next((self.mounted[path] for path in _above(target) if path in self.mounted), -1)
 
     def mount(self, op: Op, *, point: Code | None = Code.DIRECTORY, readonly: bool = False) -> int:
         """
@@ -154,7 +163,7 @@ class _Builder:
         placed = point is not None and self.make_point(parent, op.target, point)
         flags = op.flags | OpFlag.PLACED if placed else op.flags
         index = self.add(op._replace(parent=parent, flags=flags))
-        self.mounted.append((_parts(op.target), index))
+        self.mounted[_parts(op.target)] = index
         if op.code is Code.MOUNT and OpFlag.OWN in op.flags:
             self.content[index] = {}
         if readonly:
@@ -192,7 +201,7 @@ class _Builder:
 
 def operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
     mounts = _all_mounts(box, host)
-    build = _Builder(ids, user_xattr=box.namespaces["user"] != "host")
+    build = _Builder(ids, mounts, user_xattr=box.namespaces["user"] != "host")
     if box.namespaces["net"] == "new":
         build.add(Op(Code.LOOPBACK))
     if box.namespaces["uts"] == "new":
@@ -205,7 +214,7 @@ def operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
     if box.namespaces["user"] == "host":
         # In a user namespace of one's own the kernel has cut the ties already.
         build.add(Op(Code.PROPAGATION))
-    if _needs_scratch(box, mounts):
+    if _needs_scratch(build, box, mounts):
         options = _tmpfs_options(16 << 20, 16384, 0o700)
         scratch = Op(Code.SCRATCH, "", "tmpfs", -1, _BASE, options, flags=OpFlag.OWN)
         build.scratch = build.add(scratch)
@@ -218,7 +227,7 @@ def operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
         if isinstance(mount, Proc):
             _add_proc(build, mount, box)
             continue
-        _add_mount(build, mount, mounts, point=known.get(mount.target))
+        _add_mount(build, mount, point=known.get(mount.target))
     _add_masks(build, box, host, mounts)
     for index in build.readonly:
         build.add(Op(Code.READONLY, target=build.ops[index].target, parent=index))
@@ -245,19 +254,15 @@ def _shared(ops: Sequence[Op]) -> tuple[Op, ...]:
     )
 
 
-def _needs_scratch(box: Description, mounts: Sequence[Mount]) -> bool:
+def _needs_scratch(build: _Builder, box: Description, mounts: Sequence[Mount]) -> bool:
     """Tell whether an overlay is wanted, or may be needed for missing mount points."""
     binds = [mount for mount in mounts if isinstance(mount, Bind) and mount.readonly]
     return (
         isinstance(box.root, Overlay)
         or any(isinstance(mount, Overlay) for mount in mounts)
         or (isinstance(box.root, str) and not box.writable and bool(mounts))
-        or any(_holds(mount, mounts) for mount in binds)
+        or any(mount.target in build.holders for mount in binds)
     )
-
-
-def _holds(holder: Mount, mounts: Sequence[Mount]) -> bool:
-    return any(mount is not holder and _within(mount.target, holder.target) for mount in mounts)
 
 
 def _add_root(build: _Builder, box: Description, host: Host, mounts: Sequence[Mount]) -> None:
@@ -265,21 +270,22 @@ def _add_root(build: _Builder, box: Description, host: Host, mounts: Sequence[Mo
         _add_overlay(build, box.root, "")
         return
     if box.root is not None:
-        _add_bind(build, Bind(box.root, "/", readonly=not box.writable), "", mounts)
+        _add_bind(build, Bind(box.root, "/", readonly=not box.writable), "")
         return
     options = (("size", "16M"), ("nr_inodes", "16384"), ("mode", "0755"))
     index = build.mount(
         Op(Code.MOUNT, source="tmpfs", attributes=_BASE, options=options, flags=OpFlag.OWN),
         readonly=not box.writable,
     )
+    covered = {_parts(mount.target) for mount in mounts}
     for name, text in host.links:
-        if not any(mount.target == f"/{name}" for mount in mounts):
+        if (name,) not in covered:
             build.add(Op(Code.SYMLINK, name, text, parent=index))
-    _add_etc(build, index, box, host, [mount.target for mount in mounts])
+    _add_etc(build, index, box, host, covered)
 
 
 def _add_etc(
-    build: _Builder, root: int, box: Description, host: Host, covered: Sequence[str]
+    build: _Builder, root: int, box: Description, host: Host, covered: Set[tuple[str, ...]]
 ) -> None:
     """A minimal /etc: what the host has, and accounts for the ids that exist inside."""
     accounts = [(name, text.encode()) for name, text in _accounts(build.ids, box.hostname).items()]
@@ -289,7 +295,7 @@ def _add_etc(
     ]
     entries += [Op(Code.SYMLINK, f"etc/{name}", text, root) for name, text in host.etc_links]
     for op in entries:
-        if not any(_within(f"/{op.target}", path) for path in covered):
+        if not _is_covered(op.target, covered):
             build.make_directories(root, os.path.dirname(op.target))
             build.add(op)
 
@@ -311,13 +317,11 @@ def _accounts(ids: Ids, hostname: str | None) -> dict[str, str]:
     }
 
 
-def _add_mount(
-    build: _Builder, mount: Mount, mounts: Sequence[Mount], *, point: Code | None
-) -> None:
+def _add_mount(build: _Builder, mount: Mount, *, point: Code | None) -> None:
     target = mount.target.lstrip("/")
     if isinstance(mount, Bind):
         point = point if mount.source == mount.target else None
-        _add_bind(build, mount, target, mounts, point=point)
+        _add_bind(build, mount, target, point=point)
     elif isinstance(mount, Overlay):
         _add_overlay(build, mount, target)
     elif isinstance(mount, Dev):
@@ -398,18 +402,11 @@ def _tmpfs_options(size: int, inodes: int, mode: int) -> tuple[tuple[str, str], 
     return (("size", str(size)), ("nr_inodes", str(inodes)), ("mode", f"{mode:o}"))
 
 
-def _add_bind(
-    build: _Builder,
-    mount: Bind,
-    target: str,
-    mounts: Sequence[Mount],
-    *,
-    point: Code | None = None,
-) -> None:
+def _add_bind(build: _Builder, mount: Bind, target: str, *, point: Code | None = None) -> None:
     idmap = not mount.readonly if mount.idmap is None else mount.idmap
     # Mount points that may be missing in it are made in an overlay, which is
     # read-only only when they are there.
-    overlay = mount.readonly and _holds(mount, mounts)
+    overlay = mount.readonly and mount.target in build.holders
     build.mount(
         Op(
             Code.BIND,
