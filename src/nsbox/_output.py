@@ -7,7 +7,6 @@ writes there, the caller has to hold in memory.
 
 import codecs
 import os
-import select
 import selectors
 import subprocess
 import time
@@ -18,9 +17,7 @@ from typing import IO, Any, Final, NamedTuple, Protocol
 from .terminal import Terminal, read_rest, read_some
 
 _CHUNK: Final = 65536
-"""Bytes to read at a time."""
-_PIPE_BUF: Final = select.PIPE_BUF
-"""What a pipe that polls as writable takes at once."""
+"""Bytes to read or write at a time: what a pipe holds."""
 _TICK: Final = 0.1
 """Seconds between two looks at a process that has ended, and of which nobody says how."""
 
@@ -257,7 +254,7 @@ class Capture:
     def _feed(self, stream: IO[Any]) -> bool:
         """Write a part of the input; tell whether there is more to write."""
         try:
-            written = os.write(stream.fileno(), self._input[:_PIPE_BUF])
+            written = os.write(stream.fileno(), self._input[:_CHUNK])
         except BlockingIOError:
             return True
         except BrokenPipeError:
