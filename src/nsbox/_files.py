@@ -84,7 +84,9 @@ def read(opener: Opener, path: str, most: int) -> bytes:
             or has more than so many bytes (EFBIG).
     """
     with _about(path), _regular(opener, path, os.O_RDONLY) as fd:
-        return b"".join(_chunks(fd, most, path))
+        # Mostly all at once; and then what it has grown by.
+        size = os.fstat(fd).st_size
+        return b"".join(_chunks(fd, most, path, min(size, most) + 1))
 
 
 def write(opener: Opener, path: str, data: bytes, mode: int) -> None:
@@ -224,11 +226,11 @@ def _check_size(size: int, most: int, path: str) -> None:
         raise file_error(errno.EFBIG, path, f"more than {most} bytes: raise max_size=")
 
 
-def _chunks(fd: int, most: int, path: str) -> Iterator[bytes]:
+def _chunks(fd: int, most: int, path: str, first: int = _CHUNK) -> Iterator[bytes]:
     """Yield what a file holds, as long as that is no more than so many bytes."""
     _check_size(os.fstat(fd).st_size, most, path)
     size = 0
-    while chunk := os.read(fd, _CHUNK):
+    while chunk := os.read(fd, _CHUNK if size else first):
         size += len(chunk)
         _check_size(size, most, path)
         yield chunk
