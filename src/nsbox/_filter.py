@@ -10,7 +10,7 @@ import os
 import re
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import lru_cache
 from typing import Any, Final
 
@@ -162,7 +162,8 @@ def compile_filter(
     """
     rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces, refused=refused)
     first = _whatever_it_says(user_namespaces, refused)
-    refusing = [rule for rule in rules if rule in first or _comes_first(rule, rules)]
+    granted = permitted(rules)
+    refusing = [rule for rule in rules if rule in first or _comes_first(rule, granted)]
     # A rule that says what the default does says nothing.
     others = [rule for rule in rules if rule not in refusing and rule.action != profile.default]
     _check_comparisons(profile, refusing)
@@ -206,8 +207,11 @@ def _check_comparisons(profile: Profile, rules: Sequence[Rule]) -> None:
         if rule.arguments:
             asked.update(rule.names)
         for other in rules:
+            # Most rules compare nothing, and have many names.
+            if not rule.arguments or not {*rule.arguments} < {*other.arguments}:
+                continue
             common = set(rule.names).intersection(other.names)
-            if common and rule.arguments and {*rule.arguments} < {*other.arguments}:
+            if common:
                 raise UnsupportedError(
                     f"seccomp {profile.name}: of two rules for {min(common)!r} one compares all "
                     "that the other does, and more; libseccomp does not join these correctly"
@@ -296,11 +300,9 @@ def _answers(
     return answers
 
 
-def _comes_first(rule: Rule, rules: Sequence[Rule]) -> bool:
+def _comes_first(rule: Rule, granted: Set[str]) -> bool:
     """Tell whether a rule refuses calls that another permits: libseccomp would drop one of them."""
-    if rule.action in PERMITTING:
-        return False
-    return not permitted(rules).isdisjoint(rule.names)
+    return rule.action not in PERMITTING and not granted.isdisjoint(rule.names)
 
 
 @lru_cache(maxsize=1)
