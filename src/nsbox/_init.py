@@ -9,14 +9,13 @@ import fcntl
 import os
 import signal
 from functools import lru_cache
-from pathlib import Path
 from typing import Final
 
 from . import _filter
 from ._constants import CLONE_CHILD_CLEARTID, CLONE_FILES, CLONE_PIDFD, CLONE_VFORK, CLONE_VM
 from .errors import UnsupportedError
 
-PROGRAM: Final = Path(__file__).parent / "nsbox-init"
+PROGRAM: Final = os.path.join(os.path.dirname(__file__), "nsbox-init")
 
 _MFD_EXEC: Final = 0x10  # Linux 6.3; without it, vm.memfd_noexec may forbid to execute
 _PR_SET_PDEATHSIG: Final = 1
@@ -34,7 +33,8 @@ def image() -> int:
         OSError: If the memfd could not be made.
     """
     try:
-        program = PROGRAM.read_bytes()
+        with open(PROGRAM, "rb", buffering=0) as file:
+            program = file.read()
     except FileNotFoundError:
         raise UnsupportedError(
             f"{PROGRAM} is missing: this nsbox was installed without it; build it with pip, "

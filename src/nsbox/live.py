@@ -6,12 +6,12 @@ Made by ``Sandbox.open()``. Everything in it ends with the object, or with the c
 
 import errno
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack
 
@@ -542,29 +542,34 @@ def _descendants(pid: int) -> Iterator[int]:
         waiting += found
 
 
-def _tasks(pid: int) -> list[Path]:
+def _tasks(pid: int) -> list[str]:
     """Return the directories of a process's threads."""
+    tasks = f"/proc/{pid}/task"
     try:
-        return list(Path(f"/proc/{pid}/task").iterdir())
+        return [f"{tasks}/{name}" for name in os.listdir(tasks)]
     except FileNotFoundError:
         return []
 
 
-def _children(task: Path) -> list[int]:
+def _children(task: str) -> list[int]:
     """Return the ids of a thread's children that have not ended."""
-    try:
-        found = [int(pid) for pid in (task / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [pid for pid in found if _runs(pid)]
+    return [pid for pid in map(int, _read(f"{task}/children").split()) if _runs(pid)]
 
 
 def _runs(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+    stat = _read(f"/proc/{pid}/stat")
+    if not stat:
         return False
     # The name, in parentheses, may contain anything; the state comes after, and the flags:
     # whoever is on the way out has left its cgroup already, or is about to.
     state, *rest = stat[stat.rindex(b")") + 2 :].split()
     return state not in (b"Z", b"X") and not int(rest[5]) & _PF_EXITING
+
+
+def _read(path: str) -> bytes:
+    """Return a file of a process; nothing if there is no such process any more."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

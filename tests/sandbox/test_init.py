@@ -57,14 +57,14 @@ def parent_of(process: Process) -> int:
 
 def test_program_is_small() -> None:
     """Each sandbox that waits has one in memory."""
-    assert PROGRAM.stat().st_size < 100 * 1024
+    assert os.path.getsize(PROGRAM) < 100 * 1024
 
 
 def test_program_is_sealed() -> None:
     """It is in a memfd that nobody changes any more, and nobody else reads."""
     fd = image()
     assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:nsbox-init")
-    assert os.fstat(fd).st_size == PROGRAM.stat().st_size
+    assert os.fstat(fd).st_size == os.path.getsize(PROGRAM)
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o111
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals
