@@ -77,18 +77,30 @@ int limit_user_namespace(struct spawn *spawn, int index)
 
 /* ---- limits and keys ------------------------------------------------ */
 
-/* No priority above the caller's, and no core file, whoever the caller is and whatever he may. */
+/* Lower a hard limit, and the soft one, to what is no more than it. */
+static int lower_limit(struct spawn *spawn, int resource, uint64_t most)
+{
+	uint64_t limit[2] = { 0, 0 };
+	long err = most ? sys(__NR_prlimit64, 0, resource, 0, limit) : 0;
+
+	limit[0] = limit[1] = limit[1] < most ? limit[1] : most;
+	if (err == 0)
+		err = sys(__NR_prlimit64, 0, resource, limit, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_LOWER_LIMITS, resource, err) : 0;
+}
+
+/*
+ * No priority above the caller's, and no core dump, whoever the caller is and whatever he may.
+ *
+ * One byte is too little for any file, and by fs/coredump.c the word for that the program which
+ * core_pattern may name does not get the dump either. With 0 it would: root of the host would work
+ * on what the payload has in memory, outside of all limits.
+ */
 static int lower_limits(struct spawn *spawn)
 {
-	static const int resources[] = { RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE };
-	static const uint64_t none[2] = { 0, 0 };
-
-	for (size_t i = 0; i < sizeof resources / sizeof *resources; i++) {
-		long err = sys(__NR_prlimit64, 0, resources[i], none, 0);
-		if (err < 0)
-			return fail(spawn, NSBOX_STEP_LOWER_LIMITS, resources[i], err);
-	}
-	return 0;
+	if (lower_limit(spawn, RLIMIT_NICE, 0) < 0 || lower_limit(spawn, RLIMIT_RTPRIO, 0) < 0)
+		return -1;
+	return lower_limit(spawn, RLIMIT_CORE, 1);
 }
 
 /* The session keyring would cross into the sandbox: keyrings(7). */

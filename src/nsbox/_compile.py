@@ -31,7 +31,6 @@ RLIMITS: Final = {
     "file_size": resource.RLIMIT_FSIZE,
     "open_files": resource.RLIMIT_NOFILE,
     "stack": resource.RLIMIT_STACK,
-    "core": resource.RLIMIT_CORE,
 }
 
 

@@ -233,7 +233,7 @@ def _restrictions(plan: Plan) -> list[tuple[str, str]]:
         ("prctl", "PR_SET_NO_NEW_PRIVS"),
         *_restriction(plan),
         ("close_range", "3-, but for those passed"),
-        ("prlimit64", "RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE: 0"),
+        ("prlimit64", "RLIMIT_NICE, RLIMIT_RTPRIO: 0; RLIMIT_CORE: 1, no dump to anybody"),
         *([("keyctl", "KEYCTL_JOIN_SESSION_KEYRING, a new one")] if plan.new_keyring else []),
         *([] if plan.keep_bounds else [("prctl", f"PR_CAPBSET_DROP, all but: {kept}")]),
         ("prctl", f"PR_CAP_AMBIENT: {kept}"),

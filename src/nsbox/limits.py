@@ -98,7 +98,8 @@ class Limits:
         file_size: Bytes that a file may grow to (SIGXFSZ, EFBIG).
         open_files: One more than the highest descriptor; from 3.
         stack: Bytes of the main thread's stack; from 128K.
-        core: Bytes of a core dump. Default 0: none.
+        core: Bytes of a core dump. There is none, whatever this says, nor for a program that
+            the host's core_pattern names, core(5).
         nice: Niceness, 1 to 19; a caller that is nicer hands on its own.
 
     Args:

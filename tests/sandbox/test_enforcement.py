@@ -513,10 +513,25 @@ class TestResourceLimits:
         assert found == {"FSIZE": [1 << 20] * 2, "NOFILE": [32] * 2, "STACK": [1 << 20] * 2}
         assert nice == max(7, os.getpriority(os.PRIO_PROCESS, 0))
 
-    def test_no_core_dumps_by_default(self) -> None:
-        """A Limits without further fields forbids core dumps, for good."""
-        code = "import json, resource as r; print(json.dumps(r.getrlimit(r.RLIMIT_CORE)))"
-        assert inside(code, box=python_box(limits=Limits())) == [0, 0]
+    @pytest.mark.parametrize("limits", [None, Limits(), Limits(core="1M")], ids=repr)
+    def test_no_core_dumps(self, limits: Limits | None) -> None:
+        """For good, and neither to a program that the host has for them: 0 would permit that."""
+        code = """if True:
+            import json, resource
+            def limit():
+                return resource.getrlimit(resource.RLIMIT_CORE)
+            before = limit()
+            for value in (0, 1, resource.RLIM_INFINITY):
+                resource.setrlimit(resource.RLIMIT_CORE, (value, value))
+                assert limit() == before
+            try:
+                resource.prlimit(0, resource.RLIMIT_CORE, (0, 0))
+            except PermissionError:
+                print(json.dumps([*before, *limit()]))
+        """
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        most = 0 if hard == 0 else 1
+        assert inside(code, box=python_box(limits=limits)) == [most] * 4
 
     def test_never_loosen(self) -> None:
         """A limit above the caller's own hard limit leaves that."""

@@ -7,6 +7,8 @@ import pytest
 from nsbox._forks import this_process
 from support import OWN_PIDS, in_child, interpreter
 
+pytestmark = pytest.mark.one_kernel
+
 # A fork and its parent are both process 1, each in a pid namespace of its own.
 _SAME_NUMBER = """
 import gc, os, sys, warnings

@@ -111,8 +111,8 @@ class TestPlacement:
         ("injection", "step", "number"),
         [
             ("setpriority:error=EACCES", "setpriority", errno.EACCES),
-            # After three that forbid core dumps and higher priorities.
-            ("prlimit64:error=EPERM:when=4", "limit", errno.EPERM),
+            # After four that forbid core dumps and higher priorities.
+            ("prlimit64:error=EPERM:when=5", "limit", errno.EPERM),
             ("eventfd2:error=EMFILE", "watch", errno.EMFILE),
             ("unshare:error=ENOSPC", "cgroup_unshare", errno.ENOSPC),
         ],

@@ -3,6 +3,9 @@
 import errno
 import os
 import shutil
+import signal
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from conftest import unavailable
 from nsbox import PIPE, Bind, Namespace, PlanError, Proc, Sandbox, SpawnError, Step, Tmpfs
-from support import PYTHON, enter_private_mounts, in_child, inside, mount_tmpfs, python_box
+from support import PYTHON, enter_private_mounts, in_child, inside, mount_tmpfs, python_box, until
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -56,24 +59,42 @@ def test_securebits_are_locked(capabilities: list[str]) -> None:
     assert answers == [errno.EPERM] * 3
 
 
-def test_priority_and_core_limits() -> None:
-    """No core file, no nice value below the caller's, no real-time priority; hard limits."""
+def test_priority_limits() -> None:
+    """No nice value below the caller's, no real-time priority; hard limits."""
     code = """
 import json, os, resource
-limits = [resource.getrlimit(r) for r in (resource.RLIMIT_CORE, 13, 14)]
+limits = [resource.getrlimit(r) for r in (13, 14)]
 try:
     os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 1)
     lowered = True
 except OSError:
     lowered = False
-try:
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    raised = True
-except (OSError, ValueError):
-    raised = False
-print(json.dumps([limits, lowered, raised]))
+print(json.dumps([limits, lowered]))
 """
-    assert inside(code) == [[[0, 0]] * 3, False, False]
+    assert inside(code) == [[[0, 0]] * 2, False]
+
+
+@pytest.mark.parametrize("kind", ["run", "init", "live"])
+def test_crash_is_not_handed_to_the_host(box: Sandbox, kind: str) -> None:
+    """Where core_pattern names a program, which root runs outside of all limits."""
+    if Path("/proc/sys/kernel/core_pattern").read_text() != "|/run/core %P\n":
+        pytest.skip("the host does not tell who gets a core: see tests/guest/init.sh")
+    cores = Path("/tmp/cores")
+
+    def told() -> set[str]:
+        return set(cores.read_text().split()) if cores.exists() else set()
+
+    before = told()
+    crash = ["/bin/sh", "-c", "ulimit -c 0; sh -c 'ulimit -c unlimited; kill -SEGV $$'; :"]
+    if kind == "live":
+        with box.open() as live:
+            live.run(crash, check=True)
+    else:
+        replace(box, init=kind == "init").run(crash, check=True)
+    outside = subprocess.Popen(["/bin/sh", "-c", "kill -SEGV $$"])  # which is told, later
+    assert outside.wait() == -signal.SIGSEGV
+    until(lambda: str(outside.pid) in told())
+    assert told() - before == {str(outside.pid)}
 
 
 def test_oom_score_cannot_be_lowered() -> None:

@@ -98,7 +98,7 @@ child     dup3            stdin, stdout, stderr into place
 child     setsid          no controlling terminal
 child     prctl           PR_SET_NO_NEW_PRIVS
 child     close_range     3-, but for those passed
-child     prlimit64       RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_CORE: 0
+child     prlimit64       RLIMIT_NICE, RLIMIT_RTPRIO: 0; RLIMIT_CORE: 1, no dump to anybody
 child     prctl           PR_CAPBSET_DROP, all but: none
 child     prctl           PR_CAP_AMBIENT: none
 child     prctl           PR_SET_SECUREBITS: noroot, and locked
