@@ -60,6 +60,11 @@ class BoundPopen(Process):
         child = payload.child
         # Whoever gives a Popen up without waiting for it expects the process to go on.
         if child.record.owner == _this_process():
+            # asyncio's child watchers, who wait by the process id, set what they know. Of a payload
+            # behind an init that is nothing: its end has not been seen, and the init not reaped.
+            if payload.returncode is None and self.returncode is not None:
+                self.returncode = None
+                self._internal_poll()
             super(Process, self).__del__()
         else:
             child.discard()  # after a fork: closes this process's copy of the pidfd

@@ -1,9 +1,11 @@
 """``box.subprocess``: the surface, the rules and the refusals of the standard library's module."""
 
+import asyncio
 import errno
 import inspect
 import os
 import pickle
+import select
 import socket
 import subprocess
 from pathlib import Path
@@ -271,6 +273,38 @@ def test_code_that_imports_subprocess_itself_can_be_sandboxed() -> None:
     with mock.patch("subprocess.Popen", Sandbox(hostname="inside").subprocess.Popen):
         assert subprocess.check_output(["/bin/uname", "-n"]) == b"inside\n"
     assert subprocess.check_output(["/bin/uname", "-n"]) != b"inside\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reported"), [({}, 3), ({"pid": "host"}, 3), ({"init": True}, 255)]
+)
+def test_status_for_code_that_waits_by_itself(fields: dict[str, Any], reported: int) -> None:
+    """A payload behind an init is nobody's child for asyncio, and yet nothing is left of it."""
+    popen = Sandbox(**fields).subprocess.Popen
+    started: list[Process] = []
+
+    class Kept(popen):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+
+    async def code_of_asyncio() -> int:
+        process = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+        return await process.wait()
+
+    with mock.patch("subprocess.Popen", Kept):
+        assert asyncio.run(code_of_asyncio()) == reported
+    signs = started[0].signs_of_end()
+    assert select.select(signs, [], [], 60)[0]
+    started.clear()
+
+
+def test_payload_behind_an_init_is_not_the_callers_child() -> None:
+    """Its status is to be had from the Popen alone."""
+    with Sandbox(init=True).subprocess.Popen(["sh", "-c", "exit 3"]) as process:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(process.pid, 0)
+        assert process.wait() == 3
 
 
 def test_arguments_by_position() -> None:
