@@ -22,6 +22,7 @@ import pytest
 import fingerprint
 import nsbox
 from nsbox import Cgroup, Limits, NsboxError, Sandbox, _cgroup_layout, _init
+from nsbox._bridge import id_map_namespace
 from nsbox._calls import landlock_abi
 from nsbox._cgroup_names import _started, parse
 from nsbox._landlock import TRUNCATE_ABI
@@ -281,6 +282,7 @@ def nothing_left() -> Iterator[None]:
     """After each test: no fd, child, mount, thread or cgroup more than before."""
     before = open_fds(), children(), mounts(), threading.active_count(), tasks()
     yield
+    id_map_namespace.cache_clear()
     gc.collect()  # a failed test's traceback may hold objects
     after = open_fds(), children(), mounts(), threading.active_count()
     assert after[0].keys() - before[0].keys() == set(), f"left open: {after[0]}"

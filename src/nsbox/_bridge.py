@@ -8,7 +8,7 @@ what differs (_request.py).
 import errno
 import os
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 from weakref import ref
 
@@ -101,7 +101,6 @@ class Lowered:
         self._joins = [joins[kind] for kind in plan.joins]
         self._keep: list[object] = []
         self._enforced: dict[bool, Enforced] = {}
-        self._id_maps: dict[tuple[int, int], Namespace] = {}
         self._fds = ffi.new("int32_t[]", max(1, len(self._joins)))
         self._struct = self._lower_plan()
         # With shared memory, and other ids than ours, the dumpable mark is at stake.
@@ -328,9 +327,7 @@ class Lowered:
                 "gid_map": self._text(f"{ids.gid} {ids.host_gid} 1" if ids.mapped else None),
                 "host_uid": (ids.host_uid or 0) if ids.mapped else 0,
                 "host_gid": (ids.host_gid or 0) if ids.mapped else 0,
-                "ops": self._kept(
-                    ffi.new("struct nsbox_op[]", [self._lower_op(op) for op in plan.ops])
-                ),
+                "ops": self._kept(self._lower_ops()),
                 "filter_length": len(program) // _bpf.INSTRUCTION.size,
                 "filter": self._kept(ffi.from_buffer(program)),
                 "landlock_rights": landlock.rights if landlock else 0,
@@ -354,24 +351,12 @@ class Lowered:
         except OSError as error:
             raise _unfinished(Step.SECCOMP, error) from error
 
-    def _lower_op(self, op: Op) -> dict[str, object]:
-        options = [(self._text(key), self._text(value)) for key, value in op.options]
-        return {
-            "code": int(op.code),
-            "parent": op.parent,
-            "flags": int(op.flags),
-            "mode": op.mode,
-            "attributes": op.attributes,
-            "device": op.device,
-            "idmap": self._id_map(op) if op.idmap else -1,
-            "n_options": len(options),
-            "options": self._kept(ffi.new("struct nsbox_option[]", options)),
-            "source": self._text(op.source),
-            "target": self._text(self._lowered_target(op)),
-            "layers": self._text(op.layers),
-            "content": self._kept(ffi.new("char[]", op.content)),
-            "content_size": len(op.content),
-        }
+    def _lower_ops(self) -> Any:
+        lowered = ffi.new("struct nsbox_op[]", len(self.plan.ops))
+        for index, op in enumerate(self.plan.ops):
+            lowered[index] = self._kept(_lower_op(op, self._lowered_target(op)))[0][0]  # a copy
+            lowered[index].idmap = self._id_map(op) if op.idmap else -1
+        return lowered
 
     def _lowered_target(self, op: Op) -> str:
         if OpFlag.PLACED not in op.flags:
@@ -393,16 +378,52 @@ class Lowered:
         owner = (info.st_uid, info.st_gid)
         if owner == (ids.host_uid, ids.host_gid):
             return -1
-        if owner not in self._id_maps:
-            try:
-                self._id_maps[owner] = create_id_map_namespace(
-                    f"{owner[0]} {ids.host_uid} 1", f"{owner[1]} {ids.host_gid} 1"
-                )
-            except NamespaceError as error:
-                raise UnsupportedError(
-                    f"cannot map the owner of {op.source!r} ({owner[0]}:{owner[1]}): {error}"
-                ) from error
-        return self._id_maps[owner].fileno()
+        try:
+            maps = f"{owner[0]} {ids.host_uid} 1", f"{owner[1]} {ids.host_gid} 1"
+            namespace: Namespace = self._kept(id_map_namespace(*maps))
+        except NamespaceError as error:
+            raise UnsupportedError(
+                f"cannot map the owner of {op.source!r} ({owner[0]}:{owner[1]}): {error}"
+            ) from error
+        return namespace.fileno()
+
+
+# For programs that make a Sandbox for each directory that they work in: mostly with one owner.
+id_map_namespace: Final = lru_cache(maxsize=4)(create_id_map_namespace)
+
+
+# Of two Sandboxes that differ, nearly all operations are the same.
+@lru_cache(maxsize=512)
+def _lower_op(op: Op, target: str) -> tuple[Any, ...]:
+    """Return an operation as a C struct, but for its idmap; and what that points to."""
+    keep: list[Any] = []
+
+    def text(value: str | None) -> Any:
+        if value is None:
+            return ffi.NULL
+        keep.append(ffi.new("char[]", os.fsencode(value)))
+        return keep[-1]
+
+    options = ffi.new(
+        "struct nsbox_option[]", [(text(key), text(value)) for key, value in op.options]
+    )
+    content = ffi.new("char[]", op.content)
+    struct = {
+        "code": int(op.code),
+        "parent": op.parent,
+        "flags": int(op.flags),
+        "mode": op.mode,
+        "attributes": op.attributes,
+        "device": op.device,
+        "n_options": len(op.options),
+        "options": options,
+        "source": text(op.source),
+        "target": text(target),
+        "layers": text(op.layers),
+        "content": content,
+        "content_size": len(op.content),
+    }
+    return ffi.new("struct nsbox_op *", struct), options, content, *keep
 
 
 _INIT: Final = int(lib.NSBOX_REQUEST_INIT)
