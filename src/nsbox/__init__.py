@@ -96,7 +96,7 @@ def __getattr__(name: str) -> Any:
     # Its flag types take a tenth of the whole import; few programs need them.
     if name == "lowlevel":
         return import_module("nsbox.lowlevel")
-    # Importing asyncio takes longer than all of this.
+    # Importing asyncio takes as long as all of this.
     if name == "AsyncProcess":
         return import_module("nsbox._async").AsyncProcess
     raise AttributeError(f"module 'nsbox' has no attribute {name!r}")

@@ -165,7 +165,7 @@ class Live:
         **options: Unpack[SpawnOptions],
     ) -> "AsyncProcess":
         """Start a process in this world, for asyncio: as ``Sandbox.spawn_async()``."""
-        from . import _async  # not before: to import asyncio takes longer than all of nsbox
+        from . import _async  # not before: to import asyncio takes as long as all of nsbox
 
         return _async.spawn(partial(self.spawn, limits=limits), args, limit=limit, **options)
 

@@ -143,7 +143,7 @@ class Pool:
 
         As ``Sandbox.spawn_async()``, and as to what needs a fresh sandbox as :meth:`spawn`.
         """
-        from . import _async  # not before: to import asyncio takes longer than all of nsbox
+        from . import _async  # not before: to import asyncio takes as long as all of nsbox
 
         return _async.spawn(self.spawn, args, limit=limit, **options)
 

@@ -433,7 +433,7 @@ class Sandbox:
             SpawnError, PlanError, LookupError, UnsupportedError, CgroupError: As for
                 :meth:`spawn`.
         """
-        from . import _async  # not before: to import asyncio takes longer than all of nsbox
+        from . import _async  # not before: to import asyncio takes as long as all of nsbox
 
         spawn = partial(self._spawn, None)
         return _async.spawn(spawn, args, limit=limit, **options)
