@@ -434,6 +434,8 @@ void child_main(void *argument)
 	if (bare ||
 	    (die_with_caller(spawn) == 0 && enter_cgroups(spawn) == 0 && set_up(spawn) == 0)) {
 		restore_signals(spawn);
+		if (spawn->request->flags & NSBOX_REQUEST_STAYS)
+			ask_for_short_turns();
 		bool init = spawn->request->flags & NSBOX_REQUEST_INIT;
 		bool late = spawn->request->flags & NSBOX_REQUEST_LATE_FILTER;
 		if (late || install_filter(spawn) == 0)

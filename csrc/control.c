@@ -114,7 +114,7 @@ static int spawn_init(const struct nsbox_plan *plan, const struct nsbox_request 
 	static const char *const staying[] = { "nsbox-init", "stays", NULL };
 	static const uint32_t kept = NSBOX_REQUEST_SETSID | NSBOX_REQUEST_RESTORE_SIGNALS |
 				     NSBOX_REQUEST_SHIELD | NSBOX_REQUEST_LATE_FILTER |
-				     NSBOX_REQUEST_KEEP_FILTER;
+				     NSBOX_REQUEST_KEEP_FILTER | NSBOX_REQUEST_STAYS;
 	struct nsbox_request own = *request;
 
 	int caller = lift(nsbox_pidfd_open((int)sys(__NR_getpid), 0));

@@ -255,6 +255,7 @@ void await_parent(struct spawn *spawn);
 /* limits.c: in the child */
 int enter_cgroups(struct spawn *spawn);
 int set_limits(struct spawn *spawn);
+void ask_for_short_turns(void);
 /* process.c */
 struct rusage;
 struct nsbox_exit exit_of(const siginfo_t *info, const struct rusage *usage);

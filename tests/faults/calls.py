@@ -97,7 +97,8 @@ CANNOT_FAIL = {
     "clock_gettime", "clock_nanosleep", "close", "exit", "exit_group", "futex", "getegid",
     "geteuid", "getpid", "getppid", "getpriority", "getsockname", "gettid", "getuid", "kcmp",
     "kill", "lseek", "madvise", "mprotect", "munmap", "pidfd_send_signal", "rseq", "rt_sigaction",
-    "rt_sigprocmask", "sched_yield", "set_robust_list", "shutdown", "tgkill", "timerfd_settime",
+    "rt_sigprocmask", "sched_getscheduler", "sched_setattr", "sched_yield", "set_robust_list",
+    "shutdown", "tgkill", "timerfd_settime",
     "umask", "uname",
 }  # fmt: skip
 """Or with nothing that the kernel would say to these calls, or not in a way that matters."""

@@ -108,6 +108,39 @@ def test_same_layers(box: Sandbox, live: Live) -> None:
     assert kept.enforced == fresh.enforced
 
 
+def test_same_scheduling() -> None:
+    """A command has the policy and slice of a payload, though its init asks for shorter turns."""
+    number = {"x86_64": 315, "aarch64": 275}[os.uname().machine]  # sched_getattr(2)
+    code = f"""if True:
+        import ctypes, struct, sys
+        attributes = ctypes.create_string_buffer(56)
+        assert ctypes.CDLL(None).syscall({number}, int(sys.argv[1]), attributes, 56, 0) == 0
+        print(struct.unpack_from("=IQiIQ", attributes, 4))
+    """
+
+    def attributes(run: Any, pid: int = 0) -> str:
+        args = [*PYTHON, code, str(pid)]
+        return str(run(args, capture_output=True, text=True, check=True).stdout)
+
+    with python_box().open() as live:
+        assert attributes(live.run) == attributes(python_box().run)
+        assert attributes(live.run) != attributes(live.run, 1)
+
+
+@pytest.mark.usefixtures("root")
+def test_niceness_of_the_caller() -> None:
+    """A command has what its caller had when the sandbox was opened, below zero as well."""
+
+    def nice(value: int) -> str:
+        os.nice(value)
+        with Sandbox().open() as live:
+            return shell(live, "nice")
+
+    before = os.nice(0)
+    found = [in_child(lambda value=value: nice(value)) for value in (-3, 0, 3)]  # type: ignore[misc]
+    assert found == [str(before - 3), str(before), str(before + 3)]
+
+
 def test_limits_of_resources() -> None:
     """Resource limits and niceness hold for the command."""
     with Sandbox(limits=nsbox.Limits(open_files=17, nice=5)).open() as live:
