@@ -124,6 +124,7 @@ bool take_start(const struct start_request *head, char *body)
 	uint64_t size = head->body_size;
 
 	plan = (struct nsbox_plan){
+		.clone_flags = head->flags & NSBOX_REQUEST_OWN_CGROUPS ? CLONE_NEWCGROUP : 0,
 		.nice = head->nice,
 		.n_rlimits = head->n_rlimits,
 		.filter_length = head->filter_length,

@@ -232,7 +232,9 @@ enum nsbox_request_flag {
 	 * is more than it needs, for which it has a thread, with a pid and in its cgroup.
 	 */
 	NSBOX_REQUEST_STAYS = 512,
-	NSBOX_REQUEST_KEEP_FILTER = 1024 /* it will become the payload: see install_filter() */
+	NSBOX_REQUEST_KEEP_FILTER = 1024, /* it will become the payload: see install_filter() */
+	/* Once it is in its cgroups, these are the root of what it can mount, not the init's. */
+	NSBOX_REQUEST_OWN_CGROUPS = 2048
 };
 
 struct nsbox_watcher;

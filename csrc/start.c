@@ -188,7 +188,7 @@ static void set_head(struct start_request *head, const struct nsbox_plan *plan,
 		.flags = request->flags &
 			 (NSBOX_REQUEST_SETSID | NSBOX_REQUEST_CONTROLLING_TERMINAL |
 			  NSBOX_REQUEST_RESTORE_SIGNALS | NSBOX_REQUEST_SHIELD |
-			  NSBOX_REQUEST_ATTENDED),
+			  NSBOX_REQUEST_ATTENDED | NSBOX_REQUEST_OWN_CGROUPS),
 		.uid = request->uid,
 		.gid = request->gid,
 		.umask = request->umask,

@@ -187,6 +187,8 @@ class Lowered:
         struct, keep = lower(request)
         if self._late_filter:
             struct.flags |= _LATE_FILTER
+        if self.plan.has_sys_admin:
+            struct.flags |= _OWN_CGROUPS
         lib.nsbox_control_start(control, self._struct, struct, mode, child.record)
         del keep
         if child.record.step:
@@ -228,7 +230,8 @@ class Lowered:
 
     @cached_property
     def _late_filter(self) -> int:
-        return 0 if _init.works_under(self._program) else _LATE_FILTER
+        works = _init.works_under(self._program, may_mount=self.plan.has_sys_admin)
+        return 0 if works else _LATE_FILTER
 
     def _check_ids(self, ids: Ids) -> None:
         """Refuse ids that the sandbox's own user namespace does not have: it maps one of each."""
@@ -428,6 +431,7 @@ def _lower_op(op: Op, target: str) -> tuple[Any, ...]:
 
 _INIT: Final = int(lib.NSBOX_REQUEST_INIT)
 _LATE_FILTER: Final = int(lib.NSBOX_REQUEST_LATE_FILTER)
+_OWN_CGROUPS: Final = int(lib.NSBOX_REQUEST_OWN_CGROUPS)
 
 _WITHOUT_TARGET: Final = {
     Code.LOOPBACK,

@@ -12,7 +12,14 @@ from functools import lru_cache
 from typing import Final
 
 from . import _filter
-from ._constants import CLONE_CHILD_CLEARTID, CLONE_FILES, CLONE_PIDFD, CLONE_VFORK, CLONE_VM
+from ._constants import (
+    CLONE_CHILD_CLEARTID,
+    CLONE_FILES,
+    CLONE_NEWCGROUP,
+    CLONE_PIDFD,
+    CLONE_VFORK,
+    CLONE_VM,
+)
 from .errors import UnsupportedError
 
 PROGRAM: Final = os.path.join(os.path.dirname(__file__), "nsbox-init")
@@ -126,13 +133,16 @@ _CALLS: Final[tuple[tuple[str, *tuple[int, ...]], ...]] = (
         )
     ),
 )
+# For what has CAP_SYS_ADMIN, as soon as it is in its cgroup.
+_CALLS_OF_MOUNTERS: Final = (("unshare", CLONE_NEWCGROUP),)
 
 
 @lru_cache(maxsize=16)
-def works_under(program: bytes) -> bool:
+def works_under(program: bytes, *, may_mount: bool) -> bool:
     """
     Tell whether an init can work under a filter, and hand it down to what it starts.
 
     Otherwise its children install it themselves, each right before its exec.
     """
-    return not program or _filter.permits(program, _CALLS)
+    calls = (*_CALLS, *_CALLS_OF_MOUNTERS) if may_mount else _CALLS
+    return not program or _filter.permits(program, calls)

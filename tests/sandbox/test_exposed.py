@@ -51,6 +51,8 @@ def attempt(name, text):
 """Mounts all hierarchies."""
 
 LIFT = """
+for name in ("tasks", "cgroup.procs"):
+    attempt(name, "0")
 for name in ("pids.max", "memory.max", "memory.swap.max"):
     attempt(name, "max")
 for name in ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes", "cpu.cfs_quota_us"):
@@ -124,7 +126,7 @@ def in_command(way: str, code: str, limits: Limits | None = None) -> Result:
 
 EACH = pytest.mark.parametrize(
     ("way", "run"),
-    [(ADMIN, in_run), (NESTED, in_pool), (ADMIN, in_live), (NESTED, in_command)],
+    [(ADMIN, in_run), (NESTED, in_pool), (NESTED, in_live), (ADMIN, in_command)],
 )
 TWO = pytest.mark.parametrize(("way", "run"), [(NESTED, in_run), (ADMIN, in_command)])
 
