@@ -6,6 +6,7 @@ nothing, inside of the one that does.
 """
 
 import os
+import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -226,3 +227,15 @@ for place, depth in zip(reversed(places), [1100] + [3] * len(places)):
 """
     result = in_run(ADMIN, code, Limits(pids=16))
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("cgroups")
+@pytest.mark.parametrize("way", [ADMIN, NESTED])
+def test_leaves_nothing_behind(way: str) -> None:
+    """Also without limits, and where it is no init: its cgroup goes with all that is in it."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as end:
+        with open(writer, "wb") as kept:
+            script = ["/bin/sh", "-c", "sleep 1000 &"]
+            exposed(way, pid="host").run(script, stdout=kept, check=True)
+        assert select.select([end], [], [], DEADLINE)[0], "something has still got the pipe"
