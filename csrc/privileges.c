@@ -94,7 +94,8 @@ static int lower_limit(struct spawn *spawn, int resource, uint64_t most)
  *
  * One byte is too little for any file, and by fs/coredump.c the word for that the program which
  * core_pattern may name does not get the dump either. With 0 it would: root of the host would work
- * on what the payload has in memory, outside of all limits.
+ * on what the payload has in memory, outside of all limits. (Of a caller whose own hard limit is
+ * 0 it stays that.)
  */
 static int lower_limits(struct spawn *spawn)
 {
