@@ -397,7 +397,7 @@ class Cgroup:
     def _forget(self) -> None:
         self._closed = True
         self._directory.close()
-        if self._seat is not None:
+        if self._seat is not None and not self._seat.closed:
             self._seat._forget()
 
     def __enter__(self) -> "Cgroup":

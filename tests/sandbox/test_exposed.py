@@ -5,6 +5,7 @@ The files of its cgroup belong to that user, so it may write them. It sits in on
 nothing, inside of the one that does.
 """
 
+import errno
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nsbox import Limits, Reason, Result, Sandbox, TimeoutExpired
+from nsbox import CgroupError, Limits, Reason, Result, Sandbox, TimeoutExpired
 from support import PYTHON, python_box, until
 
 DEADLINE = 120.0
@@ -239,3 +240,23 @@ def test_leaves_nothing_behind(way: str) -> None:
             script = ["/bin/sh", "-c", "sleep 1000 &"]
             exposed(way, pid="host").run(script, stdout=kept, check=True)
         assert select.select([end], [], [], DEADLINE)[0], "something has still got the pipe"
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_cgroup_inside_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is the kernel's, and nothing is left: a host may limit how deep cgroups are."""
+    made: list[str] = []
+    mkdir = os.mkdir
+
+    def refusing(path: str) -> None:
+        if path.endswith("/seat"):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
+        mkdir(path)
+        made.append(path)
+
+    monkeypatch.setattr(os, "mkdir", refusing)
+    with pytest.raises(CgroupError) as caught:
+        exposed(ADMIN, limits=Limits(pids=16)).run(["/bin/true"])
+    assert caught.value.errno == errno.EAGAIN
+    assert made
+    assert not any(map(os.path.exists, made))
