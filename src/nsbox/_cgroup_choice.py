@@ -248,7 +248,7 @@ def _parts(
         if hierarchy.version == 1:
             may += _helpers(hierarchy, layout, parts)
             if shelter and hierarchy.own_is_writable and not has and not may:
-                may += hierarchy.controllers[:1]
+                may += hierarchy.controllers
             if not has and not may:
                 continue
         place = _find(hierarchy, [*has, *may], given, owned) or _find(hierarchy, has, given, owned)

@@ -62,4 +62,6 @@ class Own:
 
     def _forget_others(self) -> None:
         for process in self._made.keys() - {this_process()}:
-            self._forget(self._made.pop(process))
+            made = self._made.pop(process, None)  # a signal handler may have asked meanwhile
+            if made is not None:
+                self._forget(made)

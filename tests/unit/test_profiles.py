@@ -101,6 +101,19 @@ def test_leases_are_refused(profile: str) -> None:
     assert ask(profile, "fcntl", 0, fcntl.F_GETLEASE) == ALLOW
 
 
+@pytest.mark.parametrize("profile", ["default", "strict"])
+def test_limit_of_core_dumps_cannot_be_set(profile: str) -> None:
+    """Who sets it is told that it is so; other limits, and questions, are the kernel's."""
+    core, files, pointer = resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, 1 << 40
+    for limit in (core, core | HIGH):
+        assert ask(profile, "setrlimit", limit, pointer) == error(0)
+        assert ask(profile, "prlimit64", 0, limit, pointer, 0) == error(0)
+        assert ask(profile, "prlimit64", 0, limit, pointer, pointer) == error(errno.EPERM)
+        assert ask(profile, "prlimit64", 0, limit, 0, pointer) == ALLOW
+    assert ask(profile, "prlimit64", 0, files, pointer, pointer) == ALLOW
+    assert ask(profile, "setrlimit", files, pointer) == ALLOW
+
+
 @pytest.mark.parametrize("bit", [0x20000, *(1 << bit for bit in range(25, 31))])
 def test_namespace_flags_are_refused(bit: int) -> None:
     """clone and unshare with any CLONE_NEW*, alone and among other flags."""
