@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import resource
 from pathlib import Path
 from typing import Any
 
