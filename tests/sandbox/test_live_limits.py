@@ -598,7 +598,8 @@ def test_threads_that_close() -> None:
 
 _STARVE = """
 cpu = min(os.sched_getaffinity(0))
-os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))
+# The flag is set already, and not to be taken away.
+os.sched_setscheduler(1, os.SCHED_IDLE | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 os.setpriority(os.PRIO_PROCESS, 1, 19)
 for pid in (0, 1): os.sched_setaffinity(pid, {cpu})
 for _ in range(100):
