@@ -115,6 +115,20 @@ def test_limit_of_core_dumps_cannot_be_set(profile: str) -> None:
     assert ask(profile, "setrlimit", files, pointer) == ALLOW
 
 
+@pytest.mark.parametrize("profile", ["default", "strict"])
+def test_huge_pages_of_the_machine_are_refused(profile: str) -> None:
+    """Nobody takes pages that were reserved for others, of whatever size."""
+    anonymous, huge, gigabyte = 0x22, 0x40000, 30 << 26
+    for flags in (anonymous | huge, anonymous | huge | gigabyte):
+        assert ask(profile, "mmap", 0, 1 << 30, 3, flags) == error(errno.ENOMEM)
+    assert ask(profile, "mmap", 0, 1 << 30, 3, anonymous) == ALLOW
+    if profile == "default":
+        assert ask(profile, "memfd_create", 0, 0x4) == error(errno.ENOMEM)
+        assert ask(profile, "memfd_create", 0, 0x3) == ALLOW
+        assert ask(profile, "shmget", 0, 1 << 30, 0o4600) == error(errno.ENOMEM)
+        assert ask(profile, "shmget", 0, 1 << 30, 0o1600) == ALLOW
+
+
 @pytest.mark.parametrize("bit", [0x20000, *(1 << bit for bit in range(25, 31))])
 def test_namespace_flags_are_refused(bit: int) -> None:
     """clone and unshare with any CLONE_NEW*, alone and among other flags."""
