@@ -140,25 +140,63 @@ def test_namespace_flags_are_refused(bit: int) -> None:
     assert ask("default", "clone3") == error(errno.ENOSYS)
 
 
+STREAM, DATAGRAM, RAW = 1, 2, 3
+FLAGS = 0o2004000  # SOCK_CLOEXEC, SOCK_NONBLOCK
+
+
 @pytest.mark.parametrize(
-    ("family", "protocol", "expected"),
+    ("family", "kind", "protocol", "expected"),
     [
-        (1, 0, ALLOW),
-        (2, 6, ALLOW),
-        (10, 17, ALLOW),
-        (2 | HIGH, 0, ALLOW),
-        (16, 0, ALLOW),
-        (16, 15, error(errno.ENOSYS)),
-        (16, 12, error(errno.ENOSYS)),
-        (17, 0, error(errno.ENOSYS)),
-        (38, 0, error(errno.ENOSYS)),
-        (40, 0, error(errno.ENOSYS)),
-        (38 | HIGH, 0, error(errno.ENOSYS)),
+        (1, 5, 0, ALLOW),
+        (2, STREAM, 6, ALLOW),
+        (2, STREAM | FLAGS, 262, ALLOW),
+        (2, DATAGRAM, 1, ALLOW),
+        (2, RAW, 89, ALLOW),
+        (10, DATAGRAM | FLAGS, 17, ALLOW),
+        (10, DATAGRAM, 58, ALLOW),
+        (2 | HIGH, STREAM | HIGH, HIGH, ALLOW),
+        (16, RAW, 0, ALLOW),
+        (16, RAW, 15, error(errno.ENOSYS)),
+        (16, RAW, 12, error(errno.ENOSYS)),
+        (17, RAW, 0, error(errno.ENOSYS)),
+        (38, 5, 0, error(errno.ENOSYS)),
+        (40, STREAM, 0, error(errno.ENOSYS)),
+        (38 | HIGH, 5, 0, error(errno.ENOSYS)),
     ],
 )
-def test_socket_families(family: int, protocol: int, expected: int) -> None:
+def test_socket_families(family: int, kind: int, protocol: int, expected: int) -> None:
     """Unix, IPv4, IPv6 and routing sockets, and no others: AF_PACKET, AF_ALG, AF_VSOCK, ..."""
-    assert ask("default", "socket", family, 2, protocol) == expected
+    assert ask("default", "socket", family, kind, protocol) == expected
+
+
+@pytest.mark.parametrize("family", [2, 10])
+@pytest.mark.parametrize(
+    ("kind", "protocol"),
+    [
+        pytest.param(10, 0x300, id="packet"),  # AF_INET with SOCK_PACKET means AF_PACKET
+        pytest.param(STREAM, 132, id="sctp"),
+        pytest.param(5, 132, id="sctp-seqpacket"),
+        pytest.param(STREAM, 256, id="smc"),
+        pytest.param(DATAGRAM, 115, id="l2tp"),
+        pytest.param(6, 33, id="dccp"),
+        pytest.param(6, 0, id="dccp-by-its-type"),
+        pytest.param(DATAGRAM, 6, id="no-such-thing"),
+    ],
+)
+def test_no_module_is_loaded_for_a_socket(family: int, kind: int, protocol: int) -> None:
+    """The host's kernel runs no program to look for a protocol that nobody uses."""
+    for held in ((), ("CAP_NET_RAW", "CAP_NET_ADMIN")):
+        given = family, kind | FLAGS, protocol
+        assert ask("default", "socket", *given, held=held) == error(errno.ENOSYS)
+
+
+@pytest.mark.parametrize("profile", ["default", "strict"])
+@pytest.mark.parametrize("request_", [0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1])
+def test_no_module_is_loaded_for_a_request(profile: str, request_: int) -> None:
+    """Bridges and VLANs: any socket can be asked, and no capability is needed to be heard."""
+    assert ask(profile, "ioctl", 0, request_ | HIGH) == error(errno.EPERM)
+    if profile == "default":
+        assert ask(profile, "ioctl", 0, request_, held=("CAP_NET_ADMIN",)) == ALLOW
 
 
 @pytest.mark.parametrize("bits", [0o4000, 0o2000, 0o6000])
