@@ -135,6 +135,8 @@ _ATTRIBUTES: Final = (
     *("setxattr", "fsetxattr", "lsetxattr", "setxattrat"),
     *("removexattr", "fremovexattr", "lremovexattr", "removexattrat", "file_setattr"),
 )
+# Each user has so many instances.
+_INOTIFY: Final = ("inotify_init", "inotify_init1", "inotify_add_watch")
 # A descriptor that reads is enough for them. The kernel reads 32 bits.
 _REQUESTS: Final = (
     0x40086602,  # FS_IOC_SETFLAGS
@@ -178,7 +180,7 @@ def _not_zero(position: int) -> tuple[Argument, ...]:
 _REFUSED: Final = {
     # Landlock is not asked for these, wherever a file lies; and inotify tells of names.
     "mnt": (
-        _refuse(*_CHANGES, *_TIMES, *_ATTRIBUTES, "inotify_add_watch"),
+        _refuse(*_CHANGES, *_TIMES, *_ATTRIBUTES, *_INOTIFY),
         *(_refuse("ioctl", arguments=_equal(1, request)) for request in _REQUESTS),
         _refuse("ioctl", arguments=_equal(1, _NAMING, _LOW ^ 0xFF)),
     ),
