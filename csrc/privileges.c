@@ -16,6 +16,7 @@
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/vfs.h>
 
@@ -49,7 +50,8 @@ static int open_proc_sys(const char *path)
 /*
  * user_namespaces(7): limits of the user namespace that the files are opened
  * in, which only CAP_SYS_RESOURCE over it could raise again. Inotify instances
- * count for the caller's user too, who has 128: one payload gets a few of them.
+ * and watches count for the caller's user too, who has 128, and some ten thousands
+ * or more by the size of the memory: one payload gets a few of them.
  */
 int limit_user_namespace(struct spawn *spawn, int index)
 {
@@ -59,6 +61,7 @@ int limit_user_namespace(struct spawn *spawn, int index)
 	} limits[] = {
 		{ "sys/user/max_user_namespaces", "0\n", false },
 		{ "sys/user/max_inotify_instances", "16", true }, /* CONFIG_INOTIFY_USER */
+		{ "sys/user/max_inotify_watches", "8192", true },
 	};
 
 	for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
@@ -67,7 +70,7 @@ int limit_user_namespace(struct spawn *spawn, int index)
 			continue;
 		if (fd < 0)
 			return fail(spawn, NSBOX_STEP_PROC_SYS, index, fd);
-		long written = RETRY(sys(__NR_pwrite64, fd, limits[i].value, 2, 0));
+		long written = RETRY(sys(__NR_pwrite64, fd, limits[i].value, strlen(limits[i].value), 0));
 		sys(__NR_close, fd);
 		if (written < 0)
 			return fail(spawn, NSBOX_STEP_MAX_USER_NAMESPACES, index, written);
@@ -89,6 +92,20 @@ static int lower_limit(struct spawn *spawn, int resource, uint64_t most)
 	return err < 0 ? fail(spawn, NSBOX_STEP_LOWER_LIMITS, resource, err) : 0;
 }
 
+/* Of what counts for the caller's user as well, root too, half is left to him. */
+static int halve_limit(struct spawn *spawn, int resource)
+{
+	uint64_t limit[2];
+	long err = sys(__NR_prlimit64, 0, resource, 0, limit);
+
+	if (err == 0 && limit[0] == RLIM_INFINITY)
+		return 0;
+	limit[0] = limit[1] = limit[0] / 2;
+	if (err == 0)
+		err = sys(__NR_prlimit64, 0, resource, limit, 0);
+	return err < 0 ? fail(spawn, NSBOX_STEP_LOWER_LIMITS, resource, err) : 0;
+}
+
 /*
  * No priority above the caller's, and no core dump, whoever the caller is and whatever he may.
  *
@@ -100,6 +117,8 @@ static int lower_limit(struct spawn *spawn, int resource, uint64_t most)
 static int lower_limits(struct spawn *spawn)
 {
 	if (lower_limit(spawn, RLIMIT_NICE, 0) < 0 || lower_limit(spawn, RLIMIT_RTPRIO, 0) < 0)
+		return -1;
+	if (halve_limit(spawn, RLIMIT_SIGPENDING) < 0 || halve_limit(spawn, RLIMIT_MSGQUEUE) < 0)
 		return -1;
 	return lower_limit(spawn, RLIMIT_CORE, 1);
 }

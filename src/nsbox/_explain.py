@@ -162,6 +162,7 @@ def _operation(op: Op, plan: Plan) -> list[tuple[str, str]]:
             return [
                 ("write", "0 to /proc/sys/user/max_user_namespaces"),
                 ("write", "16 to /proc/sys/user/max_inotify_instances"),
+                ("write", "8192 to /proc/sys/user/max_inotify_watches"),
             ]
         case Code.PROPAGATION:
             return [("mount_setattr", "/: private recursively")]
@@ -234,6 +235,7 @@ def _restrictions(plan: Plan) -> list[tuple[str, str]]:
         *_restriction(plan),
         ("close_range", "3-, but for those passed"),
         ("prlimit64", "RLIMIT_NICE, RLIMIT_RTPRIO: 0; RLIMIT_CORE: 1, no dump to anybody"),
+        ("prlimit64", "RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE: half of the caller's"),
         *([("keyctl", "KEYCTL_JOIN_SESSION_KEYRING, a new one")] if plan.new_keyring else []),
         *([] if plan.keep_bounds else [("prctl", f"PR_CAPBSET_DROP, all but: {kept}")]),
         ("prctl", f"PR_CAP_AMBIENT: {kept}"),

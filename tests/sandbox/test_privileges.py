@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -221,6 +222,36 @@ print(count, ctypes.get_errno())
 """
     result = python_box().run([*PYTHON, code], stdout=PIPE, check=True)
     assert result.stdout.split() == [b"16", str(errno.EMFILE).encode()]
+
+
+def test_inotify_watches_are_not_used_up() -> None:
+    """A payload has so many in all its instances together."""
+    code = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+instances = [libc.inotify_init1(0) for _ in range(3)]
+paths = [f"/tmp/{number}" for number in range(3000)]
+for path in paths:
+    os.close(os.open(path, os.O_CREAT))
+watches = [libc.inotify_add_watch(fd, path.encode(), 2) for fd in instances for path in paths]
+print(sum(watch > 0 for watch in watches), ctypes.get_errno())
+"""
+    result = python_box().run([*PYTHON, code], stdout=PIPE, check=True)
+    assert result.stdout.split() == [b"8192", str(errno.ENOSPC).encode()]
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE])
+@pytest.mark.parametrize("live", [False, True])
+def test_half_of_what_the_user_has_is_left_to_the_caller(limit: int, live: bool) -> None:
+    """Root's own programs could start no timer, and make no queue, while a payload has all."""
+    code = f"import resource; print(*resource.getrlimit({limit}))"
+    if live:
+        with python_box().open() as box:
+            result = box.run([*PYTHON, code], stdout=PIPE, check=True)
+    else:
+        result = python_box().run([*PYTHON, code], stdout=PIPE, check=True)
+    half = resource.getrlimit(limit)[0] // 2
+    assert result.stdout.split() == [str(half).encode()] * 2
 
 
 def test_covered_proc_of_the_host_is_noticed() -> None:

@@ -32,6 +32,7 @@ child     setresgid       0
 child     setresuid       0
 child     write           0 to /proc/sys/user/max_user_namespaces
 child     write           16 to /proc/sys/user/max_inotify_instances
+child     write           8192 to /proc/sys/user/max_inotify_watches
 child     fsmount         tmpfs size=16M,nr_inodes=16384,mode=0755 (nosuid,nodev)
 child     move_mount      tmpfs -> /
 child     symlinkat       /bin -> usr/bin
@@ -99,6 +100,7 @@ child     setsid          no controlling terminal
 child     prctl           PR_SET_NO_NEW_PRIVS
 child     close_range     3-, but for those passed
 child     prlimit64       RLIMIT_NICE, RLIMIT_RTPRIO: 0; RLIMIT_CORE: 1, no dump to anybody
+child     prlimit64       RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE: half of the caller's
 child     prctl           PR_CAPBSET_DROP, all but: none
 child     prctl           PR_CAP_AMBIENT: none
 child     prctl           PR_SET_SECUREBITS: noroot, and locked
