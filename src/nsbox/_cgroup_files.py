@@ -28,6 +28,8 @@ CONTROLLER_OF: Final = {
 
 ONLY_V2: Final = ("io", "oom_group")
 
+_V1_SOCKETS: Final = "memory.kmem.tcp.limit_in_bytes"  # of UDP as well
+
 
 class Setting(NamedTuple):
     """A value for a file of a cgroup."""
@@ -61,6 +63,14 @@ def _quota(limits: Limits) -> int:
 def _list(numbers: object) -> str:
     assert isinstance(numbers, tuple)
     return ",".join(map(str, numbers))
+
+
+def _v1_memory(limits: Limits, parent: str) -> list[Setting]:
+    lines = [Setting("memory.limit_in_bytes", str(limits.memory))]
+    # Buffers of TCP and UDP are counted apart from all else, and only where they are limited.
+    if os.path.exists(f"{parent}/{_V1_SOCKETS}"):
+        lines.append(Setting(_V1_SOCKETS, str(limits.memory)))
+    return lines
 
 
 def _v1_swap(limits: Limits, parent: str) -> list[Setting]:
@@ -102,7 +112,7 @@ def _io_line(item: IoLimit) -> str:
 _Lower = Callable[[Limits, str], list[Setting]]
 
 _V1: Final[Mapping[str, _Lower]] = {
-    "memory": lambda limits, _: [Setting("memory.limit_in_bytes", str(limits.memory))],
+    "memory": _v1_memory,
     "swap": _v1_swap,
     "pids": lambda limits, _: [Setting("pids.max", str(limits.pids))],
     "cpu": lambda limits, _: [Setting("cpu.cfs_quota_us", str(_quota(limits)))],

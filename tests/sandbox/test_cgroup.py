@@ -67,6 +67,7 @@ def test_limits_are_written() -> None:
             for name in (
                 "memory.max",
                 "memory.limit_in_bytes",
+                "memory.kmem.tcp.limit_in_bytes",
                 "pids.max",
                 "cpu.max",
                 "cpu.cfs_quota_us",
@@ -79,6 +80,7 @@ def test_limits_are_written() -> None:
     assert text.pop("pids.max") == "16"
     assert text.pop("memory.max", None) in ("67108864", None)
     assert text.pop("memory.limit_in_bytes", None) in ("67108864", None)
+    assert text.pop("memory.kmem.tcp.limit_in_bytes", None) in ("67108864", None)
     assert text.pop("memory.memsw.limit_in_bytes", None) in ("67108864", None)
     assert text.pop("memory.swap.max", None) in ("0", None)
     assert list(text.values()) in (["50000"], ["50000 100000"])

@@ -298,6 +298,31 @@ class TestMemory:
         result = python(code, Limits(memory="32M"), mounts=[mount])
         assert result.reason is Reason.EXIT, result.stderr
 
+    def test_buffers_of_sockets(self) -> None:
+        """What waits in sockets is memory as well, on v1 counted by itself."""
+        code = """if True:
+            import socket
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            receivers = []
+            for _ in range(500):
+                receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                receivers.append(receiver)
+                receiver.bind(("127.0.0.1", 0))
+                receiver.setblocking(False)
+                for _ in range(100):
+                    sender.sendto(bytes(2000), receiver.getsockname())
+            held = 0
+            for receiver in receivers:
+                try:
+                    while True:
+                        held += len(receiver.recv(2000))
+                except BlockingIOError:
+                    pass
+            print(held)
+        """
+        result = python(code, Limits(memory="32M"))
+        assert result.reason is Reason.MEMORY or int(result.stdout) < 32 << 20
+
     def test_below_the_limit(self) -> None:
         """What fits is no matter; the peak is told."""
         result = python("x = bytearray(24 << 20)", Limits(memory="64M"))
