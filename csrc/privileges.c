@@ -16,7 +16,6 @@
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/vfs.h>
 
@@ -70,7 +69,8 @@ int limit_user_namespace(struct spawn *spawn, int index)
 			continue;
 		if (fd < 0)
 			return fail(spawn, NSBOX_STEP_PROC_SYS, index, fd);
-		long written = RETRY(sys(__NR_pwrite64, fd, limits[i].value, strlen(limits[i].value), 0));
+		long written = RETRY(
+			sys(__NR_pwrite64, fd, limits[i].value, string_length(limits[i].value), 0));
 		sys(__NR_close, fd);
 		if (written < 0)
 			return fail(spawn, NSBOX_STEP_MAX_USER_NAMESPACES, index, written);

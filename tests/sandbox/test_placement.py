@@ -111,8 +111,8 @@ class TestPlacement:
         ("injection", "step", "number"),
         [
             ("setpriority:error=EACCES", "setpriority", errno.EACCES),
-            # After four that forbid core dumps and higher priorities.
-            ("prlimit64:error=EPERM:when=5", "limit", errno.EPERM),
+            # After eight that every payload needs: core dumps, priorities, quotas of the user.
+            ("prlimit64:error=EPERM:when=9", "limit", errno.EPERM),
             ("eventfd2:error=EMFILE", "watch", errno.EMFILE),
             ("unshare:error=ENOSPC", "cgroup_unshare", errno.ENOSPC),
         ],

@@ -191,5 +191,11 @@ int raise_limit(char **args)
 		return 0;
 	}
 	limit.rlim_cur = limit.rlim_max = limit.rlim_max + 1;
-	return say(setrlimit(resource, &limit));
+	rlim_t wanted = limit.rlim_max;
+	if (setrlimit(resource, &limit) < 0)
+		return say(-1);
+	/* It may only be said that it is so. */
+	getrlimit(resource, &limit);
+	puts(limit.rlim_max < wanted ? "unchanged" : "ok");
+	return 0;
 }
