@@ -7,6 +7,7 @@ place is met once and no timing decides.
 """
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ PACKAGE = str(SOURCE / "nsbox")
 LIBRARY = subprocess.__file__
 STRIDE = 8
 """The short form raises at every eighth event, and at the first one in each function."""
+MOST = 10_000
+"""At how many instructions the long form does: a live sandbox with limits has 45,000."""
 
 PARTS = {
     "capture": {"Payload.start", "Process.converse", "Capture.run", "Capture._feed"},
@@ -94,11 +97,14 @@ def sweep(
     files: str = PACKAGE,
     *,
     opcodes: bool = False,
-    stride: int = 1,
+    stride: int | None = None,
     processes_only: bool = False,
 ) -> tuple[set[str], list[str]]:
     """
     Do a workload again and again, interrupted at a later event each time.
+
+    Args:
+        stride: How much later; as little as leads to MOST times, if it is not given.
 
     Returns:
         The functions in which it was, and the places after which something was left.
@@ -113,7 +119,8 @@ def sweep(
     install(watching)
     workload.act()
     install(None)
-    whens: Iterator[int | str] = itertools.chain(watching.functions, itertools.count(1, stride))
+    step = stride or math.ceil(watching.count / MOST)
+    whens: Iterator[int | str] = itertools.chain(watching.functions, itertools.count(1, step))
     for when in whens:
         interruption = Interruption(when, files, opcodes=opcodes)
         workload.before()
@@ -146,12 +153,12 @@ def test_exception_anywhere_leaves_nothing(
     """
     At each line (trace), call and return (profile) an exception leaves nothing, and hangs nothing.
 
-    Those of the core's C functions included; in the long form at each instruction.
+    Those of the core's C functions included; in the long form at each instruction, or at MOST.
     """
     workload.require(request)
     long = request.config.getoption("--long")
     functions, wrong = in_child(
-        lambda: sweep(workload, install, opcodes=long, stride=1 if long else STRIDE), 3600
+        lambda: sweep(workload, install, opcodes=long, stride=None if long else STRIDE), 3600
     )
     assert wrong == []
     assert PARTS.get(workload.name, STARTING) <= functions
