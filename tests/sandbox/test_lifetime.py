@@ -394,12 +394,16 @@ def test_keyboard_interrupt_in_run_kills_the_sandbox(lifeline: tuple[IO[bytes], 
 
     def child() -> str:
         ready, told = os.pipe()
+        over = threading.Event()
 
         def interrupt() -> None:
-            os.read(ready, 1)  # the payload runs, and so run() waits
+            os.read(ready, 1)  # the payload runs, and so run() waits, or is about to
             main = threading.main_thread().ident
             assert main is not None
             signal.pthread_kill(main, signal.SIGINT)
+            # One that comes right before a blocking call ends none, as everywhere in Python.
+            while not over.wait(5):
+                signal.pthread_kill(main, signal.SIGINT)
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         thread = threading.Thread(target=interrupt)
@@ -409,6 +413,7 @@ def test_keyboard_interrupt_in_run_kills_the_sandbox(lifeline: tuple[IO[bytes], 
         except KeyboardInterrupt:
             return "interrupted"
         finally:
+            over.set()
             thread.join()
         return "returned"
 
