@@ -91,39 +91,32 @@ def exposed(way: str, **fields: Any) -> Sandbox:
     return python_box(user_namespaces=True, uid=1000, gid=1000, **fields)
 
 
+def do(run: Callable[..., Result], way: str, code: str, **options: Any) -> Result:
+    args = [*PYTHON, MOUNTED + code, way]
+    return run(args, capture_output=True, text=True, timeout=DEADLINE, **options)
+
+
 Run = Callable[[str, str, Limits | None], Result]
 
 
 def in_run(way: str, code: str, limits: Limits | None = None) -> Result:
-    return exposed(way, limits=limits).run(
-        [*PYTHON, MOUNTED + code, way], capture_output=True, text=True, timeout=DEADLINE
-    )
+    return do(exposed(way, limits=limits).run, way, code)
 
 
 def in_pool(way: str, code: str, limits: Limits | None = None) -> Result:
     with exposed(way, limits=limits).pool(1) as pool:
-        return pool.run(
-            [*PYTHON, MOUNTED + code, way], capture_output=True, text=True, timeout=DEADLINE
-        )
+        return do(pool.run, way, code)
 
 
 def in_live(way: str, code: str, limits: Limits | None = None) -> Result:
     with exposed(way, limits=limits).open() as live:
-        return live.run(
-            [*PYTHON, MOUNTED + code, way], capture_output=True, text=True, timeout=DEADLINE
-        )
+        return do(live.run, way, code)
 
 
 def in_command(way: str, code: str, limits: Limits | None = None) -> Result:
     """With limits of the command alone."""
     with exposed(way).open() as live:
-        return live.run(
-            [*PYTHON, MOUNTED + code, way],
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            limits=limits,
-        )
+        return do(live.run, way, code, limits=limits)
 
 
 EACH = pytest.mark.parametrize(
