@@ -35,7 +35,7 @@ SELECTION = (
     "-m",
     "not one_kernel",
 )
-DEADLINE = 1200.0
+DEADLINE = 2400.0
 
 
 class Report(NamedTuple):
