@@ -201,9 +201,9 @@ class Cgroup:
         paths = [f"{directories[at]}/{file}" for at, file in files]
         with reported(self.directories[0]):
             texts = _calls.read_files(paths)
-        local = [name for name in names if name in LOCAL]
-        seat = self._seat.reader(local) if self._seat is not None and local else None
-        return Reader(found, texts, seat)
+        if self._seat is None:
+            return Reader(found, texts)
+        return Reader(found, texts, self._seat.reader(name for name in names if name in LOCAL))
 
     def by_controller(self) -> dict[Place, str]:
         """Return its directories by controller and version of the hierarchy."""
