@@ -284,6 +284,7 @@ def nothing_left() -> Iterator[None]:
     yield
     id_map_namespace.cache_clear()
     gc.collect()  # a failed test's traceback may hold objects
+    gc.freeze()  # what is left is not looked at again
     after = open_fds(), children(), mounts(), threading.active_count()
     assert after[0].keys() - before[0].keys() == set(), f"left open: {after[0]}"
     assert after[1] - before[1] == set(), "left children"

@@ -9,6 +9,7 @@ since tests share the machine with others.
 import os
 import string
 import tempfile
+from collections.abc import Callable
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -54,26 +55,19 @@ _nested = st.lists(st.sampled_from(["a", "b", "a-b", "é"]), min_size=1, max_siz
 )
 
 
-def _mount(target: str) -> st.SearchStrategy[Mount]:
-    return st.one_of(
-        st.builds(Bind, st.just("/host"), st.just(target), readonly=st.booleans()),
-        st.builds(Tmpfs, st.just(target)),
-        st.builds(Dev, st.just(target)),
-        st.builds(Proc, st.just(target)),
-        st.builds(Overlay, st.just(["/low1", "/low2"]), st.just(target)),
-        st.builds(
-            Overlay,
-            st.just("/low1"),
-            st.just(target),
-            upper=st.just("/store/up:,\\"),
-            work=st.just("/store/work"),
-        ),
-    )
-
-
-mount_lists: st.SearchStrategy[list[Mount]] = st.lists(_nested, unique=True, max_size=6).flatmap(
-    lambda chosen: st.tuples(*map(_mount, chosen)).map(list)
+_MOUNTS: tuple[Callable[[str], Mount], ...] = (
+    lambda target: Bind("/host", target, readonly=True),
+    lambda target: Bind("/host", target, readonly=False),
+    Tmpfs,
+    Dev,
+    Proc,
+    lambda target: Overlay(["/low1", "/low2"], target),
+    lambda target: Overlay("/low1", target, upper="/store/up:,\\", work="/store/work"),
 )
+
+mount_lists: st.SearchStrategy[list[Mount]] = st.lists(
+    st.tuples(_nested, st.sampled_from(_MOUNTS)), unique_by=lambda pair: pair[0], max_size=6
+).map(lambda pairs: [make(target) for target, make in pairs])
 """Mounts on different targets, some inside others."""
 
 environments = st.dictionaries(

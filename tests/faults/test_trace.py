@@ -23,10 +23,11 @@ from support import SOURCE, in_child
 
 PACKAGE = str(SOURCE / "nsbox")
 LIBRARY = subprocess.__file__
-STRIDE = 8
-"""The short form raises at every eighth event, and at the first one in each function."""
-MOST = 10_000
-"""At how many instructions the long form does: a live sandbox with limits has 45,000."""
+FEW, MANY = 100, 10_000
+"""
+At how many events, evenly, it raises in the short form, and besides at the first in each function;
+and at how many instructions in the long form: a live sandbox with limits has 45,000.
+"""
 
 PARTS = {
     "capture": {"Payload.start", "Process.converse", "Capture.run", "Capture._feed"},
@@ -97,14 +98,14 @@ def sweep(
     files: str = PACKAGE,
     *,
     opcodes: bool = False,
-    stride: int | None = None,
+    most: int = FEW,
     processes_only: bool = False,
 ) -> tuple[set[str], list[str]]:
     """
     Do a workload again and again, interrupted at a later event each time.
 
     Args:
-        stride: How much later; as little as leads to MOST times, if it is not given.
+        most: How often, besides the first events in each function.
 
     Returns:
         The functions in which it was, and the places after which something was left.
@@ -119,7 +120,7 @@ def sweep(
     install(watching)
     workload.act()
     install(None)
-    step = stride or math.ceil(watching.count / MOST)
+    step = math.ceil(watching.count / most)
     whens: Iterator[int | str] = itertools.chain(watching.functions, itertools.count(1, step))
     for when in whens:
         interruption = Interruption(when, files, opcodes=opcodes)
@@ -151,14 +152,14 @@ def test_exception_anywhere_leaves_nothing(
     workload: Workload, install: Callable[[Any], object], request: pytest.FixtureRequest
 ) -> None:
     """
-    At each line (trace), call and return (profile) an exception leaves nothing, and hangs nothing.
+    At a line (trace), call or return (profile) an exception leaves nothing, and hangs nothing.
 
-    Those of the core's C functions included; in the long form at each instruction, or at MOST.
+    Those of the core's C functions included; at each instruction, or many, in the long form.
     """
     workload.require(request)
     long = request.config.getoption("--long")
     functions, wrong = in_child(
-        lambda: sweep(workload, install, opcodes=long, stride=None if long else STRIDE), 3600
+        lambda: sweep(workload, install, opcodes=long, most=MANY if long else FEW), 3600
     )
     assert wrong == []
     assert PARTS.get(workload.name, STARTING) <= functions
@@ -170,9 +171,7 @@ def test_exception_in_the_library_leaves_no_process(
 ) -> None:
     """The same in the lines of subprocess that nsbox inherits; those lose pipes, but no process."""
     workload.require(request)
-    functions, wrong = in_child(
-        lambda: sweep(workload, sys.settrace, LIBRARY, stride=STRIDE, processes_only=True)
-    )
+    functions, wrong = in_child(lambda: sweep(workload, sys.settrace, LIBRARY, processes_only=True))
     assert wrong == []
     assert LIBRARYS_STARTING | LIBRARYS_PARTS.get(workload.name, set()) <= functions
 
