@@ -20,7 +20,6 @@ SOURCES = (
     "terminal.c",
     "spawn.c",
     "adopt.c",
-    "forks.c",
     "process.c",
     "messages.c",
 )

@@ -230,11 +230,11 @@ int nsbox_control_openat(struct nsbox_control *control, const char *path, uint64
 int nsbox_spawn_with_init(const struct nsbox_plan *plan, const struct nsbox_request *request,
 			  struct nsbox_dumpable *dumpable, struct nsbox_result *result)
 {
-	struct nsbox_result init = no_result();
+	struct nsbox_result init = no_result(nsbox_this_process());
 	struct nsbox_control control = { .socket = -1, .listener = -1, .init = &init };
 	struct nsbox_request world = *request, payload = *request;
 
-	*result = no_result();
+	*result = no_result(nsbox_this_process());
 	if (add_watch(request, result) < 0)
 		return -result->error;
 	/* Cgroups are the init's, and so of all; the limits of time are the payload's. */

@@ -147,7 +147,7 @@ bool take_start(const struct start_request *head, char *body)
 	spawn = (struct spawn){
 		.plan = &plan,
 		.request = &request,
-		.result = no_result(),
+		.result = no_result(0),
 		.mask = head->mask,
 		.caller_pidfd = INIT_CALLER,
 		/* Who clones may be a thread that ends before us, with whom all in here ends. */

@@ -49,9 +49,6 @@ static int32_t last; /* the process that everything ends with, or 0 */
 static int32_t newcomer;
 static int64_t next_look; /* at that one: when; 0: there is no need */
 
-/* What SIGCHLD is for our caller, and so for the processes: struct sigaction of the kernel. */
-static unsigned long chld_action[4];
-
 /* Of a process until its exec. */
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
 
@@ -223,7 +220,7 @@ static void drop_abandoned(void)
 
 static void inherit_chld_action(void)
 {
-	sys(__NR_rt_sigaction, SIGCHLD, chld_action, 0, sizeof(signal_mask));
+	sys(__NR_rt_sigaction, SIGCHLD, own.chld_action, 0, sizeof(signal_mask));
 }
 
 /* The first word of a child: by SCM_CREDENTIALS it tells the caller the child's pid. */
@@ -438,7 +435,7 @@ static bool refuse(uint32_t line, bool is_last, int32_t error)
 {
 	if (is_last)
 		return false;
-	spawn.result = no_result();
+	spawn.result = no_result(0);
 	fail(&spawn, NSBOX_STEP_MESSAGE, -1, -error);
 	if (line != NO_LINE)
 		answer_start(polls[POLL_CHANNELS + line].fd);
@@ -620,7 +617,7 @@ static void set_up(void)
 	for (int fd = 0; fd < 3; fd++)
 		must(sys(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC));
 	/* Ignored, it would have the kernel reap our children, and nobody know of their ends. */
-	must(sys(__NR_rt_sigaction, SIGCHLD, default_action, chld_action, sizeof mask));
+	must(sys(__NR_rt_sigaction, SIGCHLD, default_action, own.chld_action, sizeof mask));
 	must(sys(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask));
 	long signals =
 		must(sys(__NR_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK));

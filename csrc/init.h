@@ -13,12 +13,14 @@ enum { MOST_PROCESSES = 1024, STACK_SIZE = 32 * 1024 };
 enum { POLL_CONTROL, POLL_CALLER, POLL_SIGNALS, POLL_CHANNELS };
 
 /*
- * What is written while nothing is asked for, on one page: the upper end of the stack, and
- * the first of what is watched.
+ * What is written while nothing is asked for, on one page: the upper end of the stack, the first
+ * of what is watched, and what SIGCHLD is for our caller, and so for the processes (struct
+ * sigaction of the kernel).
  */
 enum { PAGE = 4096 };
 extern struct own {
 	char stack[STACK_SIZE + PAGE / 2];
+	unsigned long chld_action[4];
 	struct pollfd polls[POLL_CHANNELS + MOST_PROCESSES];
 } own;
 

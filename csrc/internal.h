@@ -265,7 +265,8 @@ bool is_readable(int fd);
 int borrow_pidfd(struct nsbox_result *child);
 void give_back_pidfd(struct nsbox_result *child);
 int take_pidfd(struct nsbox_result *child, struct nsbox_exit *end);
-struct nsbox_result no_result(void);
+/* owner: nsbox_this_process(), or 0 in an init, whose children nobody inherits. */
+struct nsbox_result no_result(uint64_t owner);
 /* messages.c */
 /* An nsbox-init that is asked for something, by its pidfd, and until when it may answer. */
 struct peer {

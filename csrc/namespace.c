@@ -171,7 +171,7 @@ int nsbox_namespace_create(uint64_t nstype, int owner, const char *uid_map, cons
 	int sharing = owner >= 0 ? MAP_SHARED : MAP_PRIVATE;
 	int pair[2];
 
-	*result = no_result();
+	*result = no_result(nsbox_this_process());
 	long address =
 		sys(__NR_mmap, 0, STACK, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
 	if (address < 0 && address > -4096)

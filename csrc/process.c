@@ -208,7 +208,7 @@ int nsbox_close(int32_t *fd)
 
 /* ---- the record ----------------------------------------------------- */
 
-struct nsbox_result no_result(void)
+struct nsbox_result no_result(uint64_t owner)
 {
 	return (struct nsbox_result){
 		.pidfd = -1,
@@ -219,7 +219,7 @@ struct nsbox_result no_result(void)
 		.starter = -1,
 		.starting = -1,
 		.names = -1,
-		.owner = nsbox_this_process(),
+		.owner = owner,
 		.started_at = monotonic_time(),
 	};
 }

@@ -87,7 +87,7 @@ struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 		spawn->sources[i] = spawn->mounts[i] = -1;
 	for (int i = 0; i < SPARE_COUNT; i++)
 		spawn->spare.fds[i] = -1;
-	spawn->result = no_result();
+	spawn->result = no_result(nsbox_this_process());
 	spawn->plan = plan;
 	spawn->root = spawn->scratch = spawn->caller_pidfd = spawn->transfer = -1;
 	spawn->channel = spawn->terminal = -1;
@@ -631,7 +631,7 @@ int nsbox_spawn(const struct nsbox_plan *plan, const struct nsbox_request *reque
 	static const signal_mask all = ~0ULL;
 	size_t size;
 
-	*result = no_result();
+	*result = no_result(nsbox_this_process());
 	int err = request->watch ? nsbox_watch_add(request->watch) : 0;
 	if (err < 0) {
 		result->step = NSBOX_STEP_WATCH;

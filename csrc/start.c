@@ -689,7 +689,7 @@ int start_process(struct nsbox_control *control, const struct nsbox_plan *plan,
 int nsbox_control_start(struct nsbox_control *control, const struct nsbox_plan *plan,
 			const struct nsbox_request *request, int mode, struct nsbox_result *result)
 {
-	*result = no_result();
+	*result = no_result(nsbox_this_process());
 	int err = add_watch(request, result);
 	return err < 0 ? err : start_process(control, plan, request, mode, result);
 }

@@ -23,7 +23,17 @@ import nsbox
 from conftest import open_fds, own_cgroups, why_no_cgroup
 from nsbox import PIPE, Bind, Live, PlanError, Sandbox, SpawnError, Step, TimeoutExpired
 from nsbox._child import Child, End
-from support import PYTHON, SOURCE, ends, in_child, interpreter, interruptions, python_box, stop
+from support import (
+    PYTHON,
+    SOURCE,
+    ends,
+    in_child,
+    interpreter,
+    interruptions,
+    python_box,
+    stop,
+    until,
+)
 
 
 @pytest.fixture
@@ -686,6 +696,15 @@ def test_interruption_of_a_failing_run_is_not_lost(
     monkeypatch.setattr(Child, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         live.run(["/missing"])
+
+
+def test_an_init_that_waits_has_one_page(root: None, live: Live) -> None:
+    """There may be a thousand: all that it writes to before the first command is together."""
+    # Its last step on the way there is to give back the stack that the kernel has made.
+    until(lambda: "[stack]" not in Path(f"/proc/{live.pid}/maps").read_text())
+    figures = Path(f"/proc/{live.pid}/smaps_rollup").read_text()
+    kib = {words[0]: words[1] for words in map(str.split, figures.splitlines())}
+    assert int(kib["Anonymous:"]) == resource.getpagesize() // 1024
 
 
 def test_nothing_keeps_a_plan_of_former_ids(root: None, tmp_path: Path) -> None:
