@@ -1,19 +1,23 @@
 """
-Classic BPF programs as bytes: joining and asking them, a short way to the frequent answers.
+Classic BPF programs as bytes: what they answer, and a short one that answers the same.
 
 Pure. The instructions are those of linux/bpf_common.h, what they load is a
 ``struct seccomp_data``: the number of the call, the architecture, arguments.
+
+The kernel checks, translates and compiles each program at its install, and asks it
+for each call there is: so both its length and its paths count. :func:`simplified` reads a
+program as a graph of tests, in which equal parts are one (a decision diagram).
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 INSTRUCTION: Final = struct.Struct("=HBBI")
 MOST: Final = 4096
 """BPF_MAXINSNS: what the kernel takes in one program."""
-LIMIT: Final = 512
-"""Numbers of calls are below it, as far as anybody knows; x32 and negative ones are not."""
+_NUMBER: Final = 0  # offsets in struct seccomp_data
+_ARCHITECTURE: Final = 4
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JUMP: Final = 0x05  # BPF_JMP | BPF_JA
@@ -23,9 +27,9 @@ _IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 _IF_SET: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
-_NUMBER: Final = 0  # offsets in struct seccomp_data
-_ARCHITECTURE: Final = 4
 _FARTHEST: Final = 255  # what a conditional jump reaches
+_ALL: Final = 0xFFFFFFFF
+_EXCEPTIONS: Final = 3  # single numbers that are asked for one after the other
 
 
 def chain(first: bytes, second: bytes, allowed: int) -> bytes:
@@ -56,93 +60,301 @@ def answer(program: bytes, architecture: int, number: int, *args: int) -> int:
         elif operation == _RETURN:
             return int(value)
         else:
-            holds = {
-                _IF_EQUAL: accumulator == value,
-                _IF_GREATER: accumulator > value,
-                _IF_AT_LEAST: accumulator >= value,
-                _IF_SET: bool(accumulator & value),
-            }[operation]
-            position += true if holds else false
+            position += true if _holds(operation, accumulator, value) else false
 
 
-class _Node(NamedTuple):
-    """An instruction of the tree, as a target of jumps; other targets are answers."""
+def _holds(code: int, accumulator: int, value: int) -> bool:
+    if code == _IF_EQUAL:
+        return accumulator == value
+    if code == _IF_GREATER:
+        return accumulator > value
+    if code == _IF_AT_LEAST:
+        return accumulator >= value
+    return bool(accumulator & value)
 
-    place: int
 
-
-_Target = _Node | int | None
-
-
-def tree(architecture: int, answers: Mapping[int, int | None], default: int) -> bytes | None:
+def simplified(program: bytes, answers: Mapping[int, Mapping[int, int]]) -> bytes:
     """
-    Return a program to stand before another, which answers most calls by their number.
+    Return a short program that answers as another one does, but for some calls.
 
-    Neighbours with one answer are one range, and a binary search finds it. The
-    answer None, another architecture, and numbers from LIMIT on go to the program
-    behind. None if the tree is too large for its jumps.
+    It looks for architecture and number first, by binary searches in ranges, and then
+    for what the answer depends on besides.
 
     Args:
-        architecture: AUDIT_ARCH_* for which the numbers hold.
-        answers: Number of a call -> SECCOMP_RET_*, or None if it is not decided here.
-        default: The answer to other numbers.
+        program: It may load, mask, compare with constants, jump and return: no more.
+        answers: AUDIT_ARCH_* -> number of a call -> SECCOMP_RET_*, whatever the program says.
     """
-    starts: list[tuple[int, int | None]] = []
-    for number in range(LIMIT):
-        answer = answers.get(number, default)
-        if not starts or starts[-1][1] != answer:
-            starts.append((number, answer))
-    nodes: list[tuple[int, _Target, _Target]] = []
-    root = _search(starts, nodes)
-    leaves: list[int | None] = [None, *dict.fromkeys(a for _, a in starts if a is not None)]
-    code = [(_IF_AT_LEAST, number, high, low) for number, high, low in nodes]
-    head = [
-        (_LOAD, _ARCHITECTURE, None, None),
-        (_IF_EQUAL, architecture, _HERE, None),
-        (_LOAD, _NUMBER, None, None),
-        (_IF_AT_LEAST, LIMIT, None, root),
-    ]
-    return _assemble([*head, *code], len(head), leaves)
+    decisions = _Decisions()
+    return decisions.program(decisions.by_number(decisions.read(program), answers))
 
 
-_HERE: Final = _Node(-2)  # the third instruction, when the first node is the fifth
+def _outcome(code: int, value: int, low: int, high: int) -> bool | None:
+    """Return what comes of a comparison of any number from low to high; None: it depends."""
+    if code == _IF_EQUAL:
+        return None if low <= value <= high and low < high else low == value
+    if code == _IF_SET:
+        return None
+    least, most = _holds(code, low, value), _holds(code, high, value)
+    return least if least == most else None
 
 
-def _search(
-    starts: Sequence[tuple[int, int | None]], nodes: list[tuple[int, _Target, _Target]]
-) -> _Target:
-    """Add the comparisons that tell these ranges from each other; return where to begin."""
-    if len(starts) == 1:
-        return starts[0][1]
-    index, middle = len(nodes), len(starts) // 2
-    nodes.append((0, None, None))
-    low = _search(starts[:middle], nodes)
-    high = _search(starts[middle:], nodes)
-    nodes[index] = (starts[middle][0], high, low)
-    return _Node(index)
+class _Loaded(NamedTuple):
+    """What a test looks at: a word of the data, and the bits of it."""
+
+    word: int
+    mask: int
 
 
-def _assemble(
-    code: Sequence[tuple[int, int, _Target, _Target]], head: int, leaves: Sequence[int | None]
-) -> bytes | None:
-    """Resolve the targets; the leaves follow the code, and what is not decided is behind them."""
-    packed = []
-    for position, (operation, value, true, false) in enumerate(code):
-        offsets = [0, 0]
-        if operation != _LOAD:
-            places = [
-                head + target.place
-                if isinstance(target, _Node)
-                else len(code) + leaves.index(target)
-                for target in (true, false)
-            ]
-            offsets = [place - position - 1 for place in places]
-        if max(offsets) > _FARTHEST:
-            return None
-        packed.append(INSTRUCTION.pack(operation, *offsets, value))
-    for index, answer in enumerate(leaves):
-        if answer is None:
-            packed.append(INSTRUCTION.pack(_JUMP, 0, 0, len(leaves) - index - 1))
-        else:
-            packed.append(INSTRUCTION.pack(_RETURN, 0, 0, answer))
-    return b"".join(packed)
+class _Test(NamedTuple):
+    loaded: _Loaded
+    code: int
+    value: int
+    true: int
+    false: int
+
+
+class _Decisions:
+    """
+    A graph of tests and answers, each with a number; equal ones have the same.
+
+    What a test leads to has a lower number than the test.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[_Test | int] = []
+        self._words: list[frozenset[int]] = []  # of each, what it and all below it look at
+        self._numbers: dict[_Test | int, int] = {}
+
+    def _add(self, node: _Test | int) -> int:
+        if isinstance(node, _Test):
+            if node.true == node.false:
+                return node.true
+            node = self._by_bits(node)
+        number = self._numbers.setdefault(node, len(self._nodes))
+        if number == len(self._nodes):
+            self._nodes.append(node)
+            words: frozenset[int] = frozenset()
+            if isinstance(node, _Test):
+                words = self._words[node.true] | self._words[node.false] | {node.loaded.word}
+            self._words.append(words)
+        return number
+
+    def _by_bits(self, node: _Test) -> _Test:
+        """Ask for bits that lead to the same at once, and without a mask."""
+        word, mask = node.loaded
+        if node.code != _IF_EQUAL or node.value != mask or mask & (mask - 1):
+            return node
+        node = node._replace(loaded=_Loaded(word, _ALL), code=_IF_SET)
+        other = self._nodes[node.false]
+        if isinstance(other, _Test) and (*other[:2], other.true) == (*node[:2], node.true):
+            node = node._replace(value=node.value | other.value, false=other.false)
+        return node
+
+    def read(self, program: bytes) -> int:
+        """Return what a program decides."""
+        code = list(INSTRUCTION.iter_unpack(program))
+        # All jumps lead onwards. So one way there tells with what each instruction is met,
+        met: list[set[_Loaded]] = [set() for _ in code]
+        met[0].add(_Loaded(_NUMBER, 0))
+        for position in range(len(code)):
+            for loaded in met[position]:
+                for target, then in _steps(code, position, loaded):
+                    met[target].add(then)
+        # and one way back, what it leads to.
+        decided: dict[tuple[int, _Loaded], int] = {}
+        for position in reversed(range(len(code))):
+            operation, _, _, value = code[position]
+            for loaded in met[position]:
+                ways = [decided[way] for way in _steps(code, position, loaded)]
+                if operation == _RETURN:
+                    decision = self._add(value)
+                elif len(ways) == 1:
+                    decision = ways[0]
+                elif not loaded.mask:
+                    decision = ways[not _holds(operation, 0, value)]
+                else:
+                    decision = self._add(_Test(loaded, operation, value, *ways))
+                decided[position, loaded] = decision
+        return decided[0, _Loaded(_NUMBER, 0)]
+
+    def by_number(self, decision: int, answers: Mapping[int, Mapping[int, int]]) -> int:
+        """Return a decision that asks for architecture and number first: see simplified()."""
+
+        def of_architecture(architecture: int, rest: int) -> int:
+            known = answers.get(architecture, {})
+            return self._by_range(
+                _NUMBER,
+                rest,
+                known,
+                lambda number, rest: self._add(known[number]) if number in known else rest,
+            )
+
+        return self._by_range(_ARCHITECTURE, decision, answers, of_architecture)
+
+    def _by_range(
+        self,
+        word: int,
+        decision: int,
+        single: Collection[int],
+        then: Callable[[int, int], int],
+    ) -> int:
+        """
+        Return a decision that looks first for the range in which a word is.
+
+        Within each range all comparisons come out the same; single numbers are ranges too.
+
+        Args:
+            then: Gets the lowest number of a range, and what is left of the decision there.
+        """
+        starts = self._bounds(decision, word).union(*((n, n + 1) for n in single))
+        starts.discard(_ALL + 1)
+        ranges: list[tuple[int, int]] = []
+        for low, rest in self._split(decision, word, sorted(starts), _ALL + 1):
+            way = then(low, rest)
+            if not ranges or ranges[-1][1] != way:
+                ranges.append((low, way))
+        return self._search(_Loaded(word, _ALL), ranges, _ALL + 1)
+
+    def _bounds(self, decision: int, word: int) -> set[int]:
+        """Return where ranges of a word begin within which all comparisons come out the same."""
+        found = {0}
+        for number in self._below(decision):
+            node = self._nodes[number]
+            if isinstance(node, _Test) and node.loaded == (word, _ALL):
+                found |= {node.value, node.value + 1}
+        return found
+
+    def _split(
+        self, decision: int, word: int, starts: Sequence[int], end: int
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the beginning of each range, and what is left of a decision there."""
+        decision = self._narrow(decision, word, starts[0], end - 1)
+        middle = len(starts) // 2
+        if not middle or word not in self._words[decision]:
+            yield from ((low, decision) for low in starts)
+            return
+        yield from self._split(decision, word, starts[:middle], starts[middle])
+        yield from self._split(decision, word, starts[middle:], end)
+
+    def _narrow(self, decision: int, word: int, low: int, high: int) -> int:
+        """Return what is left of a decision if a word is from low to high, both included."""
+        done: dict[int, int] = {}
+        waiting = [decision]
+        while waiting:
+            number = waiting[-1]
+            node = self._nodes[number]
+            if isinstance(node, int) or word not in self._words[number]:
+                done[waiting.pop()] = number
+                continue
+            outcome = None
+            if node.loaded == (word, _ALL):
+                outcome = _outcome(node.code, node.value, low, high)
+            if outcome is None:
+                ways = [node.true, node.false]
+            else:
+                ways = [node.true if outcome else node.false]
+            if missing := [way for way in ways if way not in done]:
+                waiting.extend(missing)
+                continue
+            narrowed = [done[way] for way in ways]
+            if outcome is not None:
+                number = narrowed[0]
+            elif narrowed != ways:
+                number = self._add(_Test(*node[:3], *narrowed))
+            done[waiting.pop()] = number
+        return done[decision]
+
+    def _search(self, loaded: _Loaded, ranges: Sequence[tuple[int, int]], end: int) -> int:
+        """
+        Return the decision that depends on the range in which a word is.
+
+        Args:
+            ranges: Of each the lowest number, ascending, and the decision.
+            end: Where the last one ends.
+        """
+        ends = [start for start, _ in ranges[1:]] + [end]
+        for decision in dict.fromkeys(way for _, way in ranges[:2]):
+            others = [item for item in zip(ranges, ends, strict=True) if item[0][1] != decision]
+            if len(others) <= _EXCEPTIONS and all(start + 1 == end for (start, _), end in others):
+                for (start, way), _ in others:
+                    decision = self._add(_Test(loaded, _IF_EQUAL, start, way, decision))
+                return decision
+        middle = len(ranges) // 2
+        start = ranges[middle][0]
+        true = self._search(loaded, ranges[middle:], end)
+        false = self._search(loaded, ranges[:middle], start)
+        return self._add(_Test(loaded, _IF_AT_LEAST, start, true, false))
+
+    def program(self, decision: int) -> bytes:
+        """Return a program that decides so."""
+        order = self._below(decision)
+        cold = {decision}  # what is met by some way with something else loaded
+        for node in (self._nodes[number] for number in order):
+            if isinstance(node, _Test):
+                cold.update(way for way in (node.true, node.false) if not self._follows(node, way))
+        # From the end to the beginning, as jumps lead onwards: where each begins, from the end.
+        code: list[bytes] = []
+        places: dict[tuple[int, bool], int] = {}
+        for number in reversed(order):
+            node = self._nodes[number]
+            if isinstance(node, int):
+                code.append(INSTRUCTION.pack(_RETURN, 0, 0, node))
+                places[number, False] = len(code)
+                continue
+            ways = [(way, self._follows(node, way)) for way in (node.true, node.false)]
+            while far := [way for way in ways if len(code) - places[way] > _FARTHEST]:
+                target = self._nodes[far[0][0]]
+                if isinstance(target, int):
+                    code.append(INSTRUCTION.pack(_RETURN, 0, 0, target))
+                else:
+                    code.append(INSTRUCTION.pack(_JUMP, 0, 0, len(code) - places[far[0]]))
+                places[far[0]] = len(code)
+            true, false = (len(code) - places[way] for way in ways)
+            code.append(INSTRUCTION.pack(node.code, true, false, node.value))
+            places[number, True] = len(code)
+            if number in cold:
+                if node.loaded.mask != _ALL:
+                    code.append(INSTRUCTION.pack(_AND, 0, 0, node.loaded.mask))
+                code.append(INSTRUCTION.pack(_LOAD, 0, 0, node.loaded.word))
+                places[number, False] = len(code)
+        return b"".join(reversed(code))
+
+    def _follows(self, node: _Test, way: int) -> bool:
+        """Tell whether the next test looks at what is loaded for this one."""
+        target = self._nodes[way]
+        return isinstance(target, _Test) and target.loaded == node.loaded
+
+    def _below(self, decision: int) -> list[int]:
+        """Return all that a decision may lead to, and itself, each before what it leads to."""
+        order: list[int] = []
+        seen: set[int] = set()
+        waiting = [decision]
+        while waiting:
+            number = waiting.pop()
+            if number < 0:
+                order.append(~number)
+            elif number not in seen:
+                seen.add(number)
+                waiting.append(~number)
+                node = self._nodes[number]
+                if isinstance(node, _Test):
+                    # The last one is the next in the program: a jump less.
+                    waiting.extend((node.false, node.true))
+        return order[::-1]
+
+
+def _steps(
+    code: Sequence[tuple[int, int, int, int]], position: int, loaded: _Loaded
+) -> list[tuple[int, _Loaded]]:
+    """Return where an instruction leads to, if true and if false, and with what loaded."""
+    operation, true, false, value = code[position]
+    onwards = position + 1
+    if operation == _RETURN:
+        return []
+    if operation == _JUMP:
+        return [(onwards + value, loaded)]
+    if operation == _LOAD:
+        return [(onwards, _Loaded(value, _ALL))]
+    if operation == _AND:
+        return [(onwards, loaded._replace(mask=loaded.mask & value))]
+    return [(onwards + true, loaded), (onwards + false, loaded)]

@@ -168,11 +168,7 @@ def compile_filter(
     others = [rule for rule in rules if rule not in refusing and rule.action != profile.default]
     _check_comparisons(profile, refusing)
     _check_comparisons(profile, others)
-    native, _ = MACHINES[os.uname().machine]
-    if {*profile.architectures} <= {native}:
-        program = _short(profile, native, refusing, others)
-    else:
-        program = _long(profile, refusing, others)
+    program = _program(profile, refusing, others)
     if len(program) > _bpf.MOST * _bpf.INSTRUCTION.size:
         raise PlanError(
             f"seccomp {profile.name}: {len(program) // _bpf.INSTRUCTION.size} instructions, "
@@ -225,48 +221,38 @@ def _orders(argument: Argument) -> bool:
 _ORDERING: Final = tuple(OPERATORS[f"SCMP_CMP_{name}"] for name in ("LT", "LE", "GE", "GT"))
 
 
-def _short(
-    profile: Profile, native: str, refusing: Sequence[Rule], others: Sequence[Rule]
-) -> bytes:
+def _program(profile: Profile, refusing: Sequence[Rule], others: Sequence[Rule]) -> bytes:
     """
-    Return the program for one architecture.
+    Return the program for rules, of which the refusing ones are asked first.
 
-    What depends on the number alone is answered by a search in ranges of numbers: the
-    kernel compiles each program at its install, so its length counts.
+    libseccomp says what depends on arguments. It translates numbers for several
+    architectures, but of calls that it does not know, whose answers stand before its.
     """
-    conditional = _conditional([*refusing, *others])
-    answers = _answers(profile, [*refusing, *others], conditional)
-    tree = _bpf.tree(ARCHITECTURES[native], answers, profile.default)
-    if tree is None:
-        return _join(profile, refusing, others)
-    return tree + _join(profile, _only(refusing, conditional), _only(others, conditional))
-
-
-def _long(profile: Profile, refusing: Sequence[Rule], others: Sequence[Rule]) -> bytes:
-    """
-    Return the program for several architectures.
-
-    libseccomp translates the numbers of calls, and cannot where it does not know the
-    call: the answers to those stand before its program, one tree for each architecture.
-    """
+    native, _ = MACHINES[os.uname().machine]
+    foreign = {*profile.architectures} - {native}
     rules = [*refusing, *others]
-    newer = {name for rule in rules for name in rule.names} & _UNKNOWN
+    named = {name for rule in rules for name in rule.names}
+    if foreign:
+        _check_unknown(profile, rules, named & _UNKNOWN)
+        told = named - _UNKNOWN
+    else:
+        told = _conditional(rules)
+    program = _join(profile, _only(refusing, told), _only(others, told))
+    rules = _only(rules, named - told)
+    answers = {ARCHITECTURES[native]: _answers(profile, rules)}
+    for name in foreign - {"SCMP_ARCH_X32"}:  # which numbers its calls otherwise
+        answers[ARCHITECTURES[name]] = _answers(profile, _only(rules, {*_NEWER}))
+    return _bpf.simplified(program, answers)
+
+
+def _check_unknown(profile: Profile, rules: Sequence[Rule], unknown: Set[str]) -> None:
+    """Refuse what neither libseccomp nor an answer before its program can say."""
     refused = {name for rule in rules if rule.action not in PERMITTING for name in rule.names}
-    if (newer & _conditional(rules)) or (newer & refused and profile.default in PERMITTING):
+    if (unknown & _conditional(rules)) or (unknown & refused and profile.default in PERMITTING):
         raise UnsupportedError(
-            f"seccomp {profile.name}: libseccomp knows none of {', '.join(sorted(newer))}; "
+            f"seccomp {profile.name}: libseccomp knows none of {', '.join(sorted(unknown))}; "
             "leave 'architectures' and 'archMap' out to filter the machine's own calls alone"
         )
-    answers = _answers(profile, _only(rules, newer), set())
-    native, _ = MACHINES[os.uname().machine]
-    undecided: dict[int, int | None] = dict.fromkeys(range(_bpf.LIMIT))
-    trees = [
-        _bpf.tree(ARCHITECTURES[name], undecided | answers, profile.default) or b""
-        for name in dict.fromkeys((native, *profile.architectures))
-        if name != "SCMP_ARCH_X32"  # whose numbers are not below the limit
-    ]
-    known = {name for rule in rules for name in rule.names} - newer
-    return b"".join(trees) + _join(profile, _only(refusing, known), _only(others, known))
 
 
 def _conditional(rules: Sequence[Rule]) -> set[str]:
@@ -286,17 +272,15 @@ def _only(rules: Sequence[Rule], names: set[str]) -> list[Rule]:
     return [rule for rule in kept if rule.names]
 
 
-def _answers(
-    profile: Profile, rules: Sequence[Rule], conditional: set[str]
-) -> dict[int, int | None]:
-    """Return the answer to each call that a rule names, None if it depends on arguments."""
+def _answers(profile: Profile, rules: Sequence[Rule]) -> dict[int, int]:
+    """Return the answer to each call that a rule names."""
     _, lib = _open()
-    answers: dict[int, int | None] = {}
+    answers: dict[int, int] = {}
     for rule in rules:
         for name in rule.names:
             number = _call_number(lib, profile, name)
             if number is not None:
-                answers.setdefault(number, None if name in conditional else rule.action)
+                answers.setdefault(number, rule.action)
     return answers
 
 
