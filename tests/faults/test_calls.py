@@ -10,6 +10,7 @@ import gc
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ from workloads import TRUE, WORKLOADS, Belongings, Workload
 
 from nsbox import CgroupError, NsboxError, Sandbox, Step, UnsupportedError
 from nsbox._constants import SHORTAGE
+
+ASKED_ABOUT = 100
+"""How many calls of a workload make a group of them."""
 
 pytestmark = [pytest.mark.usefixtures("box"), pytest.mark.one_kernel]
 
@@ -141,6 +145,25 @@ def outcomes_of(workload: Workload, faults: Collection[Fault]) -> list[Outcome]:
     return supervised(attempt_all, lambda: warm_up(workload), {fault.name for fault in faults})[0]
 
 
+def together(calls: Collection[Call]) -> list[set[str]]:
+    """
+    Return the names of calls in groups: the faults of each are tried by one process.
+
+    It asks about no other calls, and so is fast if these are few; but to begin one takes time, too.
+    """
+    groups: list[set[str]] = []
+    size = ASKED_ABOUT
+    for name, count in sorted(
+        Counter(call.name for call in calls).items(), key=lambda item: item[1]
+    ):
+        if size + count > ASKED_ABOUT:
+            groups.append(set())
+            size = 0
+        groups[-1].add(name)
+        size += count
+    return groups
+
+
 def test_every_step_is_known() -> None:
     """The table says of every step which call it is."""
     known = {step for _, steps in STEPS for step in steps.split()}
@@ -159,9 +182,8 @@ def test_every_call_may_fail(workload: Workload, request: pytest.FixtureRequest)
     forgiven, spared, pipes = harmless(calls), dispensable(calls), librarys(calls)
     print(f"{workload}: {len(calls)} calls, {len(cases)} faults")
     complaints = []
-    for name in sorted({call.name for call in calls}):
-        # Those of one name by one process: it asks about no other calls, and so is fast.
-        for outcome in outcomes_of(workload, [fault for fault in cases if fault.name == name]):
+    for names in together(calls):
+        for outcome in outcomes_of(workload, [fault for fault in cases if fault.name in names]):
             call = cases[outcome.fault]
             short = outcome.fault.error in SHORTAGE
             may_succeed = call in forgiven or (call in spared and not short)
