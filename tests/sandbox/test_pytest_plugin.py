@@ -29,7 +29,8 @@ def outcomes(pytester: pytest.Pytester, code: str, *args: str, head: str = HEAD)
     if not list(pytester.path.glob("*.ini")):
         pytester.makeini("[pytest]")  # a root of its own, wherever temporary directories lie
     pytester.makepyfile(head + code)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
+    without = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # which takes its time
+    result = pytester.runpytest_subprocess(*without, *args)
     return {name: n for name, n in result.parseoutcomes().items() if n and name != "warnings"}
 
 
