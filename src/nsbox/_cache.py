@@ -62,7 +62,6 @@ class Cache:
         "_store",
         "_terms",
         "_used",
-        "_whole_terms",
         "defaults",
     )
 
@@ -71,10 +70,9 @@ class Cache:
         self._made: tuple[tuple[int, int], Lowered] | None = None
         self._environment: Environment | None = None
         self._modules: dict[str, ModuleType] = {}
-        self._terms: tuple[Terms, Site] | None = None
+        self._terms: dict[bool, tuple[Terms, Site]] = {}  # of a whole; of runs
         self._used: Lowered | None = None
         self._store: tuple[Lowered, Store | None] | None = None
-        self._whole_terms: tuple[Terms, Site] | None = None
 
     def environment(self, box: Box) -> Mapping[str, str]:
         """Return the variables of every spawn, which nobody changes."""
@@ -88,22 +86,22 @@ class Cache:
             return None
         return Fence(*self.terms(box))
 
-    def terms(self, box: Box) -> tuple[Terms, Site]:
-        """Return what all fences of a sandbox are made of."""
-        exposed, made = self._is_exposed(box), self._terms
-        if made is None or made[0].exposed != exposed:
-            parent = check_parent(box.cgroup)
-            terms = Terms(box.limits or NO_LIMITS, parent, sole=box._is_init(), exposed=exposed)
-            made = self._terms = terms, Site(terms)
-        return made
-
     def whole(self, box: Box) -> Whole:
         """Return the limits for one live sandbox."""
-        exposed, made = self._is_exposed(box), self._whole_terms
+        return Whole(*self.terms(box, whole=True))
+
+    def terms(self, box: Box, *, whole: bool = False) -> tuple[Terms, Site]:
+        """Return what all fences of a sandbox are made of: of its runs, or of a whole live one."""
+        exposed, made = self._is_exposed(box), self._terms.get(whole)
         if made is None or made[0].exposed != exposed:
-            terms = terms_of(box.limits, check_parent(box.cgroup), exposed=exposed)
-            made = self._whole_terms = terms, Site(terms)
-        return Whole(*made)
+            parent = check_parent(box.cgroup)
+            if whole:
+                terms = terms_of(box.limits, parent, exposed=exposed)
+            else:
+                limits = box.limits or NO_LIMITS
+                terms = Terms(limits, parent, sole=box._is_init(), exposed=exposed)
+            made = self._terms[whole] = terms, Site(terms)
+        return made
 
     def _is_exposed(self, box: Box) -> bool:
         """Tell whether a payload could mount the files of its cgroup, and write them."""
