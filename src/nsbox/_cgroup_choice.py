@@ -107,13 +107,14 @@ def narrowed(layout: Layout, purpose: Purpose) -> Layout:
     Return the hierarchies that serve a purpose.
 
     One is enough to freeze. To enter a cgroup of version 2 costs a grace period of RCU, and
-    without controllers gives nothing that those of version 1 do not.
+    without controllers that keep a limit gives nothing that those of version 1 do not.
     """
     unified = layout.unified
     if purpose is Purpose.FREEZE:
         freezers = [item for item in layout.hierarchies if "freezer" in item.controllers]
         return Layout((unified,) if unified else tuple(freezers))
-    if purpose is Purpose.JOIN and unified is not None and not unified.controllers:
+    of_use = {*CONTROLLER_OF.values(), *_MEASURED}
+    if purpose is Purpose.JOIN and unified is not None and of_use.isdisjoint(unified.controllers):
         others = tuple(item for item in layout.hierarchies if item is not unified)
         return Layout(others or layout.hierarchies)
     return layout

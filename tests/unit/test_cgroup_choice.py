@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nsbox._cgroup_choice import choose, wanted_fields
+from nsbox._cgroup_choice import Purpose, choose, narrowed, wanted_fields
 from nsbox._cgroup_layout import UNIFIED, Hierarchy, Layout
 from nsbox.errors import PlanError, UnsupportedError
 from nsbox.limits import Limits
@@ -104,6 +104,22 @@ def test_hybrid_counts_by_v2(tmp_path: Path) -> None:
     choice = choose(Limits(pids=3, cpu_time=1), layout)
     assert [part.version for part in choice.parts] == [2, 1]
     assert choice.parts[1].controllers == ("pids",)
+
+
+@pytest.mark.parametrize(
+    ("controllers", "versions"),
+    [((), [1]), (("hugetlb", "misc"), [1]), (("hugetlb", "io"), [1, 2])],
+    ids=repr,
+)
+def test_hybrid_is_joined_by_v1(
+    tmp_path: Path, controllers: tuple[str, ...], versions: list[int]
+) -> None:
+    """To join version 2 costs a grace period: only where it has what keeps a limit."""
+    (tmp_path / "unified").mkdir()
+    (unified,) = v2(tmp_path / "unified").hierarchies
+    layout = Layout((*v1(tmp_path, "pids").hierarchies, unified._replace(controllers=controllers)))
+    found = narrowed(layout, Purpose.JOIN).hierarchies
+    assert [hierarchy.version for hierarchy in found] == versions
 
 
 @pytest.mark.parametrize(
