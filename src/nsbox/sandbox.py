@@ -592,7 +592,13 @@ class Sandbox:
 
     def _directory(self) -> str:
         assert isinstance(self.cwd, str)
-        return os.getcwd() if self.cwd == "host" else self.cwd
+        if self.cwd != "host":
+            return self.cwd
+        try:
+            return os.getcwd()
+        except OSError as error:
+            gone = "cwd='host': the caller's own directory was removed, or cannot be reached"
+            raise spawn_error(error.errno or errno.ENOENT, Step.CHDIR, ".", hint=gone) from None
 
     def _resolve(self, cwd: PathArg) -> str:
         """Return what chdir(2) would take it for, from the directory that a process starts in."""

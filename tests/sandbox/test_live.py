@@ -739,3 +739,19 @@ def test_cwd_of_the_caller_is_not_looked_at_in_vain(tmp_path: Path) -> None:
         return Sandbox(cwd="host").run(["/bin/true"], cwd="/tmp").returncode
 
     assert in_child(child) == 0
+
+
+def test_cwd_of_the_caller_that_is_gone(tmp_path: Path) -> None:
+    """The error is of this library, and says which directory is meant."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+
+    def child() -> int:
+        os.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(SpawnError, match="the caller's own directory was removed") as caught:
+            Sandbox(cwd="host").run(["/bin/true"])
+        assert isinstance(caught.value, FileNotFoundError)
+        return len(caught.value.step)
+
+    assert in_child(child) == len("chdir")
