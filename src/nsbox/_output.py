@@ -18,6 +18,9 @@ from .terminal import Terminal, read_rest, read_some
 
 _CHUNK: Final = 65536
 """Bytes to read or write at a time: what a pipe holds."""
+_LONGEST: Final = 86400.0
+"""Seconds that poll(2) is asked to wait at a time; there are some that it cannot."""
+
 _TICK: Final = 0.1
 """Seconds between two looks at a process that has ended, and of which nobody says how."""
 
@@ -162,6 +165,8 @@ class Capture:
                 remaining = self._remaining(deadline, timeout)
                 if told:
                     remaining = _TICK if remaining is None else min(_TICK, remaining)
+                elif remaining is not None:
+                    remaining = min(_LONGEST, remaining)
                 for key, _ in selector.select(remaining):
                     if key.fileobj in signs:
                         selector.unregister(key.fileobj)  # it stays readable, and tells no more

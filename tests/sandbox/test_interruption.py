@@ -194,6 +194,16 @@ def test_wait_takes_any_timeout(box: Sandbox, timeout: float) -> None:
         assert process.wait(timeout) == 0
 
 
+@pytest.mark.parametrize("timeout", [3e6, 1e10, math.inf])
+def test_run_takes_any_timeout(box: Sandbox, timeout: float) -> None:
+    """Where there are pipes or a terminal as well."""
+    result = box.run(["echo", "hi"], timeout=timeout, capture_output=True)
+    assert result.stdout == b"hi\n"
+    assert box.run(["echo", "hi"], timeout=timeout, pty=True).stdout == b"hi\r\n"
+    with box.spawn(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.communicate(b"x" * 10, timeout=timeout)[0] == b"x" * 10
+
+
 def test_wait_refuses_what_is_no_timeout(box: Sandbox) -> None:
     """A deadline that is never reached, and never far away, would be looked at for ever."""
     with (
