@@ -55,6 +55,7 @@ class AsyncProcess:
             process: Started with bufsize=0.
         """
         self._process = process
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
         self._talking = False
         self._alone = False
@@ -70,7 +71,8 @@ class AsyncProcess:
         Args:
             limit: Of each stream, in bytes.
         """
-        loop, process = asyncio.get_running_loop(), self._process
+        self._loop = loop = asyncio.get_running_loop()
+        process = self._process
         pipes = process.stdin, process.stdout, process.stderr
         stdin, stdout, stderr = map(_raw, pipes)
         if process.pty is not None:
@@ -155,7 +157,11 @@ class AsyncProcess:
 
         A payload that fills a pipe which nobody reads does not end: see
         :meth:`communicate`.
+
+        Raises:
+            PlanError: If it was started in another loop, which alone hears of its end.
         """
+        self._check_loop()
         await self._ended.wait()
         return self._process.wait()
 
@@ -175,7 +181,9 @@ class AsyncProcess:
 
         Raises:
             ValueError: For input when an earlier call had its own.
+            PlanError: If it was started in another loop.
         """
+        self._check_loop()
         if input is not None and self._talking:
             raise ValueError("Cannot send input after starting communication")
         data = encoded(self._process.codec, input)
@@ -187,6 +195,13 @@ class AsyncProcess:
             self._process.end_for_output()
         await self.wait()
         return self._captured.result()
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise PlanError(
+                "the process was started in another event loop: wait there "
+                "(asyncio.run_coroutine_threadsafe), or spawn() it and wait in a thread"
+            )
 
     def _exchanges(self) -> Iterator[Coroutine[Any, Any, None]]:
         if self.stdin is not None:

@@ -1008,3 +1008,21 @@ def test_import_does_without_asyncio() -> None:
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run([sys.executable, "-c", code], stdout=PIPE, text=True, env=env, check=True)
     assert done.stdout == "False\n"
+
+
+def test_another_loop_is_told_that_it_does_not_hear_of_the_end() -> None:
+    """Who waits in the process's own loop is not disturbed, and nobody waits for ever."""
+
+    async def main() -> int:
+        process = await Sandbox().spawn_async(["cat"], stdin=PIPE, stdout=PIPE)
+
+        def elsewhere() -> None:
+            for call in (process.wait, process.communicate):
+                with pytest.raises(PlanError, match="another event loop"):
+                    asyncio.run(asyncio.wait_for(call(), 5))
+
+        await asyncio.to_thread(elsewhere)
+        assert await process.communicate(b"hi") == (b"hi", None)
+        return await process.wait()
+
+    assert asyncio.run(main()) == 0
