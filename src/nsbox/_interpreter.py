@@ -4,7 +4,7 @@ import os
 import sys
 import sysconfig
 
-from .mount import Bind
+from .mount import Bind, Stopgap
 
 
 def interpreter_mounts() -> list[Bind]:
@@ -37,7 +37,7 @@ def interpreter_mounts() -> list[Bind]:
     binds = [Bind(directory) for directory in outermost if directory != "/"]
     return binds + [
         # Something has to be there, and this shows nothing more of the host.
-        Bind(sys.prefix, os.path.join(directory, "python"))
+        Stopgap(sys.prefix, os.path.join(directory, "python"))
         for directory in _left_by_dots(sys.executable)
         if not any(_is_within(directory, other) for other in [*outermost, "/proc", "/usr"])
     ]

@@ -5,6 +5,7 @@ They say nothing about order and touch no file system; the plan sorts them by
 depth, and the C core mounts them.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -239,7 +240,48 @@ class Overlay:
         )
 
 
+class Stopgap(Bind):
+    """A bind that is there only to have a directory that holds it; not for users."""
+
+    __slots__ = ()
+
+
 Mount = Bind | Tmpfs | Proc | Dev | Overlay
+
+
+def without_stopgaps(
+    mounts: Sequence[Mount], root: str | Overlay | None, *, writable: bool
+) -> tuple[Mount, ...]:
+    """
+    Leave out the stopgaps whose directory is there without them, or cannot be made.
+
+    There they would hide what the directory has under their name.
+    """
+    others: list[Mount] = [mount for mount in mounts if not isinstance(mount, Stopgap)]
+    if len(others) == len(mounts):
+        return tuple(mounts)
+    below = [] if not isinstance(root, str) else [Bind(root, "/", readonly=not writable)]
+    kept = (
+        mount
+        for mount in mounts
+        if not isinstance(mount, Stopgap)
+        or not _has_directory([*below, *others], os.path.dirname(mount.target))
+    )
+    return tuple(kept)
+
+
+def _has_directory(mounts: Sequence[Mount], directory: str) -> bool:
+    if any(_is_within(mount.target, directory) for mount in mounts):
+        return True
+    above = [mount for mount in mounts if _is_within(directory, mount.target)]
+    nearest = max(above, key=lambda mount: len(mount.target), default=None)
+    return isinstance(nearest, Bind) and (
+        not nearest.readonly or os.path.normpath(nearest.source) == nearest.target
+    )
+
+
+def _is_within(path: str, directory: str) -> bool:
+    return (path + "/").startswith(directory.rstrip("/") + "/")
 
 
 def check_mounts(value: object) -> tuple[Mount, ...]:

@@ -46,7 +46,7 @@ from .cgroup import CgroupArg, check_parent
 from .errors import PlanError, Step, spawn_error
 from .limits import Limits, check_limits
 from .live import Live
-from .mount import Mount, Overlay, check_masks, check_mounts
+from .mount import Mount, Overlay, check_masks, check_mounts, without_stopgaps
 from .namespace import Namespace
 from .pool import Pool
 from .process import Process
@@ -644,13 +644,17 @@ class Sandbox:
         for name, kind in _NAMESPACE_FIELDS.items():
             value = getattr(self, name)
             modes[kind] = "join" if isinstance(value, Namespace) else value or "host"
+        root = self.root
+        if root is not None and not isinstance(root, Overlay):
+            root = os.fsdecode(root)
+        mounts = without_stopgaps(
+            self.mounts, "/" if self.namespaces == "none" else root, writable=self.writable
+        )
         return Description(
             namespaces=modes,
-            root=self.root
-            if self.root is None or isinstance(self.root, Overlay)
-            else os.fsdecode(self.root),
+            root=root,
             writable=self.writable,
-            mounts=tuple(self.mounts),
+            mounts=mounts,
             default_mounts=self.default_mounts,
             hostname=self.hostname,
             uid=self.uid,

@@ -670,3 +670,37 @@ def test_interpreter_started_by_a_path_with_dots(tmp_path: Path) -> None:
         check=False,
     )
     assert (result.stdout, result.stderr) == ("['python']\n", "")
+
+
+_BESIDE_DOTS = """
+import os, sys
+from nsbox import Bind, Overlay, Sandbox, interpreter_mounts
+here = os.getcwd()
+listing = f"import os; print(os.listdir({here!r}), os.listdir({here + '/python'!r}))"
+for mount in (
+    Bind(here),
+    Bind(here, readonly=False),
+    Bind(os.path.dirname(here), readonly=False),
+    Overlay(here, here),
+):
+    box = Sandbox(mounts=[*interpreter_mounts(), mount])
+    box.run([sys.executable, "-I", "-S", "-c", listing], check=True)
+assert here + "/python" not in str(Sandbox(root="/", mounts=interpreter_mounts()).explain())
+Sandbox(namespaces="none", mounts=interpreter_mounts())
+"""
+
+
+def test_interpreter_started_by_a_path_with_dots_beside_other_mounts(tmp_path: Path) -> None:
+    """The directory that it was started in may be shown, also writable, and is as it is."""
+    here = tmp_path / "here"
+    (here / "python").mkdir(parents=True)
+    (here / "python/file").touch()
+    result = subprocess.run(
+        [os.path.relpath(sys.executable, here), "-c", _BESIDE_DOTS],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.stderr) == ("['python'] ['file']\n" * 4, "")
