@@ -270,6 +270,8 @@ HARMLESS = [
     "helper setns",
     # the caller is alive: nothing happens at its end
     "helper prctl PR_SET_PDEATHSIG",
+    # whoever has no capabilities, as a plain user, has none to keep
+    "helper prctl PR_SET_KEEPCAPS",
 ]
 
 

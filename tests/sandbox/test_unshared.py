@@ -38,7 +38,7 @@ from nsbox._enforced import layers_of
 from nsbox._host import Host
 from nsbox._landlock import SCOPE_ABI, SCOPE_SIGNALS, TCP
 from nsbox.lowlevel import CloneFlag
-from support import in_child, stdin_of, stdout_of
+from support import SOURCE, in_child, python_box, stdin_of, stdout_of
 
 DEADLINE = 30.0
 LIMIT = Path("/proc/sys/user/max_user_namespaces")
@@ -99,6 +99,17 @@ def test_python_runs() -> None:
             print(list(pool.map(abs, [-1])), subprocess.check_output(["/bin/echo", "x"]))"""
     box = Sandbox(namespaces="none", mounts=interpreter_mounts())
     assert output(box, *python(), code) == "[1] b'x\\n'\n"
+
+
+def test_inside_of_a_sandbox() -> None:
+    """There the securebits are locked, and there are no capabilities to keep."""
+    code = """if 1:
+        import sys
+        sys.path.append(sys.argv[1])
+        from nsbox import Sandbox
+        Sandbox(namespaces="none").run(["/bin/echo", "x"], check=True)"""
+    box = python_box(mounts=[Bind(SOURCE)], user_namespaces=True, uid=1000, gid=1000)
+    assert output(box, sys.executable, "-I", "-c", code, str(SOURCE)) == "x\n"
 
 
 def test_writable_directory(shared: Path) -> None:
