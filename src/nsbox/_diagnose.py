@@ -301,6 +301,15 @@ def _mount(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
     return None
 
 
+def _mask_target(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.ENOENT:
+        return (
+            "masks: there is no such path inside, and so nothing to hide: correct it, or leave "
+            "it out where it is missing"
+        )
+    return None
+
+
 def _target(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.ENOENT:
         return (
@@ -483,6 +492,7 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.FSCONFIG_CREATE: _mount,
     Step.FSMOUNT: _mount,
     Step.TARGET: _target,
+    Step.MASK_TARGET: _mask_target,
     Step.MKDIR: _mkdir,
     Step.MOVE_MOUNT: _move,
     Step.PIVOT_ROOT: _pivot,

@@ -201,6 +201,7 @@ def test_mask_that_cannot_be_applied_is_fatal() -> None:
         Sandbox(masks=["/etc/nothing"]).run(["/bin/true"])
     assert (caught.value.step, caught.value.errno) == (Step.MASK_TARGET, errno.ENOENT)
     assert caught.value.path == "/etc/nothing"
+    assert "there is no such path inside" in (caught.value.hint or "")
 
 
 def test_sys_is_masked_where_it_is_bound() -> None:
