@@ -287,6 +287,9 @@ class _Decisions:
 
     def program(self, decision: int) -> bytes:
         """Return a program that decides so."""
+        answer = self._nodes[decision]
+        if isinstance(answer, int):
+            return INSTRUCTION.pack(_RETURN, 0, 0, answer)
         order = self._below(decision)
         cold = {decision}  # what is met by some way with something else loaded
         for node in (self._nodes[number] for number in order):
@@ -295,14 +298,16 @@ class _Decisions:
         # From the end to the beginning, as jumps lead onwards: where each begins, from the end.
         code: list[bytes] = []
         places: dict[tuple[int, bool], int] = {}
+
+        def is_far(way: tuple[int, bool]) -> bool:
+            return way not in places or len(code) - places[way] > _FARTHEST
+
         for number in reversed(order):
             node = self._nodes[number]
             if isinstance(node, int):
-                code.append(INSTRUCTION.pack(_RETURN, 0, 0, node))
-                places[number, False] = len(code)
-                continue
+                continue  # it stands where a test leads to it, and again where that is far
             ways = [(way, self._follows(node, way)) for way in (node.true, node.false)]
-            while far := [way for way in ways if len(code) - places[way] > _FARTHEST]:
+            while far := [way for way in ways if is_far(way)]:
                 target = self._nodes[far[0][0]]
                 if isinstance(target, int):
                     code.append(INSTRUCTION.pack(_RETURN, 0, 0, target))

@@ -81,6 +81,19 @@ def test_far_jumps(groups: int) -> None:
     assert _bpf.answer(short, 0, 0, groups) == 0
 
 
+def test_many_answers_make_no_longer_program() -> None:
+    """Each stands beside a test that leads to it: nothing is there that no way leads to."""
+    code = [(LOAD, 0, 0, 16)]
+    for value in range(1000):
+        code += [(0x15, 0, 1, value), (RETURN, 0, 0, 0x50000 + value)]
+    code.append((RETURN, 0, 0, 0x7FFF0000))
+    program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in code)
+    short = _bpf.simplified(program, {})
+    assert len(short) == len(program)
+    for value in (0, 1, 500, 999, 1000):
+        assert _bpf.answer(short, 0, 0, value) == _bpf.answer(program, 0, 0, value)
+
+
 def test_what_is_the_same_is_there_once() -> None:
     """Bits that lead to one answer are asked for at once, and a word is loaded once."""
     code = []
