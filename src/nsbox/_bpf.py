@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from .errors import UnsupportedError
+
 INSTRUCTION: Final = struct.Struct("=HBBI")
 MOST: Final = 4096
 """BPF_MAXINSNS: what the kernel takes in one program."""
@@ -25,6 +27,7 @@ _IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _IF_GREATER: Final = 0x25  # BPF_JMP | BPF_JGT | BPF_K
 _IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 _IF_SET: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_CONDITIONS: Final = (_IF_EQUAL, _IF_GREATER, _IF_AT_LEAST, _IF_SET)
 _AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _FARTHEST: Final = 255  # what a conditional jump reaches
@@ -83,6 +86,9 @@ def simplified(program: bytes, answers: Mapping[int, Mapping[int, int]]) -> byte
     Args:
         program: It may load, mask, compare with constants, jump and return: no more.
         answers: AUDIT_ARCH_* -> number of a call -> SECCOMP_RET_*, whatever the program says.
+
+    Raises:
+        UnsupportedError: If it does something else, of which this would make a wrong answer.
     """
     decisions = _Decisions()
     return decisions.program(decisions.by_number(decisions.read(program), answers))
@@ -362,4 +368,8 @@ def _steps(
         return [(onwards, _Loaded(value, _ALL))]
     if operation == _AND:
         return [(onwards, loaded._replace(mask=loaded.mask & value))]
+    if operation not in _CONDITIONS:
+        raise UnsupportedError(
+            f"libseccomp made an instruction that nsbox does not know: {operation:#x}"
+        )
     return [(onwards + true, loaded), (onwards + false, loaded)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsbox import _bpf
+from nsbox import UnsupportedError, _bpf
 
 LOAD, AND, JUMP, RETURN = 0x20, 0x54, 0x05, 0x06
 CONDITIONS = (0x15, 0x25, 0x35, 0x45)  # equal, greater, at least, bits set
@@ -105,3 +105,12 @@ def test_what_is_the_same_is_there_once() -> None:
     program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in code)
     short = _bpf.simplified(program, {})
     assert len(short) == 6 * _bpf.INSTRUCTION.size  # load, three tests, two answers
+
+
+@pytest.mark.parametrize("code", [0x1D, 0x44, 0x87, 0x16])
+def test_unknown_instruction_is_told(code: int) -> None:
+    """A comparison with X, an "or", a copy of X, an answer from A: none is taken for another."""
+    instructions = [(LOAD, 0, 0, 16), (code, 0, 0, 1), (RETURN, 0, 0, 1)]
+    program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in instructions)
+    with pytest.raises(UnsupportedError, match=f"{code:#x}"):
+        _bpf.simplified(program, {})
