@@ -279,7 +279,7 @@ def _answers(profile: Profile, rules: Sequence[Rule]) -> dict[int, int]:
     for rule in rules:
         for name in rule.names:
             number = _call_number(lib, profile, name)
-            if number is not None:
+            if number is not None and number >= 0:
                 answers.setdefault(number, rule.action)
     return answers
 
@@ -352,7 +352,9 @@ def _add_rule(ffi: Any, lib: Any, context: Any, profile: Profile, rule: Rule) ->
         alternatives = [(argument,) for argument in rule.arguments]
     for name in rule.names:
         number = _call_number(lib, profile, name)
-        if number is None:
+        # What this machine does not have is refused to the others, but not permitted to them:
+        # they have several calls for what is one here, and only that may be refused otherwise.
+        if number is None or (number < 0 and rule.action in PERMITTING):
             continue
         for arguments in alternatives:
             array = ffi.new("struct scmp_arg_cmp[]", [tuple(item) for item in arguments])
@@ -361,7 +363,11 @@ def _add_rule(ffi: Any, lib: Any, context: Any, profile: Profile, rule: Rule) ->
 
 
 def _call_number(lib: Any, profile: Profile, name: str) -> int | None:
-    """Return the number of a system call; None if this architecture does not have it."""
+    """
+    Return the number of a system call; None if nobody knows one for this machine.
+
+    It is negative, as libseccomp has it, if only other architectures have the call.
+    """
     if name in _NEWER:
         return _NEWER[name]
     if name in _SOME_MACHINES:
@@ -371,7 +377,7 @@ def _call_number(lib: Any, profile: Profile, name: str) -> int | None:
         raise PlanError(
             f"seccomp {profile.name}: {name!r} is no system call that nsbox or libseccomp knows"
         )
-    return number if number >= 0 else None
+    return number
 
 
 # ---- what a filter has ended -----------------------------------------------

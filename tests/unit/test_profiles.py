@@ -385,6 +385,22 @@ def test_profile_in_dockers_usual_form() -> None:
     assert answer(program, 462, arch=0) == KILL
 
 
+def test_calls_of_a_foreign_abi_alone_are_refused() -> None:
+    """Those of i386 and arm that have no number on the machine itself."""
+    foreign = {"x86_64": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_ARM"}[platform.machine()]
+    native = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}[platform.machine()]
+    numbers = {"chown32": 212, "fcntl64": 221, "clock_settime64": 404}
+    both: dict[str, Any] = {"default": "SCMP_ACT_ALLOW", "architectures": [native, foreign]}
+    program = compile_filter(make(rule(*numbers, action="SCMP_ACT_KILL"), **both), (), False)
+    for number in numbers.values():
+        assert answer(program, number, arch=FOREIGN) == 0  # SECCOMP_RET_KILL_THREAD
+    argument = {"index": 1, "value": 7, "op": "SCMP_CMP_EQ"}
+    refused = rule("fcntl64", action="SCMP_ACT_ERRNO", args=[argument])
+    program = compile_filter(make(rule("fcntl64"), refused, **both), (), False)
+    assert answer(program, 221, 0, 7, arch=FOREIGN) == error(errno.EPERM)
+    assert answer(program, 221, 0, 8, arch=FOREIGN) == ALLOW
+
+
 def test_call_that_cannot_be_refused_to_a_foreign_abi_is_told() -> None:
     """Nothing is left out in silence."""
     foreign = {"x86_64": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_ARM"}[platform.machine()]
