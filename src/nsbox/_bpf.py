@@ -18,6 +18,8 @@ from .errors import UnsupportedError
 INSTRUCTION: Final = struct.Struct("=HBBI")
 MOST: Final = 4096
 """BPF_MAXINSNS: what the kernel takes in one program."""
+GO_ON: Final = 0x7FF00000  # SECCOMP_RET_TRACE
+"""The answer of a program that leaves it to the next one: none else, for no profile has it."""
 _NUMBER: Final = 0  # offsets in struct seccomp_data
 _ARCHITECTURE: Final = 4
 
@@ -32,18 +34,8 @@ _AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _FARTHEST: Final = 255  # what a conditional jump reaches
 _ALL: Final = 0xFFFFFFFF
+_PRUNED: Final = 200  # tests: to prune as many takes a time that grows with their square
 _EXCEPTIONS: Final = 3  # single numbers that are asked for one after the other
-
-
-def chain(first: bytes, second: bytes, allowed: int) -> bytes:
-    """Return one program from two: what the first answers by ``allowed`` goes on to the second."""
-    length = len(first) // INSTRUCTION.size
-    joined = []
-    for index, (code, true, false, value) in enumerate(INSTRUCTION.iter_unpack(first)):
-        if code == _RETURN and value == allowed:
-            code, value = _JUMP, length - index - 1
-        joined.append(INSTRUCTION.pack(code, true, false, value))
-    return b"".join(joined) + second
 
 
 def answer(program: bytes, architecture: int, number: int, *args: int) -> int:
@@ -76,22 +68,29 @@ def _holds(code: int, accumulator: int, value: int) -> bool:
     return bool(accumulator & value)
 
 
-def simplified(program: bytes, answers: Mapping[int, Mapping[int, int]]) -> bytes:
+def joined(
+    programs: Sequence[bytes], default: int, answers: Mapping[int, Mapping[int, int]]
+) -> bytes:
     """
-    Return a short program that answers as another one does, but for some calls.
+    Return a short program that asks some programs, one after the other, unless it is certain.
 
     It looks for architecture and number first, by binary searches in ranges, and then
     for what the answer depends on besides.
 
     Args:
-        program: It may load, mask, compare with constants, jump and return: no more.
-        answers: AUDIT_ARCH_* -> number of a call -> SECCOMP_RET_*, whatever the program says.
+        programs: They may load, mask, compare with constants, jump and return: no more. What one
+            answers by GO_ON the next is asked, and
+        default: this is the answer in the end.
+        answers: AUDIT_ARCH_* -> number of a call -> SECCOMP_RET_*, whatever the programs say.
 
     Raises:
-        UnsupportedError: If it does something else, of which this would make a wrong answer.
+        UnsupportedError: If one does something else, of which this would make a wrong answer.
     """
     decisions = _Decisions()
-    return decisions.program(decisions.by_number(decisions.read(program), answers))
+    decision = decisions.answer(default)
+    for program in reversed(programs):
+        decision = decisions.read(program, decision)
+    return decisions.program(decisions.by_number(decision, answers))
 
 
 def _outcome(code: int, value: int, low: int, high: int) -> bool | None:
@@ -102,6 +101,17 @@ def _outcome(code: int, value: int, low: int, high: int) -> bool | None:
         return None
     least, most = _holds(code, low, value), _holds(code, high, value)
     return least if least == most else None
+
+
+def _range(code: int, value: int, holds: bool) -> tuple[int, int]:
+    """Return the least and the highest number of which a comparison holds, or not."""
+    if code == _IF_EQUAL and holds:
+        return value, value
+    if code == _IF_GREATER:
+        return (value + 1, _ALL) if holds else (0, value)
+    if code == _IF_AT_LEAST:
+        return (value, _ALL) if holds else (0, value - 1)
+    return 0, _ALL
 
 
 class _Loaded(NamedTuple):
@@ -131,6 +141,10 @@ class _Decisions:
         self._words: list[frozenset[int]] = []  # of each, what it and all below it look at
         self._numbers: dict[_Test | int, int] = {}
 
+    def answer(self, value: int) -> int:
+        """Return the decision that is always this answer, SECCOMP_RET_*."""
+        return self._add(value)
+
     def _add(self, node: _Test | int) -> int:
         if isinstance(node, _Test):
             if node.true == node.false:
@@ -148,16 +162,19 @@ class _Decisions:
     def _by_bits(self, node: _Test) -> _Test:
         """Ask for bits that lead to the same at once, and without a mask."""
         word, mask = node.loaded
-        if node.code != _IF_EQUAL or node.value != mask or mask & (mask - 1):
-            return node
-        node = node._replace(loaded=_Loaded(word, _ALL), code=_IF_SET)
+        if node.code == _IF_EQUAL and node.value == mask and not mask & (mask - 1):
+            node = node._replace(loaded=_Loaded(word, _ALL), code=_IF_SET)
         other = self._nodes[node.false]
-        if isinstance(other, _Test) and (*other[:2], other.true) == (*node[:2], node.true):
+        if (
+            node.code == _IF_SET
+            and isinstance(other, _Test)
+            and (other.loaded, other.code, other.true) == (node.loaded, _IF_SET, node.true)
+        ):
             node = node._replace(value=node.value | other.value, false=other.false)
         return node
 
-    def read(self, program: bytes) -> int:
-        """Return what a program decides."""
+    def read(self, program: bytes, rest: int) -> int:
+        """Return what a program decides, and behind GO_ON the rest."""
         code = list(INSTRUCTION.iter_unpack(program))
         # All jumps lead onwards. So one way there tells with what each instruction is met,
         met: list[set[_Loaded]] = [set() for _ in code]
@@ -173,7 +190,7 @@ class _Decisions:
             for loaded in met[position]:
                 ways = [decided[way] for way in _steps(code, position, loaded)]
                 if operation == _RETURN:
-                    decision = self._add(value)
+                    decision = rest if value == GO_ON else self._add(value)
                 elif len(ways) == 1:
                     decision = ways[0]
                 elif not loaded.mask:
@@ -184,16 +201,15 @@ class _Decisions:
         return decided[0, _Loaded(_NUMBER, 0)]
 
     def by_number(self, decision: int, answers: Mapping[int, Mapping[int, int]]) -> int:
-        """Return a decision that asks for architecture and number first: see simplified()."""
+        """Return a decision that asks for architecture and number first: see joined()."""
 
         def of_architecture(architecture: int, rest: int) -> int:
             known = answers.get(architecture, {})
-            return self._by_range(
-                _NUMBER,
-                rest,
-                known,
-                lambda number, rest: self._add(known[number]) if number in known else rest,
-            )
+
+            def of_number(number: int, rest: int) -> int:
+                return self._add(known[number]) if number in known else self._pruned(rest)
+
+            return self._by_range(_NUMBER, rest, known, of_number)
 
         return self._by_range(_ARCHITECTURE, decision, answers, of_architecture)
 
@@ -212,10 +228,12 @@ class _Decisions:
         Args:
             then: Gets the lowest number of a range, and what is left of the decision there.
         """
-        starts = self._bounds(decision, word).union(*((n, n + 1) for n in single))
-        starts.discard(_ALL + 1)
+        bounds = self._bounds(decision, word)
+        rests = dict(self._split(decision, word, sorted(bounds), _ALL + 1))
+        rest = rests[0]
         ranges: list[tuple[int, int]] = []
-        for low, rest in self._split(decision, word, sorted(starts), _ALL + 1):
+        for low in sorted(bounds.union(*((n, n + 1) for n in single)) - {_ALL + 1}):
+            rest = rests.get(low, rest)
             way = then(low, rest)
             if not ranges or ranges[-1][1] != way:
                 ranges.append((low, way))
@@ -228,7 +246,7 @@ class _Decisions:
             node = self._nodes[number]
             if isinstance(node, _Test) and node.loaded == (word, _ALL):
                 found |= {node.value, node.value + 1}
-        return found
+        return found - {_ALL + 1}
 
     def _split(
         self, decision: int, word: int, starts: Sequence[int], end: int
@@ -244,6 +262,47 @@ class _Decisions:
 
     def _narrow(self, decision: int, word: int, low: int, high: int) -> int:
         """Return what is left of a decision if a word is from low to high, both included."""
+
+        def outcome(node: _Test) -> bool | None:
+            if node.loaded != (word, _ALL):
+                return None
+            return _outcome(node.code, node.value, low, high)
+
+        return self._decided(decision, word, outcome)
+
+    def _pruned(self, decision: int) -> int:
+        """Return a decision without the tests whose outcome is known by those before."""
+        order = self._below(decision)
+        if len(order) > _PRUNED:
+            return decision
+        done: dict[int, int] = {}
+        for number in reversed(order):
+            node = self._nodes[number]
+            if isinstance(node, int):
+                done[number] = number
+                continue
+            true = self._given(done[node.true], node, holds=True)
+            false = self._given(done[node.false], node, holds=False)
+            done[number] = self._add(node._replace(true=true, false=false))
+        return done[decision]
+
+    def _given(self, decision: int, test: _Test, *, holds: bool) -> int:
+        """Return what is left of a decision behind a test that holds, or does not."""
+        if test.loaded.word not in self._words[decision]:
+            return decision
+        low, high = _range(test.code, test.value, holds)
+
+        def outcome(node: _Test) -> bool | None:
+            if node[:3] == test[:3]:
+                return holds
+            if node.loaded == test.loaded:
+                return _outcome(node.code, node.value, low, high)
+            return None
+
+        return self._decided(decision, test.loaded.word, outcome)
+
+    def _decided(self, decision: int, word: int, outcome: Callable[[_Test], bool | None]) -> int:
+        """Return what is left of a decision if the outcome of some tests of a word is known."""
         done: dict[int, int] = {}
         waiting = [decision]
         while waiting:
@@ -252,21 +311,19 @@ class _Decisions:
             if isinstance(node, int) or word not in self._words[number]:
                 done[waiting.pop()] = number
                 continue
-            outcome = None
-            if node.loaded == (word, _ALL):
-                outcome = _outcome(node.code, node.value, low, high)
-            if outcome is None:
+            known = outcome(node) if node.loaded.word == word else None
+            if known is None:
                 ways = [node.true, node.false]
             else:
-                ways = [node.true if outcome else node.false]
+                ways = [node.true if known else node.false]
             if missing := [way for way in ways if way not in done]:
                 waiting.extend(missing)
                 continue
-            narrowed = [done[way] for way in ways]
-            if outcome is not None:
-                number = narrowed[0]
-            elif narrowed != ways:
-                number = self._add(_Test(*node[:3], *narrowed))
+            left = [done[way] for way in ways]
+            if known is not None:
+                number = left[0]
+            elif left != ways:
+                number = self._add(_Test(*node[:3], *left))
             done[waiting.pop()] = number
         return done[decision]
 

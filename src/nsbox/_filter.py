@@ -10,6 +10,7 @@ import os
 import re
 import select
 import time
+from collections import Counter
 from collections.abc import Sequence, Set
 from functools import lru_cache
 from typing import Any, Final
@@ -18,7 +19,6 @@ from . import _bpf
 from ._constants import CAPABILITIES, CLONE_NEWUSER, CLONE_PARENT
 from .errors import PlanError, UnsupportedError
 from .seccomp import (
-    ALLOW,
     ARCHITECTURES,
     ERRNO,
     KILL_PROCESS,
@@ -164,11 +164,7 @@ def compile_filter(
     first = _whatever_it_says(user_namespaces, refused)
     granted = permitted(rules)
     refusing = [rule for rule in rules if rule in first or _comes_first(rule, granted)]
-    # A rule that says what the default does says nothing.
-    others = [rule for rule in rules if rule not in refusing and rule.action != profile.default]
-    _check_comparisons(profile, refusing)
-    _check_comparisons(profile, others)
-    program = _program(profile, refusing, others)
+    program = _program(profile, [*refusing, *(rule for rule in rules if rule not in refusing)])
     if len(program) > _bpf.MOST * _bpf.INSTRUCTION.size:
         raise PlanError(
             f"seccomp {profile.name}: {len(program) // _bpf.INSTRUCTION.size} instructions, "
@@ -188,61 +184,28 @@ def permits(program: bytes, calls: Sequence[tuple[str, *tuple[int, ...]]]) -> bo
     return True
 
 
-def _check_comparisons(profile: Profile, rules: Sequence[Rule]) -> None:
-    """Refuse what libseccomp (2.5.4) joins to a program that permits more than the rules."""
-    asked: set[str] = set()
-    for rule in sorted(rules, key=lambda rule: any(_orders(item) for item in rule.arguments)):
-        several = len({item.position for item in rule.arguments}) < len(rule.arguments)
-        if any(_orders(item) for item in rule.arguments):
-            twice = asked.intersection(rule.names) or set(rule.names if several else ())
-            if twice:
-                raise UnsupportedError(
-                    f"seccomp {profile.name}: {min(twice)!r} has several rules, and one that "
-                    "compares by less or greater; libseccomp does not join these correctly"
-                )
-        if rule.arguments:
-            asked.update(rule.names)
-        for other in rules:
-            # Most rules compare nothing, and have many names.
-            if not rule.arguments or not {*rule.arguments} < {*other.arguments}:
-                continue
-            common = set(rule.names).intersection(other.names)
-            if common:
-                raise UnsupportedError(
-                    f"seccomp {profile.name}: of two rules for {min(common)!r} one compares all "
-                    "that the other does, and more; libseccomp does not join these correctly"
-                )
-
-
-def _orders(argument: Argument) -> bool:
-    return argument.operator in _ORDERING
-
-
-_ORDERING: Final = tuple(OPERATORS[f"SCMP_CMP_{name}"] for name in ("LT", "LE", "GE", "GT"))
-
-
-def _program(profile: Profile, refusing: Sequence[Rule], others: Sequence[Rule]) -> bytes:
+def _program(profile: Profile, rules: Sequence[Rule]) -> bytes:
     """
-    Return the program for rules, of which the refusing ones are asked first.
+    Return the program for rules, of which the first one that fits a call counts.
 
-    libseccomp says what depends on arguments. It translates numbers for several
-    architectures, but of calls that it does not know, whose answers stand before its.
+    libseccomp says what depends on arguments, one alternative at a time: several of one call it
+    (2.5.4) joins to programs that permit more than the rules, or to none at all. It translates
+    numbers for several architectures, but of calls that it does not know.
     """
     native, _ = MACHINES[os.uname().machine]
     foreign = {*profile.architectures} - {native}
-    rules = [*refusing, *others]
     named = {name for rule in rules for name in rule.names}
     if foreign:
         _check_unknown(profile, rules, named & _UNKNOWN)
         told = named - _UNKNOWN
     else:
         told = _conditional(rules)
-    program = _join(profile, _only(refusing, told), _only(others, told))
+    programs = [_build(profile, layer) for layer in _layers(_only(rules, told))]
     rules = _only(rules, named - told)
     answers = {ARCHITECTURES[native]: _answers(profile, rules)}
     for name in foreign - {"SCMP_ARCH_X32"}:  # which numbers its calls otherwise
         answers[ARCHITECTURES[name]] = _answers(profile, _only(rules, {*_NEWER}))
-    return _bpf.simplified(program, answers)
+    return _bpf.joined(programs, profile.default, answers)
 
 
 def _check_unknown(profile: Profile, rules: Sequence[Rule], unknown: Set[str]) -> None:
@@ -260,10 +223,25 @@ def _conditional(rules: Sequence[Rule]) -> set[str]:
     return {name for rule in rules if rule.arguments for name in rule.names}
 
 
-def _join(profile: Profile, refusing: Sequence[Rule], others: Sequence[Rule]) -> bytes:
-    """Return the program of libseccomp for rules, of which the refusing ones are asked first."""
-    program = _build(profile, profile.default, others)
-    return _bpf.chain(_build(profile, ALLOW, refusing), program, ALLOW) if refusing else program
+def _layers(rules: Sequence[Rule]) -> list[list[Rule]]:
+    """Return rules in lists that are asked one after the other, each once at most for a call."""
+    layers: list[list[Rule]] = []
+    asked: Counter[str] = Counter()
+    for rule in rules:
+        for arguments in _alternatives(rule):
+            for name in rule.names:
+                if asked[name] == len(layers):
+                    layers.append([])
+                layers[asked[name]].append(rule._replace(names=(name,), arguments=arguments))
+                asked[name] += 1
+    return layers
+
+
+def _alternatives(rule: Rule) -> list[tuple[Argument, ...]]:
+    """Comparisons of one argument are alternatives, those of several hold together (as in runc)."""
+    if len({item.position for item in rule.arguments}) < len(rule.arguments):
+        return [(item,) for item in rule.arguments]
+    return [rule.arguments]
 
 
 def _only(rules: Sequence[Rule], names: set[str]) -> list[Rule]:
@@ -285,7 +263,7 @@ def _answers(profile: Profile, rules: Sequence[Rule]) -> dict[int, int]:
 
 
 def _comes_first(rule: Rule, granted: Set[str]) -> bool:
-    """Tell whether a rule refuses calls that another permits: libseccomp would drop one of them."""
+    """Tell whether a rule refuses calls that another permits: a refusal counts, in any order."""
     return rule.action not in PERMITTING and not granted.isdisjoint(rule.names)
 
 
@@ -306,14 +284,13 @@ def _open() -> tuple[Any, Any]:
 
 
 _BAD_ARCHITECTURE: Final = 2  # SCMP_FLTATR_ACT_BADARCH
-_OPTIMIZE: Final = 8  # SCMP_FLTATR_CTL_OPTIMIZE, libseccomp 2.5
-_BINARY_TREE: Final = 2
 
 
-def _build(profile: Profile, default: int, rules: Sequence[Rule]) -> bytes:
+def _build(profile: Profile, rules: Sequence[Rule]) -> bytes:
+    """Return libseccomp's program for rules; to all other calls it says GO_ON."""
     ffi, lib = _open()
     with open(os.memfd_create("seccomp"), "rb") as file:
-        context = lib.seccomp_init(default)
+        context = lib.seccomp_init(_bpf.GO_ON)
         if not context:
             raise UnsupportedError("seccomp_init failed: libseccomp does not know the action")
         try:
@@ -329,9 +306,6 @@ def _add_rules(ffi: Any, lib: Any, context: Any, profile: Profile, rules: Sequen
     # Foreign ABIs, and with them the x32 numbers, end the process: their calls are not
     # the ones that the rules speak of. To list them instead would double the program.
     _check(lib.seccomp_attr_set(context, _BAD_ARCHITECTURE, KILL_PROCESS), "seccomp_attr_set")
-    # The length of the path to an answer counts, and not that of the program: the kernel
-    # asks once for each call at each install. An older library makes a list instead.
-    lib.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE)
     for name in profile.architectures:
         ret = lib.seccomp_arch_add(context, ARCHITECTURES[name])
         _check(0 if ret == -errno.EEXIST else ret, f"seccomp_arch_add {name}")
@@ -345,21 +319,15 @@ def _check(ret: int, call: str) -> None:
 
 
 def _add_rule(ffi: Any, lib: Any, context: Any, profile: Profile, rule: Rule) -> None:
-    positions = [argument.position for argument in rule.arguments]
-    # Comparisons of one argument are alternatives, those of several hold together (as in runc).
-    alternatives = [rule.arguments]
-    if len(set(positions)) < len(positions):
-        alternatives = [(argument,) for argument in rule.arguments]
+    array = ffi.new("struct scmp_arg_cmp[]", [tuple(item) for item in rule.arguments])
     for name in rule.names:
         number = _call_number(lib, profile, name)
         # What this machine does not have is refused to the others, but not permitted to them:
         # they have several calls for what is one here, and only that may be refused otherwise.
         if number is None or (number < 0 and rule.action in PERMITTING):
             continue
-        for arguments in alternatives:
-            array = ffi.new("struct scmp_arg_cmp[]", [tuple(item) for item in arguments])
-            ret = lib.seccomp_rule_add_array(context, rule.action, number, len(arguments), array)
-            _check(0 if ret == -errno.EEXIST else ret, f"seccomp_rule_add {name}")
+        ret = lib.seccomp_rule_add_array(context, rule.action, number, len(rule.arguments), array)
+        _check(ret, f"seccomp_rule_add {name}")
 
 
 def _call_number(lib: Any, profile: Profile, name: str) -> int | None:

@@ -1,6 +1,7 @@
 """Short programs answer as long ones do, whatever these ask for."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ def ask(program: bytes, words: list[int]) -> int:
     return _bpf.answer(program, architecture, number, *args)
 
 
-def make(length: int, seed: int) -> bytes:
+def make(length: int, seed: int, answers: Sequence[int] = ANSWERS) -> bytes:
     """Return any program: it ends, since jumps lead onwards, and answers at the end at least."""
     chance = random.Random(seed)
     code = []
@@ -38,7 +39,7 @@ def make(length: int, seed: int) -> bytes:
         elif kind == JUMP:
             value = chance.randrange(left)
         elif kind == RETURN:
-            value = chance.choice(ANSWERS)
+            value = chance.choice(answers)
         elif kind in CONDITIONS:
             true, false = (min(int(chance.expovariate(0.1)), left - 1) for _ in range(2))
         code.append(_bpf.INSTRUCTION.pack(kind, true, false, value))
@@ -61,7 +62,16 @@ def test_any_program(
     """And the answers of some calls are those that are given."""
     program = make(length, seed)
     expected = answers.get(words[1], {}).get(words[0], ask(program, words))
-    assert ask(_bpf.simplified(program, answers), words) == expected
+    assert ask(_bpf.joined([program], 0, answers), words) == expected
+
+
+@given(st.lists(st.integers(0), max_size=4), FEW_WORDS)
+def test_one_program_after_the_other(seeds: list[int], words: list[int]) -> None:
+    """What one leaves to the next is asked of that."""
+    programs = [make(20, seed, (*ANSWERS, _bpf.GO_ON)) for seed in seeds]
+    answers = [ask(program, words) for program in programs]
+    expected = next((answer for answer in answers if answer != _bpf.GO_ON), 5)
+    assert ask(_bpf.joined(programs, 5, {}), words) == expected
 
 
 @pytest.mark.parametrize("groups", [100, 600])
@@ -74,7 +84,7 @@ def test_far_jumps(groups: int) -> None:
         code.append((JUMP, 0, 0, 2 * (groups - value - 1) + value + 1))
     code += [(RETURN, 0, 0, 0), *((RETURN, 0, 0, 0x50000 + value) for value in range(groups))]
     program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in code)
-    short = _bpf.simplified(program, {1: {5: 7}})
+    short = _bpf.joined([program], 0, {1: {5: 7}})
     for value in range(groups):
         assert _bpf.answer(short, 0, 5, value) == 0x50000 + value
         assert _bpf.answer(short, 1, 5, value) == 7
@@ -88,7 +98,7 @@ def test_many_answers_make_no_longer_program() -> None:
         code += [(0x15, 0, 1, value), (RETURN, 0, 0, 0x50000 + value)]
     code.append((RETURN, 0, 0, 0x7FFF0000))
     program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in code)
-    short = _bpf.simplified(program, {})
+    short = _bpf.joined([program], 0, {})
     assert len(short) == len(program)
     for value in (0, 1, 500, 999, 1000):
         assert _bpf.answer(short, 0, 0, value) == _bpf.answer(program, 0, 0, value)
@@ -103,7 +113,7 @@ def test_what_is_the_same_is_there_once() -> None:
         code += [(LOAD, 0, 0, 16), (AND, 0, 0, 0xFFFFFFFF), (0x15, 0, 1, value), (RETURN, 0, 0, 1)]
     code += [(RETURN, 0, 0, 2)]
     program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in code)
-    short = _bpf.simplified(program, {})
+    short = _bpf.joined([program], 0, {})
     assert len(short) == 6 * _bpf.INSTRUCTION.size  # load, three tests, two answers
 
 
@@ -113,4 +123,4 @@ def test_unknown_instruction_is_told(code: int) -> None:
     instructions = [(LOAD, 0, 0, 16), (code, 0, 0, 1), (RETURN, 0, 0, 1)]
     program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in instructions)
     with pytest.raises(UnsupportedError, match=f"{code:#x}"):
-        _bpf.simplified(program, {})
+        _bpf.joined([program], 0, {})

@@ -13,7 +13,6 @@ PACKAGE = Path(nsbox.__file__).parent
 # Each module may import those of lower levels only. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
     (
-        "_bpf",
         "_native",
         "_version",
         "_constants",
@@ -23,7 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "_libseccomp",
         "errors",
     ),
-    ("_cgroup_layout", "_forks", "_values", "_host", "result"),
+    ("_bpf", "_cgroup_layout", "_forks", "_values", "_host", "result"),
     ("mount", "limits", "_calls", "seccomp", "_spares", "_cgroup_names"),
     ("_filter", "_cgroup_files", "terminal"),
     ("_cgroup_choice", "_cgroup_tree"),
