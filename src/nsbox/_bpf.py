@@ -271,7 +271,11 @@ class _Decisions:
         return self._decided(decision, word, outcome)
 
     def _pruned(self, decision: int) -> int:
-        """Return a decision without the tests whose outcome is known by those before."""
+        """
+        Return a decision without the tests whose outcome is known by those before.
+
+        What is in common may be so no more then: if that is larger, the decision as it is.
+        """
         order = self._below(decision)
         if len(order) > _PRUNED:
             return decision
@@ -284,7 +288,8 @@ class _Decisions:
             true = self._given(done[node.true], node, holds=True)
             false = self._given(done[node.false], node, holds=False)
             done[number] = self._add(node._replace(true=true, false=false))
-        return done[decision]
+        pruned = done[decision]
+        return pruned if len(self._below(pruned)) <= len(order) else decision
 
     def _given(self, decision: int, test: _Test, *, holds: bool) -> int:
         """Return what is left of a decision behind a test that holds, or does not."""

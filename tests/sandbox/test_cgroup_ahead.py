@@ -199,7 +199,7 @@ def test_it_is_removed_when_the_interpreter_exits() -> None:
         for _ in range(2):
             box.run(["/bin/true"], check=True)
         sys.modules["kept"] = box
-        spare = box._cache._terms[1]._spares[0]
+        spare = box._cache.terms(box)[1]._spares[0]
         print(*(f"{part.parent}/{spare.name}" for part in spare.form.choice.parts))
     """
     result = subprocess.run(

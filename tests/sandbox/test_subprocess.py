@@ -8,6 +8,7 @@ import pickle
 import select
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -294,6 +295,9 @@ def test_status_for_code_that_waits_by_itself(fields: dict[str, Any], reported: 
 
     with mock.patch("subprocess.Popen", Kept):
         assert asyncio.run(code_of_asyncio()) == reported
+    for thread in threading.enumerate():
+        if thread.name.startswith("waitpid-"):  # of asyncio's, which holds the process, too
+            thread.join()
     signs = started[0].signs_of_end()
     assert select.select(signs, [], [], 60)[0]
     started.clear()
