@@ -1,12 +1,12 @@
 """
-Classic BPF programs as bytes: what they answer, and a short one that answers the same.
+Classic BPF programs as bytes: what they answer, and a short one that answers for several.
 
 Pure. The instructions are those of linux/bpf_common.h, what they load is a
 ``struct seccomp_data``: the number of the call, the architecture, arguments.
 
 The kernel checks, translates and compiles each program at its install, and asks it
-for each call there is: so both its length and its paths count. :func:`simplified` reads a
-program as a graph of tests, in which equal parts are one (a decision diagram).
+for each call there is: so both its length and its paths count. :func:`joined` reads
+programs as a graph of tests, in which equal parts are one (a decision diagram).
 """
 
 import struct
