@@ -34,7 +34,8 @@ _AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _FARTHEST: Final = 255  # what a conditional jump reaches
 _ALL: Final = 0xFFFFFFFF
-_PRUNED: Final = 200  # tests: to prune as many takes a time that grows with their square
+_PRUNED: Final = 200  # tests: to prune as many takes a time that grows with their square, and
+_PRUNING: Final = 4000  # parts made for that, as what is in common may become many of its own
 _EXCEPTIONS: Final = 3  # single numbers that are asked for one after the other
 
 
@@ -280,7 +281,10 @@ class _Decisions:
         if len(order) > _PRUNED:
             return decision
         done: dict[int, int] = {}
+        end = len(self._nodes) + _PRUNING
         for number in reversed(order):
+            if len(self._nodes) > end:
+                return decision
             node = self._nodes[number]
             if isinstance(node, int):
                 done[number] = number

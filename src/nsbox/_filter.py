@@ -161,16 +161,22 @@ def compile_filter(
         UnsupportedError: If libseccomp is missing.
     """
     rules = effective_rules(profile, capabilities, user_namespaces=user_namespaces, refused=refused)
-    first = _whatever_it_says(user_namespaces, refused)
+    first = _of_each_call(_whatever_it_says(user_namespaces, refused))
     granted = permitted(rules)
-    refusing = [rule for rule in rules if rule in first or _comes_first(rule, granted)]
-    program = _program(profile, [*refusing, *(rule for rule in rules if rule not in refusing)])
+    rules = _of_each_call(rules)
+    rules.sort(key=lambda rule: not (rule in first or _comes_first(rule, granted)))
+    program = _program(profile, rules)
     if len(program) > _bpf.MOST * _bpf.INSTRUCTION.size:
         raise PlanError(
             f"seccomp {profile.name}: {len(program) // _bpf.INSTRUCTION.size} instructions, "
             f"and the kernel takes {_bpf.MOST}; compare fewer arguments"
         )
     return program
+
+
+def _of_each_call(rules: Sequence[Rule]) -> list[Rule]:
+    """Return rules with one name each: what another permits is a matter of the call."""
+    return [rule._replace(names=(name,)) for rule in rules for name in rule.names]
 
 
 def permits(program: bytes, calls: Sequence[tuple[str, *tuple[int, ...]]]) -> bool:

@@ -117,6 +117,24 @@ def test_what_is_the_same_is_there_once() -> None:
     assert len(short) == 6 * _bpf.INSTRUCTION.size  # load, three tests, two answers
 
 
+def test_pruning_ends() -> None:
+    """What tests have in common could become as many parts as there are ways to them."""
+    chance = random.Random(0)
+    code = []
+    for rule in range(26):
+        for left in reversed(range(6)):  # of all arguments some bits, or else the next rule
+            mask = chance.choice((0xFF, 0x1FF, 0x3FF, 0x7FF))
+            code += [(LOAD, 0, 0, 16 + 8 * left), (AND, 0, 0, mask)]
+            code.append((0x15, 0, 3 * left + 1, chance.randrange(4)))
+        code.append((RETURN, 0, 0, 0x50000 + rule))
+    code.append((RETURN, 0, 0, 0x7FFF0000))
+    program = b"".join(_bpf.INSTRUCTION.pack(*instruction) for instruction in code)
+    decisions = _bpf._Decisions()
+    decision = decisions.read(program, 0)
+    decisions.by_number(decision, {})
+    assert len(decisions._nodes) < 2 * _bpf._PRUNING
+
+
 @pytest.mark.parametrize("code", [0x1D, 0x44, 0x87, 0x16])
 def test_unknown_instruction_is_told(code: int) -> None:
     """A comparison with X, an "or", a copy of X, an answer from A: none is taken for another."""

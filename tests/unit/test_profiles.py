@@ -339,6 +339,18 @@ def test_refusal_beats_permission_in_any_order(default: str) -> None:
         assert ask(make(*order, default=default), "kill") in refused
 
 
+def test_refusal_of_several_calls_counts_first_for_those_that_another_permits() -> None:
+    """For the others in the same rule the order is that of the profile."""
+    profile = make(
+        rule("kill", "tkill", action="SCMP_ACT_ERRNO", errnoRet=5),
+        rule("tkill", "tgkill", action="SCMP_ACT_KILL_PROCESS"),
+        rule("tgkill"),
+        default="SCMP_ACT_ALLOW",
+    )
+    assert ask(profile, "tkill") == error(5)
+    assert ask(profile, "tgkill") == KILL
+
+
 VALUES = (0, 1, 2, HIGH, HIGH | 1, 1 << 63, (1 << 64) - 1)
 
 COMPARISONS = st.builds(
