@@ -650,6 +650,19 @@ def test_interpreter_is_the_same() -> None:
     assert inside("import json, sys; print(json.dumps(sys.version))") == sys.version
 
 
+def by_dots(code: str, directory: Path) -> tuple[str, str]:
+    """Return what this interpreter says, and complains of, if it is started as ../.../python."""
+    result = subprocess.run(
+        [os.path.relpath(sys.executable, directory), "-c", code],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout, result.stderr
+
+
 _BY_DOTS = """
 import os, sys
 from nsbox import Sandbox, interpreter_mounts
@@ -661,15 +674,7 @@ Sandbox(mounts=interpreter_mounts()).run([sys.executable, "-I", "-S", "-c", list
 
 def test_interpreter_started_by_a_path_with_dots(tmp_path: Path) -> None:
     """../venv/bin/python finds itself inside as well, and shows nothing of where it was started."""
-    result = subprocess.run(
-        [os.path.relpath(sys.executable, tmp_path), "-c", _BY_DOTS],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.stdout, result.stderr) == ("['python']\n", "")
+    assert by_dots(_BY_DOTS, tmp_path) == ("['python']\n", "")
 
 
 _BESIDE_DOTS = """
@@ -695,12 +700,4 @@ def test_interpreter_started_by_a_path_with_dots_beside_other_mounts(tmp_path: P
     here = tmp_path / "here"
     (here / "python").mkdir(parents=True)
     (here / "python/file").touch()
-    result = subprocess.run(
-        [os.path.relpath(sys.executable, here), "-c", _BESIDE_DOTS],
-        cwd=here,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.stdout, result.stderr) == ("['python'] ['file']\n" * 4, "")
+    assert by_dots(_BESIDE_DOTS, here) == ("['python'] ['file']\n" * 4, "")
