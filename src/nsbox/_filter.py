@@ -192,7 +192,7 @@ def permits(program: bytes, calls: Sequence[tuple[str, *tuple[int, ...]]]) -> bo
 
 def _program(profile: Profile, rules: Sequence[Rule]) -> bytes:
     """
-    Return the program for rules, of which the first one that fits a call counts.
+    Return the program for rules of one call each, of which the first that fits counts.
 
     libseccomp says what depends on arguments, one alternative at a time: several of one call it
     (2.5.4) joins to programs that permit more than the rules, or to none at all. It translates
@@ -234,12 +234,12 @@ def _layers(rules: Sequence[Rule]) -> list[list[Rule]]:
     layers: list[list[Rule]] = []
     asked: Counter[str] = Counter()
     for rule in rules:
+        (name,) = rule.names
         for arguments in _alternatives(rule):
-            for name in rule.names:
-                if asked[name] == len(layers):
-                    layers.append([])
-                layers[asked[name]].append(rule._replace(names=(name,), arguments=arguments))
-                asked[name] += 1
+            if asked[name] == len(layers):
+                layers.append([])
+            layers[asked[name]].append(rule._replace(arguments=arguments))
+            asked[name] += 1
     return layers
 
 
@@ -251,9 +251,8 @@ def _alternatives(rule: Rule) -> list[tuple[Argument, ...]]:
 
 
 def _only(rules: Sequence[Rule], names: set[str]) -> list[Rule]:
-    """Return what rules say of some calls."""
-    kept = [rule._replace(names=tuple(n for n in rule.names if n in names)) for rule in rules]
-    return [rule for rule in kept if rule.names]
+    """Return what rules of one call each say of some calls."""
+    return [rule for rule in rules if names.issuperset(rule.names)]
 
 
 def _answers(profile: Profile, rules: Sequence[Rule]) -> dict[int, int]:
@@ -261,10 +260,10 @@ def _answers(profile: Profile, rules: Sequence[Rule]) -> dict[int, int]:
     _, lib = _open()
     answers: dict[int, int] = {}
     for rule in rules:
-        for name in rule.names:
-            number = _call_number(lib, profile, name)
-            if number is not None and number >= 0:
-                answers.setdefault(number, rule.action)
+        (name,) = rule.names
+        number = _call_number(lib, profile, name)
+        if number is not None and number >= 0:
+            answers.setdefault(number, rule.action)
     return answers
 
 
@@ -325,15 +324,15 @@ def _check(ret: int, call: str) -> None:
 
 
 def _add_rule(ffi: Any, lib: Any, context: Any, profile: Profile, rule: Rule) -> None:
+    (name,) = rule.names
+    number = _call_number(lib, profile, name)
+    # What this machine does not have is refused to the others, but not permitted to them:
+    # they have several calls for what is one here, and only that may be refused otherwise.
+    if number is None or (number < 0 and rule.action in PERMITTING):
+        return
     array = ffi.new("struct scmp_arg_cmp[]", [tuple(item) for item in rule.arguments])
-    for name in rule.names:
-        number = _call_number(lib, profile, name)
-        # What this machine does not have is refused to the others, but not permitted to them:
-        # they have several calls for what is one here, and only that may be refused otherwise.
-        if number is None or (number < 0 and rule.action in PERMITTING):
-            continue
-        ret = lib.seccomp_rule_add_array(context, rule.action, number, len(rule.arguments), array)
-        _check(ret, f"seccomp_rule_add {name}")
+    ret = lib.seccomp_rule_add_array(context, rule.action, number, len(rule.arguments), array)
+    _check(ret, f"seccomp_rule_add {name}")
 
 
 def _call_number(lib: Any, profile: Profile, name: str) -> int | None:

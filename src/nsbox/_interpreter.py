@@ -4,6 +4,7 @@ import os
 import sys
 import sysconfig
 
+from ._values import is_within
 from .mount import Bind, Stopgap
 
 
@@ -32,19 +33,15 @@ def interpreter_mounts() -> list[Bind]:
     outermost = [
         directory
         for directory in sorted(directories)
-        if not any(_is_within(directory, other) for other in directories - {directory})
+        if not any(is_within(directory, other) for other in directories - {directory})
     ]
     binds = [Bind(directory) for directory in outermost if directory != "/"]
     return binds + [
         # Something has to be there, and this shows nothing more of the host.
         Stopgap(sys.prefix, os.path.join(directory, "python"))
         for directory in _left_by_dots(sys.executable)
-        if not any(_is_within(directory, other) for other in [*outermost, "/proc", "/usr"])
+        if not any(is_within(directory, other) for other in [*outermost, "/proc", "/usr"])
     ]
-
-
-def _is_within(path: str, directory: str) -> bool:
-    return (path + "/").startswith(directory.rstrip("/") + "/")
 
 
 def _left_by_dots(path: str) -> list[str]:

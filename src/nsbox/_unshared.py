@@ -17,6 +17,7 @@ from ._constants import MOUNT_ATTR_RDONLY
 from ._host import Host
 from ._landlock import TRUNCATE_ABI
 from ._plan import Code, Description, Modes, Op
+from ._values import is_within
 from .errors import PlanError, UnsupportedError
 from .mount import Bind, Mount
 from .seccomp import ERRNO, OPERATORS, Argument, Condition, Rule
@@ -71,21 +72,17 @@ def _check_mount(mount: Mount, mounts: Sequence[Mount]) -> None:
         )
     if mount.idmap:
         raise PlanError(f"{mount!r}: idmap: with namespaces='none' there is no mount to map")
-    in_proc = _within(mount.target, "/proc") or _within("/proc", mount.target)
+    in_proc = is_within(mount.target, "/proc") or is_within("/proc", mount.target)
     if in_proc and not mount.readonly:
         raise PlanError(f"{mount!r}: the host's /proc may only be shown read-only")
     for other in mounts:
         if not isinstance(other, Bind) or other.readonly or not mount.readonly:
             continue
-        if _within(mount.target, other.target):
+        if is_within(mount.target, other.target):
             raise PlanError(
                 f"{mount!r} lies in {other!r}, which is writable, and with namespaces='none' what "
                 "is allowed above cannot be taken away below"
             )
-
-
-def _within(inner: str, outer: str) -> bool:
-    return (inner + "/").startswith(outer.rstrip("/") + "/")
 
 
 # ---- paths -------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Check and normalise what users pass: sizes, ids, paths, strings. No I/O."""
+"""Check, normalise and compare what users pass: sizes, ids, paths, strings. No I/O."""
 
 import os
 import re
@@ -179,6 +179,11 @@ def check_environment(name: str, value: object) -> dict[str, str]:
             raise PlanError(f"{name}: {key!r} cannot be the name of a variable")
         result[check_text(name, key)] = check_text(f"{name} {key}", text)
     return result
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Tell whether a normalised path is a directory or lies below it."""
+    return (path + "/").startswith(directory.rstrip("/") + "/")
 
 
 def check_capabilities(value: object, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ._values import PathArg, check_bool, check_mode, check_path, check_target, parse_size
+from ._values import (
+    PathArg,
+    check_bool,
+    check_mode,
+    check_path,
+    check_target,
+    is_within,
+    parse_size,
+)
 from .errors import PlanError, PlanTypeError
 
 DEFAULT_TMPFS_SIZE = "512M"
@@ -271,17 +279,13 @@ def without_stopgaps(
 
 
 def _has_directory(mounts: Sequence[Mount], directory: str) -> bool:
-    if any(_is_within(mount.target, directory) for mount in mounts):
+    if any(is_within(mount.target, directory) for mount in mounts):
         return True
-    above = [mount for mount in mounts if _is_within(directory, mount.target)]
+    above = [mount for mount in mounts if is_within(directory, mount.target)]
     nearest = max(above, key=lambda mount: len(mount.target), default=None)
     return isinstance(nearest, Bind) and (
         not nearest.readonly or os.path.normpath(nearest.source) == nearest.target
     )
-
-
-def _is_within(path: str, directory: str) -> bool:
-    return (path + "/").startswith(directory.rstrip("/") + "/")
 
 
 def check_mounts(value: object) -> tuple[Mount, ...]:
