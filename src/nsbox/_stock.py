@@ -5,6 +5,7 @@ A member is a finished world with an init that waits in it. What those who take 
 share with the thread needs no lock, which a signal handler that raises could leave held.
 """
 
+import errno
 import operator
 import os
 import sys
@@ -21,6 +22,7 @@ from ._bridge import Lowered
 from ._calls import Descriptor
 from ._child import Child, End
 from ._control import Control, Mode
+from ._diagnose import hint
 from ._exit import Open, snapshot
 from ._fence import Fence, Figures, Site, Terms, Verdict
 from ._forks import this_process
@@ -30,7 +32,7 @@ from ._run import Running
 from ._spares import Store
 from ._view import View
 from .cgroup import Cgroup
-from .errors import PlanError, SpawnError
+from .errors import PlanError, SpawnError, Step, spawn_error
 from .process import Process
 
 _FIRST_PAUSE: Final = 0.05
@@ -160,12 +162,17 @@ class Member(Fence):
         # waits for the end is not the one to let go of them. (The control has the filter's. After a
         # change of ids the init may be somebody else's to inspect.)
         self._held.append(Descriptor.duplicate(pidfd))
-        with suppress(PermissionError):
-            for kind in ("mnt", "ipc"):
-                self._held.append(Descriptor.namespace(kind, pid, pidfd))
         inside = self.lowered.mount_points
-        if len(inside):
-            self._view = View(inside, Descriptor(f"/proc/{pid}/root", os.O_PATH), self._view)
+        try:
+            with suppress(PermissionError):
+                for kind in ("mnt", "ipc"):
+                    self._held.append(Descriptor.namespace(kind, pid, pidfd))
+            root = Descriptor(f"/proc/{pid}/root", os.O_PATH) if len(inside) else None
+        except (FileNotFoundError, ProcessLookupError) as error:
+            advice = hint(Step.INIT, errno.ESRCH, self.lowered.plan, None, None)
+            raise spawn_error(errno.ESRCH, Step.INIT, hint=advice) from error
+        if root is not None:
+            self._view = View(inside, root, self._view)
 
     # ---- its process ----
 

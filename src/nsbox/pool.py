@@ -15,13 +15,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
 
 from ._child import Child
+from ._constants import ANYWHERE
 from ._fence import Fence
 from ._payload import Args
 from ._request import Request
 from ._run import STREAM_LIMIT, Running, RunOptions, SpawnOptions, run
 from ._stock import PoolStats, Stock, World
 from ._values import short
-from .errors import NsboxError, PlanError, PlanTypeError, SpawnError, Step, UnsupportedError
+from .errors import (
+    NsboxError,
+    PlanError,
+    PlanTypeError,
+    SpawnError,
+    Step,
+    UnsupportedError,
+    spawn_error,
+)
 from .process import Process
 from .result import Result
 
@@ -91,6 +100,15 @@ def _is_possible(request: Request) -> bool:
     )
 
 
+def _short(error: OSError | RuntimeError) -> SpawnError:
+    """Return the error for a pool that cannot be kept: its thread, or what that needs to hear."""
+    if isinstance(error, RuntimeError):
+        return spawn_error(errno.EAGAIN, Step.WATCH, hint=str(error))
+    number = error.errno or errno.EIO
+    step = Step.WATCH if error.filename is None else Step.HOST
+    return spawn_error(number, step, error.filename, hint=ANYWHERE.get(number))
+
+
 class Pool:
     """
     Sandboxes that are made ahead; users get one from ``Sandbox.pool()``.
@@ -106,7 +124,7 @@ class Pool:
         except NsboxError:
             raise
         except (OSError, RuntimeError) as error:  # the caller is short of descriptors or threads
-            raise UnsupportedError(f"no pool can be kept now: {error}") from error
+            raise _short(error) from error
 
     def spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """

@@ -143,6 +143,7 @@ STEPS: list[tuple[str, str]] = [
     ("caller mmap", "mmap"),
     ("* pidfd_open", "pidfd_open"),
     ("caller eventfd2", "watch"),
+    ("caller timerfd_create", "watch"),
     ("caller epoll_ctl", "watch"),
     ("init fcntl F_DUPFD_CLOEXEC", "pass_fd dup3"),
     ("caller fcntl F_DUPFD_CLOEXEC", "watch pidfd_open open_tree message init"),

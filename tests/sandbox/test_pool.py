@@ -68,6 +68,7 @@ from support import (
     in_child,
     in_time,
     interruptions,
+    meanwhile,
     mount_tmpfs,
     no_descriptors,
     python_box,
@@ -1079,6 +1080,58 @@ def test_members_killed_at_random(box: Sandbox, request: pytest.FixtureRequest) 
             thread.join()
         assert found <= {0, -signal.SIGKILL}
         assert full(attacked).run(TRUE).returncode == 0
+
+
+def test_descriptors_short_when_it_is_made(box: Sandbox) -> None:
+    """Whatever has none, the error is EMFILE with a step: of a member, or of the pool itself."""
+
+    def child() -> tuple[set[int | None], set[Step]]:
+        codes: set[int | None] = set()
+        steps: set[Step] = set()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        box.run(TRUE)  # the facts of the host are known
+        for most in range(64):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            try:
+                box.pool(1).close()
+            except SpawnError as error:
+                codes.add(error.errno)
+                steps.add(error.step)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return codes, steps
+
+    codes, steps = in_child(child)
+    assert codes == {errno.EMFILE}
+    assert {Step.WATCH, Step.HOST} <= steps
+
+
+def test_init_killed_while_it_is_made(box: Sandbox) -> None:
+    """The error says so, and not which file of it could not be opened any more."""
+
+    def child() -> tuple[int | None, Step]:
+        def kill() -> None:
+            for pid in map(int, Path("/proc/thread-self/children").read_text().split()):
+                os.kill(pid, signal.SIGKILL)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+        with meanwhile("started", kill), pytest.raises(SpawnError) as caught:
+            box.pool(1)
+        return caught.value.errno, caught.value.step
+
+    assert in_child(child) == (errno.ESRCH, Step.INIT)
+
+
+def test_no_thread_for_it(box: Sandbox) -> None:
+    """Where its thread cannot be started that is an error of ours, too."""
+
+    def child() -> tuple[int | None, Step]:
+        threading.stack_size(1 << 46)  # no address space has room for it
+        with pytest.raises(SpawnError) as caught:
+            box.pool(1)
+        return caught.value.errno, caught.value.step
+
+    assert in_child(child) == (errno.EAGAIN, Step.WATCH)
 
 
 def test_no_descriptors_left(box: Sandbox) -> None:
