@@ -341,8 +341,12 @@ def _not_mounted(controller: str, layout: Layout) -> str:
     )
 
 
-def _no_right(controller: str, hierarchy: Hierarchy, given: Mapping[Hierarchy, str]) -> str:
-    where = f"the controller {controller!r} is on cgroup v{hierarchy.version} at {hierarchy.mount}"
+def _no_right(controller: str | None, hierarchy: Hierarchy, given: Mapping[Hierarchy, str]) -> str:
+    what = f"cgroup v{hierarchy.version}"
+    if controller is None:
+        where = f"{what} is at {hierarchy.mount}"
+    else:
+        where = f"the controller {controller!r} is on {what} at {hierarchy.mount}"
     if hierarchy.readonly:
         return f"{where}, which is mounted read-only: mount -o remount,rw {hierarchy.mount}"
     places = [given[hierarchy]] if hierarchy in given else hierarchy.above()
@@ -364,6 +368,8 @@ def _no_right(controller: str, hierarchy: Hierarchy, given: Mapping[Hierarchy, s
 
 def _no_place(layout: Layout, given: Mapping[Hierarchy, str]) -> str:
     for hierarchy in layout.hierarchies:
-        if hierarchy.version == 2 or hierarchy.controllers[0] in _MEASURED:
-            return _no_right((*hierarchy.controllers, "cgroup")[0], hierarchy, given)
+        if hierarchy.version == 2:
+            return _no_right(None, hierarchy, given)  # a cgroup of it needs no controller
+        if hierarchy.controllers[0] in _MEASURED:
+            return _no_right(hierarchy.controllers[0], hierarchy, given)
     return _not_mounted("memory", layout)

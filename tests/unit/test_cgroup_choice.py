@@ -82,6 +82,13 @@ def test_read_only(tmp_path: Path) -> None:
         choose(Limits(pids=3), v2(tmp_path, enabled=ALL, readonly=True))
 
 
+def test_no_controller_is_named_where_none_is_needed(tmp_path: Path) -> None:
+    """Who wants a cgroup of version 2, as to freeze it, hears where that would have to be."""
+    readonly = v2(tmp_path, enabled=ALL, readonly=True)
+    with pytest.raises(UnsupportedError, match=f": cgroup v2 is at {tmp_path}, which is mounted"):
+        choose(Limits(), readonly)
+
+
 def test_v1_uses_one_hierarchy_for_each_controller(tmp_path: Path) -> None:
     """Those that are needed, and without version 2 what counts time."""
     layout = v1(tmp_path, "memory", "pids", "cpu", "cpuacct", "blkio")
