@@ -443,6 +443,11 @@ CONTENDERS = (
         lambda _view, argv, _stack: _spawners.by_new_sandbox(argv),
     ),
     Contender(
+        "nsbox, a directory each",
+        "The same with another directory of the host in each, as in a judge of many programs.",
+        lambda _view, argv, stack: _spawners.by_directory(argv, stack),
+    ),
+    Contender(
         "posix_spawn",
         "No isolation. os.posix_spawn and os.waitpid: the least Python can do.",
         lambda _view, argv, _stack: _spawners.by_posix_spawn(argv),

@@ -12,9 +12,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from nsbox import NsboxError, Proc, Result, Sandbox
+from nsbox import Bind, NsboxError, Proc, Result, Sandbox
 
 Sampler = Callable[[], int]
 
@@ -174,6 +177,24 @@ def by_new_sandbox(argv: Sequence[str]) -> Sampler:
         Unavailable: nsbox refuses to run here.
     """
     return _by_sandbox(lambda command: Sandbox().run(command).returncode, argv)
+
+
+def by_directory(argv: Sequence[str], stack: ExitStack) -> Sampler:
+    """
+    Start argv in a Sandbox that differs from all before it in the directory that it shows.
+
+    Raises:
+        Unavailable: nsbox refuses to run here.
+    """
+    parent = stack.enter_context(TemporaryDirectory())
+    numbers = count()
+
+    def run(command: Sequence[str]) -> int:
+        directory = os.path.join(parent, str(next(numbers)))
+        os.mkdir(directory)
+        return Sandbox(mounts=[Bind(directory, "/work")]).run(command).returncode
+
+    return _by_sandbox(run, argv)
 
 
 def by_box(box: Sandbox, argv: Sequence[str]) -> Sampler:

@@ -308,7 +308,7 @@ class Lowered:
         ):
             flags |= flag if wanted else 0
         types = [NAMESPACE_FLAGS[kind] for kind in plan.joins]
-        program, landlock = self._filter(), plan.landlock
+        program, landlock, devpts = self._filter(), plan.landlock, plan.devpts
         self._program = program
         rules = landlock.rules if landlock else ()
         return ffi.new(
@@ -338,7 +338,7 @@ class Lowered:
                 "landlock_scoped": landlock.scoped if landlock else 0,
                 "n_rules": len(rules),
                 "rules": self._kept(ffi.new("struct nsbox_rule[]", rules)),
-                "devpts": -1 if plan.devpts is None else plan.devpts,
+                "devpts": -1 if devpts is None else devpts,
             },
         )
 
@@ -355,16 +355,13 @@ class Lowered:
             raise _unfinished(Step.SECCOMP, error) from error
 
     def _lower_ops(self) -> Any:
-        lowered = ffi.new("struct nsbox_op[]", len(self.plan.ops))
-        for index, op in enumerate(self.plan.ops):
-            lowered[index] = self._kept(_lower_op(op, self._lowered_target(op)))[0][0]  # a copy
+        ops = self.plan.ops
+        lowered = ffi.new("struct nsbox_op[]", len(ops))
+        for index, op in enumerate(ops):
+            base = ops[op.parent].target if op.parent >= 0 else ""
+            lowered[index] = self._kept(_lower_op(op, base))[0][0]  # a copy
             lowered[index].idmap = self._id_map(op) if op.idmap else -1
         return lowered
-
-    def _lowered_target(self, op: Op) -> str:
-        if OpFlag.PLACED not in op.flags:
-            return op.target
-        return op.target.removeprefix(self.plan.ops[op.parent].target).lstrip("/")
 
     def _id_map(self, op: Op) -> int:
         """Return a user namespace that shows the owner of op.source as the payload."""
@@ -397,9 +394,17 @@ id_map_namespace: Final = lru_cache(maxsize=4)(create_id_map_namespace)
 
 # Of two Sandboxes that differ, nearly all operations are the same.
 @lru_cache(maxsize=512)
-def _lower_op(op: Op, target: str) -> tuple[Any, ...]:
-    """Return an operation as a C struct, but for its idmap; and what that points to."""
+def _lower_op(op: Op, base: str) -> tuple[Any, ...]:
+    """
+    Return an operation as a C struct, but for its idmap; and what that points to.
+
+    Args:
+        op: What to lower.
+        base: The target of its parent.
+    """
     keep: list[Any] = []
+    placed = OpFlag.PLACED in op.flags
+    target = op.target.removeprefix(base).lstrip("/") if placed else op.target
 
     def text(value: str | None) -> Any:
         if value is None:

@@ -20,7 +20,7 @@ from ._constants import (
 )
 from ._host import Host
 from ._landlock import Landlock, Right
-from ._operations import operations
+from ._operations import operations, without_sources
 from ._plan import Code, Description, Ids, Modes, Op, OpFlag, Plan
 from .errors import PlanError, UnsupportedError
 from .limits import Limits
@@ -34,8 +34,6 @@ RLIMITS: Final = {
 }
 
 
-# Programs that describe the same sandbox for each run should not pay for it each time.
-@lru_cache(maxsize=64)
 def compile_plan(box: Description, host: Host) -> Plan:
     """
     Return the plan of a sandbox.
@@ -43,6 +41,22 @@ def compile_plan(box: Description, host: Host) -> Plan:
     Raises:
         PlanError: If the parts contradict each other.
     """
+    common, sources = without_sources(box)
+    if not sources:
+        return _compile(box, host)
+    try:
+        plan = _compile(common, host)
+    except PlanError:
+        return _compile(box, host)  # which says of what it is
+    own = (sources.get(op.source) for op in plan.ops)
+    ops = (op._replace(source=path) if path else op for op, path in zip(plan.ops, own, strict=True))
+    return plan._replace(ops=tuple(ops))
+
+
+# Programs that describe the same sandbox for each run, but for a directory of the run's own,
+# should not pay for it each time.
+@lru_cache(maxsize=64)
+def _compile(box: Description, host: Host) -> Plan:
     if box.init:
         check_init(box, "init=True")
     if box.without_namespaces:

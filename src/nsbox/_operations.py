@@ -101,13 +101,37 @@ def _behind_link(mount: Mount, links: Mapping[str, str]) -> Mount:
     return moved
 
 
+def without_sources(box: Description) -> tuple[Description, dict[str | None, str]]:
+    """
+    Return a description with names in the place of paths that make no difference to a plan.
+
+    These are sources of binds, but for those of which a rule speaks, and those that are the
+    target as well. And return what each name stands for; none can be a path.
+    """
+    sources: dict[str | None, str] = {}
+    mounts = list(box.mounts)
+    for index, mount in enumerate(mounts if not box.without_namespaces else ()):
+        if isinstance(mount, Bind) and mount.source != mount.target and not _kernel_tree(mount):
+            name = f"\0{index}"
+            sources[name] = mount.source
+            mounts[index] = _changed(mount, source=name)
+    return (box._replace(mounts=tuple(mounts)) if sources else box), sources
+
+
+def _changed(mount: Bind, **values: str) -> Bind:
+    changed = copy.copy(mount)
+    for name, value in values.items():
+        object.__setattr__(changed, name, value)
+    return changed
+
+
 def _check_mount(mount: Mount, box: Description) -> None:
     if mount.target == "/":
         raise PlanError(f"{mount!r} covers the root; give it as Sandbox(root=...)")
     if mount.target == "/dev" and not isinstance(mount, Dev):
         raise PlanError(f"{mount!r}: only a Dev may be mounted on /dev")
     # A procfs of another pid namespace would lie to the payload, or show the host's processes.
-    host_proc = isinstance(mount, Bind) and _parts(os.path.normpath(mount.source)) == ("proc",)
+    host_proc = isinstance(mount, Bind) and _kernel_tree(mount) == "/proc"
     if host_proc and box.namespaces["pid"] != "host":
         raise PlanError(f"{mount!r}: the host's /proc may only be shown with pid='host'")
     if isinstance(mount, Proc) and (box.namespaces["pid"], box.namespaces["user"]) == (
@@ -374,7 +398,13 @@ def _mask_source(mount: Mount) -> str | None:
     """Return "/proc" or "/sys" for a mount that shows one of them, whole."""
     if isinstance(mount, Proc):
         return None if mount.only_processes else "/proc"
-    source = os.path.normpath(mount.source) if isinstance(mount, Bind) else None
+    return _kernel_tree(mount) if isinstance(mount, Bind) else None
+
+
+def _kernel_tree(mount: Bind) -> str | None:
+    """Return "/proc" or "/sys" for a bind of the host's, however that is spelled."""
+    # Two slashes at the beginning stay two: POSIX lets them mean something else.
+    source = os.path.normpath(mount.source).replace("//", "/")
     return source if source in ("/proc", "/sys") else None
 
 

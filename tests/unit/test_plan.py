@@ -1,5 +1,6 @@
 """The plan of a sandbox: pure, deterministic, in an order that the kernel accepts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from plans import KINDS, ROOT, USER, describe, plan_of
 
 from nsbox import Bind, Dev, Overlay, Proc, Tmpfs
-from nsbox._compile import compile_plan
+from nsbox._compile import _compile, compile_plan
 from nsbox._constants import CAPABILITIES, NAMESPACE_FLAGS
 from nsbox._host import Host
 from nsbox._operations import HOME
@@ -71,6 +72,39 @@ def test_plan_does_not_depend_on_the_order_of_mounts(
 def test_plan_is_hashable(box: Description, host: Host) -> None:
     """A plan is immutable through and through."""
     assert isinstance(hash(compile_plan(box, host)), int)
+
+
+paths = ["/a", "b", "tmpfs", "/proc", "//proc", "/sys", "/usr", "/etc/alternatives", "/etc/hosts"]
+binds = st.builds(
+    Bind,
+    st.sampled_from(paths),
+    st.sampled_from(["/a", "/a/in", "/usr/in", *(path for path in paths if path[0] == "/")]),
+    readonly=st.booleans(),
+)
+
+
+def outcome(compiled: Callable[[Description, Host], Plan], *args: Any) -> Plan | str:
+    try:
+        return compiled(*args)
+    except PlanError as error:
+        return str(error)
+
+
+@given(st.lists(binds, max_size=3), st.sampled_from(["new", "host"]), hosts)
+def test_plan_by_one_with_other_sources(mounts: list[Bind], pid: str, host: Host) -> None:
+    """What was compiled for others that differ in sources only gives the same plan, or error."""
+    box = describe({"pid": pid}, mounts=tuple(mounts))
+    assert outcome(compile_plan, box, host) == outcome(_compile.__wrapped__, box, host)
+
+
+def test_plan_is_compiled_once_for_many_directories() -> None:
+    """Sandboxes that differ in the source of a bind only have one plan in common."""
+    before = _compile.cache_info().misses
+    plans = [plan_of(Bind(f"/job/{number}", "/job")) for number in range(10)]
+    assert _compile.cache_info().misses <= before + 1
+    assert [mounted_on(plan, "/job")[0].source for plan in plans] == [
+        f"/job/{number}" for number in range(10)
+    ]
 
 
 @given(descriptions)
@@ -281,7 +315,21 @@ def test_plan_proc_of_the_host_is_refused(source: str, target: str) -> None:
         plan_of(Bind(source, target))
 
 
-@pytest.mark.parametrize("source", ["/proc", "/proc/"])
+@pytest.mark.parametrize("source", ["/sys", "/sys/", "//sys", "/./sys/."])
+def test_plan_sys_of_the_host_is_masked(source: str) -> None:
+    """What tells of the host below /sys is hidden, however that is spelled, and where it is."""
+    host = USER._replace(masks=(("/sys/firmware", True),))
+    ops = plan_of(Bind(source, "/mnt"), host=host).ops
+    assert [op.target for op in ops if op.code is Code.MASK] == ["mnt/firmware"]
+
+
+@pytest.mark.parametrize("source", ["proc", "sys"])
+def test_plan_relative_path_is_none_of_the_kernel(source: str) -> None:
+    """A directory of the caller's may have any name."""
+    assert mounted_on(plan_of(Bind(source, "/mnt")), "/mnt")[0].source == source
+
+
+@pytest.mark.parametrize("source", ["/proc", "/proc/", "//proc"])
 def test_plan_proc_of_the_host_is_allowed_with_its_pids(source: str) -> None:
     """In the host's pid namespace its /proc tells the truth, and replaces the default one."""
     plan = plan_of(Bind(source, "/proc"), modes={"pid": "host"})
