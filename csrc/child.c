@@ -362,9 +362,11 @@ bool has_source(const struct nsbox_op *op)
 
 int open_sources(struct spawn *spawn)
 {
-	for (uint32_t index = 0; index < spawn->plan->n_ops; index++)
-		if (has_source(&spawn->plan->ops[index]) && open_source(spawn, index) < 0)
+	for (uint32_t index = 0; index < spawn->plan->n_ops; index++) {
+		const struct nsbox_op *op = &spawn->plan->ops[index];
+		if (has_source(op) && !is_for_later(spawn, op) && open_source(spawn, index) < 0)
 			return -1;
+	}
 	return 0;
 }
 

@@ -198,6 +198,7 @@ struct spawn {
 	bool *own;          /* for each operation: mount points may be made in its mount */
 	int root;           /* the new root */
 	int scratch;
+	int queues; /* the file system of POSIX message queues, for a rule of Landlock; or -1 */
 	enum stage stage;
 	struct nsbox_dumpable *dumpable; /* NULL: not at stake */
 	bool restored;                   /* by a builder, when it had its ids */
@@ -222,6 +223,12 @@ struct spawn {
  */
 enum heard { HEARD_ALL, HEARD_NOTHING, HEARD_HERE };
 
+/* What a builder leaves to the spawn that uses its spare. */
+static inline bool is_for_later(const struct spawn *spawn, const struct nsbox_op *op)
+{
+	return spawn->stage == STAGE_AHEAD && op->flags & NSBOX_OP_LATE;
+}
+
 /* Record the first failure and return its -errno, for `return fail(...)`. */
 int fail(struct spawn *spawn, enum nsbox_step step, int index, long error);
 
@@ -241,6 +248,7 @@ int drop_privileges(struct spawn *spawn);
 int install_filter(struct spawn *spawn);
 /* landlock.c */
 int open_path(struct spawn *spawn, uint32_t index);
+void open_queues(struct spawn *spawn);
 int make_ruleset(struct spawn *spawn);
 int restrict_self(struct spawn *spawn);
 /* ahead.c */

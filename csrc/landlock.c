@@ -93,22 +93,33 @@ static int allow_descriptor(struct spawn *spawn, int ruleset, int fd)
  * POSIX message queues are files of a file system that is mounted nowhere. An
  * IPC namespace that is not ours does not let us have it: its queues stay closed.
  * So do the host's.
+ *
+ * Before pivot_root(2), since it is put where it goes with the old root: to let go of a mount
+ * takes a grace period of RCU, and of each detached one takes another. (If it has no such
+ * place it remains detached.)
  */
-static int allow_queues(struct spawn *spawn, int ruleset)
+void open_queues(struct spawn *spawn)
 {
-	if (!(spawn->plan->clone_flags & CLONE_NEWNS))
-		return 0;
+	if (!spawn->plan->landlock_rights)
+		return;
 	int context = nsbox_fsopen("mqueue", FSOPEN_CLOEXEC);
 	if (context < 0)
-		return 0;
+		return;
 	int fd = nsbox_fsconfig(context, FSCONFIG_CMD_CREATE, 0, 0, 0);
 	if (fd == 0)
 		fd = nsbox_fsmount(context, FSMOUNT_CLOEXEC, 0);
 	sys(__NR_close, context);
 	if (fd < 0)
+		return;
+	spawn->queues = fd;
+	nsbox_move_mount(fd, "", AT_FDCWD, "/proc", MOVE_MOUNT_F_EMPTY_PATH);
+}
+
+static int allow_queues(struct spawn *spawn, int ruleset)
+{
+	if (spawn->queues < 0)
 		return 0;
-	long err = allow(ruleset, fd, spawn->plan->landlock_rights, FILE_RIGHTS);
-	sys(__NR_close, fd);
+	long err = allow(ruleset, spawn->queues, spawn->plan->landlock_rights, FILE_RIGHTS);
 	return err < 0 ? fail(spawn, NSBOX_STEP_LANDLOCK_RULE, -1, err) : 0;
 }
 

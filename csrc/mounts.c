@@ -332,6 +332,12 @@ int pivot(struct spawn *spawn, uint32_t index)
 	return 0;
 }
 
+static int op_pivot(struct spawn *spawn, uint32_t index)
+{
+	open_queues(spawn);
+	return pivot(spawn, index);
+}
+
 static int op_path(struct spawn *spawn, uint32_t index)
 {
 	if (operation(spawn, index)->device && check_device(spawn, index) < 0)
@@ -367,16 +373,15 @@ int run_operation(struct spawn *spawn, uint32_t index)
 		[NSBOX_OP_FILE] = op_file,
 		[NSBOX_OP_SYMLINK] = op_symlink,
 		[NSBOX_OP_READONLY] = op_readonly,
-		[NSBOX_OP_PIVOT] = pivot,
+		[NSBOX_OP_PIVOT] = op_pivot,
 		[NSBOX_OP_NO_USER_NAMESPACES] = op_no_user_namespaces,
 		[NSBOX_OP_MASK] = mask,
 		[NSBOX_OP_PATH] = op_path,
 	};
 	const struct nsbox_op *op = operation(spawn, index);
-	bool later = spawn->stage == STAGE_AHEAD && op->flags & NSBOX_OP_LATE;
 
 	spawn->own[index] = op->flags & NSBOX_OP_OWN;
-	return (later ? reserve_target : run[op->code])(spawn, index);
+	return (is_for_later(spawn, op) ? reserve_target : run[op->code])(spawn, index);
 }
 
 int run_operations(struct spawn *spawn)

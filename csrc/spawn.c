@@ -90,6 +90,7 @@ struct spawn *allocate_spawn(const struct nsbox_plan *plan, size_t *size)
 	spawn->result = no_result(nsbox_this_process());
 	spawn->plan = plan;
 	spawn->root = spawn->scratch = spawn->caller_pidfd = spawn->transfer = -1;
+	spawn->queues = -1;
 	spawn->channel = spawn->terminal = -1;
 	spawn->terminal_sockets[0] = spawn->terminal_sockets[1] = -1;
 	spawn->clone_flags = plan->clone_flags;

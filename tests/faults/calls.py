@@ -299,8 +299,11 @@ def harmless(calls: list[Call]) -> set[Call]:
     """Return those of the calls that may fail without consequence."""
     found: set[Call] = set()
     before: set[tuple[int, str]] = set()
+    system: dict[int, str] = {}  # by role: the file system that it makes, until it has it
     for call in calls:
         before.add((call.role, call.name))
+        if call.name in ("fsopen", "pivot_root"):
+            system[call.role] = call.text
         if (
             any(fnmatchcase(str(call), pattern) for pattern in HARMLESS)
             # The watcher's: what it does not learn now it learns when it looks again.
@@ -310,13 +313,13 @@ def harmless(calls: list[Call]) -> set[Call]:
             # libseccomp's, into memory
             or (call.name == "write" and (call.role, "memfd_create") in before)
             # POSIX message queues, which are closed then
-            or (call.name in _MOUNTING and (call.role, "landlock_create_ruleset") in before)
+            or (call.name in _MOUNTING and system.get(call.role) == "mqueue")
         ):
             found.add(call)
     return found
 
 
-_MOUNTING = ("fsopen", "fsconfig", "fsmount")
+_MOUNTING = ("fsopen", "fsconfig", "fsmount", "move_mount")
 
 
 def dispensable(calls: list[Call]) -> set[Call]:

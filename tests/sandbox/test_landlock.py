@@ -156,6 +156,21 @@ def test_processes_of_one_sandbox_can_be_signalled() -> None:
     assert process.returncode == signal.SIGTERM
 
 
+def test_message_queues() -> None:
+    """Queues of its own can be used, by a spare too, though they are mounted nowhere."""
+    code = """
+import ctypes, json, os
+libc = ctypes.CDLL(None, use_errno=True)
+queue = libc.mq_open(b"/queue", os.O_RDWR | os.O_CREAT, 0o600, None)
+buffer = ctypes.create_string_buffer(8192)
+calls = [queue >= 0, libc.mq_send(queue, b"text", 4, 0), libc.mq_receive(queue, buffer, 8192, None)]
+print(json.dumps([*calls, "mqueue" in open("/proc/self/mountinfo").read()]))
+"""
+    box = python_box()
+    for _ in range(3):
+        assert inside(code, box=box) == [True, 0, 4, False]
+
+
 def test_mounting_needs_the_file_system_part_off() -> None:
     """Where mounting is what a capability is for, the file-system part is left out."""
     box = Sandbox(capabilities=["SYS_ADMIN"])
