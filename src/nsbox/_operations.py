@@ -235,8 +235,9 @@ def operations(box: Description, host: Host, ids: Ids) -> tuple[Op, ...]:
     build.add(Op(Code.IDS))
     if box.namespaces["user"] == "new" and not box.user_namespaces:
         build.add(Op(Code.NO_USER_NAMESPACES))
-    if box.namespaces["user"] == "host":
-        # In a user namespace of one's own the kernel has cut the ties already.
+    if box.namespaces["user"] != "new":
+        # In a user namespace of one's own the kernel has cut the ties already; in another one
+        # only if that is not the owner of the mounts that the caller sees.
         build.add(Op(Code.PROPAGATION))
     if _needs_scratch(build, box, mounts):
         options = _tmpfs_options(16 << 20, 16384, 0o700)

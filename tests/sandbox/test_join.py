@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -443,6 +444,32 @@ def test_persist_without_privilege_leaves_no_file(tmp_path: Path, plain_user: No
         namespace.persist(path)
     assert (caught.value.step, caught.value.errno) == (Step.MOVE_MOUNT, errno.EPERM)
     assert not path.exists()
+
+
+def test_mounts_of_a_container_stay_as_they_are(root: None) -> None:
+    """Whoever is in a container's mount namespace, and joins its users, mounts nothing there."""
+    shared = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "shared"]
+    container = subprocess.Popen([*shared, "cat"], stdin=PIPE, stdout=PIPE)
+    assert container.stdin is not None
+    assert container.stdout is not None
+    container.stdin.write(b"ready\n")
+    container.stdin.flush()
+    container.stdout.readline()
+    table = Path(f"/proc/{container.pid}/mountinfo")
+    before = table.read_text()
+
+    def child() -> int:
+        with Namespace.of(container.pid, "mnt") as mounts, mounts.enter():
+            user = Namespace.open(f"/proc/{container.pid}/ns/user")
+            process = Sandbox(user=user).spawn(["cat"], stdin=PIPE)
+            assert table.read_text() == before
+            stdin_of(process).close()
+            return process.wait()
+
+    with container:
+        assert in_child(child) == 0
+        assert table.read_text() == before
+        container.stdin.close()
 
 
 def test_joins_from_many_threads(user: Namespace) -> None:
