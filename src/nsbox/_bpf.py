@@ -10,7 +10,8 @@ programs as a graph of tests, in which equal parts are one (a decision diagram).
 """
 
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from .errors import UnsupportedError
@@ -129,6 +130,38 @@ class _Test(NamedTuple):
     true: int
     false: int
 
+    def compares(self, word: int) -> bool:
+        """Tell whether the outcome is the same for a range of a word: no matter what else."""
+        return self.loaded == (word, _ALL) and self.code != _IF_SET
+
+
+class _Ranges(NamedTuple):
+    """
+    What a number from 0 to 2^32 - 1 leads to.
+
+    Args:
+        starts: Of each range the lowest number, ascending, the first 0.
+        ways: Of each range.
+    """
+
+    starts: list[int]
+    ways: list[int]
+
+    def at(self, number: int) -> int:
+        return self.ways[bisect_right(self.starts, number) - 1]
+
+    def with_others(self, start: int, end: int, others: "_Ranges") -> "_Ranges":
+        """Return these with some others in the place of those from start to before end."""
+        before = bisect_left(self.starts, start)
+        first, last = bisect_right(others.starts, start), bisect_left(others.starts, end)
+        starts = [*self.starts[:before], start, *others.starts[first:last]]
+        ways = [*self.ways[:before], others.at(start), *others.ways[first:last]]
+        if end <= _ALL:
+            behind = bisect_right(self.starts, end)
+            starts += [end, *self.starts[behind:]]
+            ways += [self.at(end), *self.ways[behind:]]
+        return _Ranges(starts, ways)
+
 
 class _Decisions:
     """
@@ -229,47 +262,57 @@ class _Decisions:
         Args:
             then: Gets the lowest number of a range, and what is left of the decision there.
         """
-        bounds = self._bounds(decision, word)
-        rests = dict(self._split(decision, word, sorted(bounds), _ALL + 1))
-        rest = rests[0]
+        table = self._ranges(decision, word)
         ranges: list[tuple[int, int]] = []
-        for low in sorted(bounds.union(*((n, n + 1) for n in single)) - {_ALL + 1}):
-            rest = rests.get(low, rest)
-            way = then(low, rest)
+        for low in sorted({*table.starts}.union(*((n, n + 1) for n in single)) - {_ALL + 1}):
+            way = then(low, table.at(low))
             if not ranges or ranges[-1][1] != way:
                 ranges.append((low, way))
         return self._search(_Loaded(word, _ALL), ranges, _ALL + 1)
 
-    def _bounds(self, decision: int, word: int) -> set[int]:
-        """Return where ranges of a word begin within which all comparisons come out the same."""
-        found = {0}
-        for number in self._below(decision):
+    def _ranges(self, decision: int, word: int) -> "_Ranges":
+        """
+        Return what is left of a decision in each range of a word.
+
+        From below upwards: each comparison of the word puts together what is left behind it if
+        it holds, and if not. Of most that is one number, and all others.
+        """
+        order = self._below(decision)
+        wanted = {decision}
+        for number in order:
             node = self._nodes[number]
-            if isinstance(node, _Test) and node.loaded == (word, _ALL):
-                found |= {node.value, node.value + 1}
-        return found - {_ALL + 1}
+            if isinstance(node, int) or word not in self._words[number]:
+                continue
+            if number in wanted or node.compares(word):
+                wanted |= {number, node.false}
+                if not (node.compares(word) and node.code == _IF_EQUAL):
+                    wanted.add(node.true)
+        found: dict[int, _Ranges] = {}
+        for number in reversed(order):
+            if number in wanted:
+                found[number] = self._ranges_of(number, word, found)
+        return found[decision]
 
-    def _split(
-        self, decision: int, word: int, starts: Sequence[int], end: int
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the beginning of each range, and what is left of a decision there."""
-        decision = self._narrow(decision, word, starts[0], end - 1)
-        middle = len(starts) // 2
-        if not middle or word not in self._words[decision]:
-            yield from ((low, decision) for low in starts)
-            return
-        yield from self._split(decision, word, starts[:middle], starts[middle])
-        yield from self._split(decision, word, starts[middle:], end)
+    def _ranges_of(self, number: int, word: int, below: Mapping[int, "_Ranges"]) -> "_Ranges":
+        node = self._nodes[number]
+        if isinstance(node, int) or word not in self._words[number]:
+            return _Ranges([0], [number])
+        false = below[node.false]
+        if not node.compares(word):
+            starts = sorted({*below[node.true].starts, *false.starts})
+            pairs = [(below[node.true].at(start), false.at(start)) for start in starts]
+            ways = [self._add(node._replace(true=true, false=other)) for true, other in pairs]
+            return _Ranges(starts, ways)
+        if node.code == _IF_EQUAL:
+            value = node.value
 
-    def _narrow(self, decision: int, word: int, low: int, high: int) -> int:
-        """Return what is left of a decision if a word is from low to high, both included."""
+            def way(number: int, test: _Test) -> int | None:
+                return below[number].at(value) if test.compares(word) else None
 
-        def outcome(node: _Test) -> bool | None:
-            if node.loaded != (word, _ALL):
-                return None
-            return _outcome(node.code, node.value, low, high)
-
-        return self._decided(decision, word, outcome)
+            one = _Ranges([0], [self._decided(node.true, word, way)])
+            return false.with_others(value, value + 1, one)
+        first, _ = _range(node.code, node.value, holds=True)
+        return false.with_others(first, _ALL + 1, below[node.true])
 
     def _pruned(self, decision: int) -> int:
         """
@@ -301,17 +344,16 @@ class _Decisions:
             return decision
         low, high = _range(test.code, test.value, holds)
 
-        def outcome(node: _Test) -> bool | None:
-            if node[:3] == test[:3]:
-                return holds
-            if node.loaded == test.loaded:
-                return _outcome(node.code, node.value, low, high)
-            return None
+        def way(_: int, node: _Test) -> int | None:
+            outcome = holds if node[:3] == test[:3] else None
+            if outcome is None and node.loaded == test.loaded:
+                outcome = _outcome(node.code, node.value, low, high)
+            return None if outcome is None else node.true if outcome else node.false
 
-        return self._decided(decision, test.loaded.word, outcome)
+        return self._decided(decision, test.loaded.word, way)
 
-    def _decided(self, decision: int, word: int, outcome: Callable[[_Test], bool | None]) -> int:
-        """Return what is left of a decision if the outcome of some tests of a word is known."""
+    def _decided(self, decision: int, word: int, way: Callable[[int, _Test], int | None]) -> int:
+        """Return what is left of a decision if some tests of a word lead only one way."""
         done: dict[int, int] = {}
         waiting = [decision]
         while waiting:
@@ -320,15 +362,12 @@ class _Decisions:
             if isinstance(node, int) or word not in self._words[number]:
                 done[waiting.pop()] = number
                 continue
-            known = outcome(node) if node.loaded.word == word else None
-            if known is None:
-                ways = [node.true, node.false]
-            else:
-                ways = [node.true if known else node.false]
-            if missing := [way for way in ways if way not in done]:
+            known = way(number, node) if node.loaded.word == word else None
+            ways = [node.true, node.false] if known is None else [known]
+            if missing := [number for number in ways if number not in done]:
                 waiting.extend(missing)
                 continue
-            left = [done[way] for way in ways]
+            left = [done[number] for number in ways]
             if known is not None:
                 number = left[0]
             elif left != ways:
