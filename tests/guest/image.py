@@ -191,8 +191,13 @@ def disk(directory: Path, package: Path, arguments: Sequence[str], image: Path) 
     shutil.copy(PROJECT / "pyproject.toml", home)
     # Compile the tests as pytest does: the guest's processor would take ten times as long.
     collect = ("-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-qq", "tests")
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # whatever it says here
     subprocess.run(
-        [directory / "venv/bin/python", *collect], cwd=home, stdout=subprocess.DEVNULL, check=False
+        [directory / "venv/bin/python", *collect],
+        cwd=home,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        check=False,
     )
     (home / "arguments").write_text("\0".join(arguments))
     image.unlink(missing_ok=True)
