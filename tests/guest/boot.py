@@ -119,8 +119,12 @@ def machine(name: str, kernel: Path, initramfs: Path, disk: Path, report: Path) 
     (vmlinuz,) = kernel.glob("boot/vmlinuz-*")
     # What the kernel does not know on its command line becomes the environment of init.sh.
     # The kernel counts ticks for a moment at boot, and panics if a busy host delivers none.
-    append = f"console=ttyS0 loglevel=1 panic=-1 no_timer_check suite={name}"
-    command: list[str | Path] = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max"]
+    # Nobody attacks a processor that is a program, and it need not look for a better clock.
+    append = "console=ttyS0 loglevel=1 panic=-1 no_timer_check mitigations=off tsc=reliable"
+    append += f" suite={name}"
+    # Of the plainest processor: tables of five levels, keys and wide registers that a kernel
+    # uses where they exist are work for a program.
+    command: list[str | Path] = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64"]
     command += ["-smp", "1", "-m", "1G", "-nodefaults", "-no-user-config", "-no-reboot"]
     command += ["-display", "none", "-serial", "stdio"]
     command += ["-kernel", vmlinuz, "-initrd", initramfs, "-append", append]
