@@ -62,7 +62,7 @@ def test_each_is_used_once_and_removed_with_the_sandbox() -> None:
 def test_no_figure_is_carried_over() -> None:
     """What a run has used says nothing of the next."""
     box = used_again()
-    hungry = ["/bin/sh", "-c", "x=$(head -c 20000000 /dev/zero | tr '\\0' x); : & : & : & wait"]
+    hungry = ["/bin/sh", "-c", "x=$(head -c 5000000 /dev/zero | tr '\\0' x); : & : & : & wait"]
     first = box.run(hungry).usage
     second = box.run(["/bin/true"]).usage
     for figure in ("memory_peak", "pids_peak", "cpu_time"):
