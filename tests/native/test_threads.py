@@ -107,6 +107,7 @@ def test_threads_all_get_their_own_output(box: Sandbox, count: int) -> None:
     assert outputs == [f"{number}\n" for number in range(count)]
 
 
+@pytest.mark.one_kernel
 def test_threads_share_the_first_spawn() -> None:
     """Threads that all are the first to use a sandbox agree on one preparation of it."""
     for _ in range(5):
@@ -122,6 +123,7 @@ def test_threads_share_the_first_spawn() -> None:
         assert found == [0] * 8
 
 
+@pytest.mark.one_kernel
 def test_threads_failures_stay_apart(box: Sandbox, count: int) -> None:
     """Each thread gets the error of its own spawn."""
 
@@ -229,6 +231,7 @@ def plain_or_root(mark: int) -> None:
         pytest.skip("needs root")
 
 
+@pytest.mark.one_kernel
 def test_dumpable_is_kept_by_many_threads(box: Sandbox, count: int) -> None:
     """After spawns that overlapped, PR_GET_DUMPABLE is as before."""
     before = dumpable()

@@ -226,6 +226,7 @@ for process in kept:
 """
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize(
     ("error", "report"),
     [("EAGAIN", f"clone3 {errno.EAGAIN}\n"), ("EINVAL", "alive 0\n")],

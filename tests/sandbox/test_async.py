@@ -477,6 +477,7 @@ def test_processes_run_at_the_same_time(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.one_kernel
 def test_loops_in_several_threads(new_loop: NewLoop) -> None:
     """Each thread may have a loop; a payload belongs to the one that it was started in."""
     box = Sandbox()
@@ -788,6 +789,7 @@ async def cancelled_after(steps: int, main: Main[Any]) -> bool:
     return True
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize(
     "limits", [None, Limits(wall_time=100, output="1M")], ids=["plain", "limits"]
 )
@@ -1002,6 +1004,7 @@ def test_process_cannot_be_pickled(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.one_kernel
 def test_import_does_without_asyncio() -> None:
     """Importing nsbox, and running something, imports no asyncio."""
     code = "import sys, nsbox; nsbox.Sandbox().run(['/bin/true']); print('asyncio' in sys.modules)"

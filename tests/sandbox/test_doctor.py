@@ -273,6 +273,7 @@ def _on_a_terminal(**variables: str) -> str:
     return output.decode()
 
 
+@pytest.mark.one_kernel
 def test_report_has_colors_on_a_terminal_only(box: Sandbox) -> None:
     """Escape sequences appear on a terminal, not in a pipe, and not with NO_COLOR."""
     piped = subprocess.run(COMMAND, env=ENVIRONMENT, capture_output=True, text=True, check=True)
@@ -305,6 +306,7 @@ def test_report_is_the_text_of_a_diagnosis() -> None:
     ]
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize("first", ["import nsbox.doctor", "import nsbox", "from nsbox import *"])
 def test_name_is_the_function_however_it_is_imported(first: str) -> None:
     """The package nsbox.doctor does not take the place of the function of that name."""

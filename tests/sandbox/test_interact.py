@@ -151,6 +151,7 @@ select.poll = Late
 """
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize("code", [SHELL, LATE + SHELL], ids=["at once", "late"])
 def test_size_changes_reach_a_running_program(tmux: Tmux, tmp_path: Path, code: str) -> None:
     """A program that is running when the window changes gets SIGWINCH, before later keys."""
@@ -231,6 +232,7 @@ def test_signal_that_changes_nothing_lets_it_go_on(tmux: Tmux, tmp_path: Path) -
     assert session.finish() == 6
 
 
+@pytest.mark.one_kernel
 def test_handlers_run_in_the_old_mode(tmux: Tmux, tmp_path: Path) -> None:
     """Those of any signal: one that raises just when the mode comes back would keep it raw."""
     handler = """
@@ -247,6 +249,7 @@ signal.signal(signal.SIGUSR1, tell)
     assert session.finish() == 6
 
 
+@pytest.mark.one_kernel
 def test_stopped_caller_leaves_a_usable_terminal(tmux: Tmux, tmp_path: Path) -> None:
     """Stopped from outside, the terminal is as before until the caller goes on."""
     resume = "stty -a >stopped; echo between; read x; fg"
@@ -263,6 +266,7 @@ def test_stopped_caller_leaves_a_usable_terminal(tmux: Tmux, tmp_path: Path) -> 
     assert session.finish() == 8
 
 
+@pytest.mark.one_kernel
 def test_killed_payload_ends_it(tmux: Tmux, tmp_path: Path) -> None:
     """SIGKILL of the payload: its status is returned, the terminal is as before."""
     code = """

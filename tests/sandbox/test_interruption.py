@@ -134,6 +134,7 @@ box.run(["sleep", "1000"])
 DELAY = ["-e", "inject=clone3:delay_exit=2000000:when=2"]
 
 
+@pytest.mark.one_kernel
 def test_caller_killed_during_a_set_up_leaves_nothing(box: Sandbox, strace: str) -> None:
     """A half-built child that waits for its ids dies when its caller is killed."""
     script = [sys.executable, "-c", SPAWN_AND_WAIT]
@@ -229,6 +230,7 @@ def test_timeout_does_not_wait_for_processes_that_are_not_ours_to_end(box: Sandb
         os.close(reader)
 
 
+@pytest.mark.one_kernel
 def test_forked_child_keeps_a_dumpable_mark(root: None, box: Sandbox) -> None:
     """A fork in the middle of root's spawns does not leave the child without its mark."""
     import threading

@@ -600,6 +600,7 @@ def test_own_terminal_can_be_the_controlling_one() -> None:
 # ---- keyring, threads -----------------------------------------------------
 
 
+@pytest.mark.one_kernel
 def test_spawns_from_threads_are_alike() -> None:
     """A spawn from another thread is as isolated as one from the main thread."""
     links: list[str] = []

@@ -472,6 +472,7 @@ def test_mounts_of_a_container_stay_as_they_are(root: None) -> None:
         container.stdin.close()
 
 
+@pytest.mark.one_kernel
 def test_joins_from_many_threads(user: Namespace) -> None:
     """Threads may spawn into one network at once."""
     links: list[str] = []

@@ -104,6 +104,7 @@ def test_killed_before_the_child_has_its_ids(root: None) -> None:
     assert found >= {str(Step.KILLED)}
 
 
+@pytest.mark.one_kernel
 def test_killed_at_any_moment() -> None:
     """Whoever is killed, for a spawn or ahead of one: the next spawn succeeds."""
     found = outcomes(Sandbox(), "all")

@@ -456,6 +456,7 @@ def test_fork(live: Live) -> None:
     assert shell(live, "echo alive") == "alive"
 
 
+@pytest.mark.one_kernel
 def test_fork_that_is_interrupted(box: Sandbox) -> None:
     """
     An exception anywhere in what a fork calls keeps no command from being started.
@@ -621,6 +622,7 @@ def _caller(code: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize("holder", _HOLDERS)
 def test_interpreter_exit(box: Sandbox, holder: str) -> None:
     """At the interpreter's exit it ends, with one warning, and leaves nothing, whoever holds it."""

@@ -291,6 +291,7 @@ for _ in range(int(__import__("sys").argv[1])):
 """
 
 
+@pytest.mark.one_kernel
 def test_deep(lower: Path) -> None:
     """A tree as deep as a path can say is listed; a deeper one is an error, not a crash."""
     with python_box(mounts=[Overlay(lower, "/tree")]).open() as live:
@@ -309,6 +310,7 @@ for number in range(1000):
 """
 
 
+@pytest.mark.one_kernel
 def test_deep_and_many(lower: Path) -> None:
     """Long paths in great number are an error, before they fill the caller's memory."""
     with python_box(mounts=[Overlay(lower, "/tree")]).open() as live:

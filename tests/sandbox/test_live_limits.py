@@ -435,6 +435,7 @@ def _await_change(fd: int, seen: bytes) -> None:
         os.sched_yield()
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("cgroups")
 def test_freeze_that_is_interrupted() -> None:
     """Wherever an exception ends it, the sandbox says whether it is frozen."""
@@ -581,6 +582,7 @@ def test_end_while_a_handler_closes(act: str, monkeypatch: pytest.MonkeyPatch) -
     assert live.closed
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("cgroups")
 def test_threads_that_close() -> None:
     """Whoever comes second finds it closed, at whatever moment he comes."""
@@ -652,6 +654,7 @@ def test_abandoned_init_that_is_starved() -> None:
 # ---- many -------------------------------------------------------------------------
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("cgroups")
 def test_many_commands_at_once() -> None:
     """Commands with limits of their own, from many threads, do not disturb each other."""
@@ -671,6 +674,7 @@ def test_many_commands_at_once() -> None:
     assert sorted(reasons) == [Reason.EXIT] * 15 + [Reason.MEMORY] * 15
 
 
+@pytest.mark.one_kernel
 def test_many_sandboxes() -> None:
     """Many sandboxes live at the same time, and end together."""
     lives = [Sandbox().open() for _ in range(50)]

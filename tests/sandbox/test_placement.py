@@ -107,6 +107,7 @@ class TestPlacement:
         done = output_of([*command, sys.executable, "-c", code])
         assert done == "{'/'} pids\n"
 
+    @pytest.mark.one_kernel
     @pytest.mark.parametrize(
         ("injection", "step", "number"),
         [

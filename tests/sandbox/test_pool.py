@@ -439,6 +439,7 @@ def test_figures_that_nobody_can_ask_for(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(read) == 1
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("cgroups")
 def test_figures_while_the_cgroup_is_removed() -> None:
     """Threads that look, and the one that removes what they look at, agree."""

@@ -73,6 +73,7 @@ def test_result_is_a_value() -> None:
     assert result.usage is result.usage
 
 
+@pytest.mark.one_kernel
 def test_figures_are_for_several_threads() -> None:
     """Whoever looks at them between any two steps of another's look sees the same."""
 

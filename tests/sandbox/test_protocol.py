@@ -774,6 +774,7 @@ def reply(
     return REPLY.pack(version, kind, step, error, index, 0, 0, 0, 0, 0, 0, 0)
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize("attended", [False, True])
 def test_lies_about_a_start(liar: Liar, attended: bool) -> None:
     """An answer that makes no sense is an error, and none of its descriptors is kept."""
@@ -831,6 +832,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize("attended", [False, True])
 @pytest.mark.parametrize(
     "said", [(b"x", 0), (reply(HERE), 0), (reply(STARTED), 1), (reply(77), 1), (b"", 0)]

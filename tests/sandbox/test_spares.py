@@ -420,6 +420,7 @@ def test_sandbox_that_dies_while_something_is_made() -> None:
     assert children() == set()
 
 
+@pytest.mark.one_kernel
 def test_many_sandboxes_hold_few_descriptors() -> None:
     """Eight at a time have something made ahead."""
     before = len(own_fds())
@@ -507,6 +508,7 @@ def test_fork_has_none_of_it() -> None:
     assert namespaces(box)["net"] in ours
 
 
+@pytest.mark.one_kernel
 def test_forks_while_it_is_made() -> None:
     """A fork at any moment finds no thread, and its child can spawn."""
     box = Sandbox()
@@ -855,6 +857,7 @@ REST = [
 ]
 
 
+@pytest.mark.one_kernel
 def test_call_of_the_rest_that_fails(caller: Caller) -> None:
     """A call that fails when a spare is used is the error of its step; the next spawn succeeds."""
     wrong: list[object] = []
@@ -893,6 +896,7 @@ def test_who_works_ahead_keeps_no_descriptors(caller: Caller) -> None:
     assert all("CLOSE_RANGE_UNSHARE" in made[0] for made in builders)
 
 
+@pytest.mark.one_kernel
 def test_call_that_fails_ahead(caller: Caller) -> None:
     """Whatever fails while something is made ahead, nobody notices, and it is made later."""
     answer, lines = caller.traced("fill")
@@ -911,6 +915,7 @@ def test_call_that_fails_ahead(caller: Caller) -> None:
     assert wrong == []
 
 
+@pytest.mark.one_kernel
 def test_threads_that_begin_together_have_one() -> None:
     """There is one of each in a process: one that nobody knows of stays through a fork."""
 

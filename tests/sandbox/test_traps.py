@@ -190,6 +190,7 @@ def test_mark_of_a_caller_that_is_not_dumpable() -> None:
         lowlevel.prctl(4, 1)
 
 
+@pytest.mark.one_kernel
 def test_dumpable_with_many_threads() -> None:
     """The mark is there again when eight threads have spawned at once."""
     box = Sandbox()
@@ -214,6 +215,7 @@ def test_limit_of_core_files_is_untouched() -> None:
     assert resource.getrlimit(resource.RLIMIT_CORE) == before
 
 
+@pytest.mark.one_kernel
 def test_own_proc_stays_accessible_during_spawns() -> None:
     """While it spawns, the caller can open its own /proc/self/mem, maps and fd."""
     errors: list[OSError] = []
