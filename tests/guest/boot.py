@@ -35,6 +35,18 @@ SELECTION = (
     "-m",
     "not one_kernel",
 )
+SHARED = {
+    "root": ("adoption", "init", "live", "live_files", "pool", "spares"),
+    "plain": (
+        *("async", "cgroup_ahead", "interact", "lifetime"),
+        *("process", "protocol", "seccomp", "terminal"),
+    ),
+}
+"""
+What each suite alone runs of tests/sandbox: it asks the kernel for the same, whoever calls.
+Where callers differ (mounts, ids, cgroups, limits, Landlock), both run it. A module with tests
+for root only is not the plain user's.
+"""
 DEADLINE = 2400.0
 
 
@@ -83,6 +95,13 @@ def judge(reports: Mapping[str, Path]) -> bool:
             print(f"{name}: {error}")
             well = False
     return well
+
+
+def selection(name: str, whole: bool) -> tuple[str, ...]:
+    """Return pytest's arguments for a suite: what it does not leave to the other, or the whole."""
+    others = [] if whole else [SHARED[other] for other in SUITES if other != name]
+    left = (f"--ignore=tests/sandbox/test_{module}.py" for modules in others for module in modules)
+    return (*left, *SELECTION)
 
 
 def power_on(name: str, command: Sequence[str | Path], deadline: float) -> bool:
@@ -134,14 +153,20 @@ def machine(name: str, kernel: Path, initramfs: Path, disk: Path, report: Path) 
     return command
 
 
-def run(
-    work: Path, package: Path, suites: Sequence[str], deadline: float, arguments: Sequence[str]
-) -> bool:
-    """Build what the guests boot in the directory work, boot them, and judge."""
+def run(work: Path, package: Path, suites: Mapping[str, Sequence[str]], deadline: float) -> bool:
+    """
+    Build what the guests boot in the directory work, boot them, and judge.
+
+    Args:
+        work: Where to work.
+        package: nsbox: a wheel, or a checkout.
+        suites: What pytest's arguments are in each.
+        deadline: In seconds.
+    """
     kernel = image.kernel(work)
     initramfs, disk = work / "initramfs.cpio", work / "disk.img"
     image.initramfs(work, kernel, initramfs)
-    image.disk(work, package, arguments, disk)
+    image.disk(work, package, suites, disk)
     reports = {name: work / f"{name}.xml" for name in suites}
     for path in reports.values():
         path.unlink(missing_ok=True)
@@ -165,6 +190,9 @@ def main() -> int:
         "--package", type=Path, default=image.PROJECT, help="wheel to test (default: the checkout)"
     )
     parser.add_argument("--as", dest="suite", choices=SUITES, help="who runs them (default: both)")
+    parser.add_argument(
+        "--whole", action="store_true", help="run as both what CI runs only as one of them"
+    )
     parser.add_argument("--deadline", type=float, default=DEADLINE, help="in seconds (%(default)s)")
     parser.add_argument("--work", type=Path, help="directory to keep kernel and reports in")
     options, arguments = parser.parse_known_args()
@@ -172,12 +200,14 @@ def main() -> int:
     if missing:
         print(f"first: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
-    suites = (options.suite,) if options.suite else SUITES
+    names = (options.suite,) if options.suite else SUITES
+    whole = options.whole or options.suite is not None  # nobody else runs the rest
+    suites = {name: arguments or selection(name, whole) for name in names}
     with tempfile.TemporaryDirectory(prefix="nsbox-guest.") as temporary:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(exist_ok=True)
         package = options.package.resolve()
-        well = run(work, package, suites, options.deadline, arguments or SELECTION)
+        well = run(work, package, suites, options.deadline)
     return 0 if well else 1
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -163,14 +163,14 @@ def with_dependencies(directory: Path, names: Iterable[str]) -> list[Path]:
     return [files[name] for name in order]
 
 
-def disk(directory: Path, package: Path, arguments: Sequence[str], image: Path) -> None:
+def disk(directory: Path, package: Path, suites: Mapping[str, Sequence[str]], image: Path) -> None:
     """
     Make the guest's file system.
 
     Args:
         directory: Where to work.
         package: nsbox: a wheel, or a checkout.
-        arguments: Of pytest in the guest.
+        suites: Who runs tests in a guest, and pytest's arguments there.
         image: The file to write.
     """
     tree = new_tree(directory / "disk", DIRECTORIES)
@@ -199,7 +199,8 @@ def disk(directory: Path, package: Path, arguments: Sequence[str], image: Path) 
         stdout=subprocess.DEVNULL,
         check=False,
     )
-    (home / "arguments").write_text("\0".join(arguments))
+    for name, arguments in suites.items():
+        (home / f"arguments.{name}").write_text("\0".join(arguments))
     image.unlink(missing_ok=True)
     # In the guest everything belongs to root, whoever runs this.
     as_root = () if os.geteuid() == 0 else ("unshare", "--map-root-user")

@@ -44,7 +44,7 @@ esac
 (
 	echo 0 >/sys/fs/cgroup/$suite/tests/cgroup.procs
 	# shellcheck disable=SC2086 # words, on purpose
-	xargs -0 -a arguments $as \
+	xargs -0 -a "arguments.$suite" $as \
 		python3 -m pytest --color=no -p no:cacheprovider --junitxml=/tmp/report.xml
 )
 for port in /dev/vport*; do # the only one

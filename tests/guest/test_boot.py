@@ -1,5 +1,6 @@
 """A guest that dies, hangs, says nothing or reports a failure is a failure."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,20 @@ def test_machine_that_fails() -> None:
 def test_machine_that_hangs() -> None:
     """A machine that still runs after the deadline is killed, and has failed."""
     assert not boot.power_on("test", ["sleep", "1000"], 0.1)
+
+
+def test_each_module_runs_in_some_suite() -> None:
+    """What a suite leaves to the other is there, and the other runs it."""
+    left = {
+        name: {word for word in boot.selection(name, False) if word not in boot.SELECTION}
+        for name in boot.SUITES
+    }
+    assert left["root"].isdisjoint(left["plain"])
+    for word in left["root"] | left["plain"]:
+        module = (image.PROJECT / word.removeprefix("--ignore=")).read_text()
+        # What root leaves to the plain user has nothing that only root runs.
+        assert word in left["plain"] or not re.search(r'root: None|usefixtures\("root"\)', module)
+    assert all(boot.selection(name, True) == boot.SELECTION for name in boot.SUITES)
 
 
 def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
