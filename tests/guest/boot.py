@@ -36,7 +36,7 @@ SELECTION = (
     "not one_kernel",
 )
 SHARED = {
-    "root": ("adoption", "init", "live", "live_files", "pool", "spares"),
+    "root": ("adoption", "init", "live", "live_files", "pool"),
     "plain": (
         *("async", "cgroup_ahead", "interact", "lifetime"),
         *("process", "protocol", "seccomp", "terminal"),
