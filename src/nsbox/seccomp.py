@@ -268,10 +268,13 @@ def _number(where: str, value: object, limit: int) -> int:
     return value
 
 
+_MAX_ERRNO: Final = 4095  # of the kernel; libseccomp takes less than that
+
+
 def _error_number(where: str, holder: Mapping[str, Any], number: str, name: str) -> int:
     """Return the error number of an action; EPERM is the format's default."""
     if holder.get(number) is not None:
-        return _number(f"{where}: {number}", holder[number], 4096)
+        return _number(f"{where}: {number}", holder[number], _MAX_ERRNO)
     text = holder.get(name)
     if not text:
         return errno.EPERM

@@ -592,6 +592,13 @@ BAD: list[tuple[object, str]] = [
     ({"defaultAction": "SCMP_ACT_MAYBE"}, "SCMP_ACT_MAYBE"),
     ({"defaultAction": ["SCMP_ACT_ALLOW"]}, "no action"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": -1}, "defaultErrnoRet"),
+    (
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [rule("read", action="SCMP_ACT_ERRNO", errnoRet=4095)],
+        },
+        "from 0 to 4094",
+    ),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrno": "ENOPE"}, "ENOPE"),
     ({"defaultAction": "SCMP_ACT_ALLOW", "syscall": []}, "unknown key 'syscall'"),
     ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": {}}, "array"),
