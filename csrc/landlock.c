@@ -107,7 +107,7 @@ void open_queues(struct spawn *spawn)
 		return;
 	int fd = nsbox_fsconfig(context, FSCONFIG_CMD_CREATE, 0, 0, 0);
 	if (fd == 0)
-		fd = nsbox_fsmount(context, FSMOUNT_CLOEXEC, 0);
+		fd = lift(nsbox_fsmount(context, FSMOUNT_CLOEXEC, 0));
 	sys(__NR_close, context);
 	if (fd < 0)
 		return;

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from conftest import unavailable
-from nsbox import PIPE, Bind, Sandbox
+from nsbox import PIPE, Bind, Sandbox, SpawnError
 from nsbox._calls import landlock_abi
+from nsbox.errors import Step
 from support import PYTHON, expose, in_child, inside, python_box, stdout_of
 
 pytestmark = pytest.mark.usefixtures("box")
@@ -169,6 +170,38 @@ print(json.dumps([*calls, "mqueue" in open("/proc/self/mountinfo").read()]))
     box = python_box()
     for _ in range(3):
         assert inside(code, box=box) == [True, 0, 4, False]
+
+
+def test_message_queues_without_standard_streams(tmp_path: Path) -> None:
+    """Their file system is not where the payload's streams go: those get no rule of its own."""
+    log = tmp_path / "log"
+    log.touch()
+    log.chmod(0o666)
+    code = """
+import ctypes, errno, os, sys
+queue = ctypes.CDLL(None).mq_open(b"/queue", os.O_RDWR | os.O_CREAT, 0o600, None)
+try:
+    os.open("/proc/self/fd/1", os.O_RDONLY)
+except OSError as error:
+    sys.exit(100 if error.errno == errno.EACCES and queue >= 0 else 1)
+"""
+    box = python_box()
+    box.run([*PYTHON, "pass"])  # what Python imports for it is there
+
+    def child() -> tuple[int, Step]:
+        for fd in range(3):
+            os.close(fd)
+        null = os.dup2(os.open(os.devnull, os.O_RDWR), 50)
+        out = os.dup2(os.open(log, os.O_WRONLY), 51)
+        for fd in range(3):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        result = box.run([*PYTHON, code], stdin=null, stdout=out, stderr=null)
+        with pytest.raises(SpawnError) as caught:
+            box.run([*PYTHON, "pass"], stdin=null, stdout=1, stderr=null)
+        return result.returncode, caught.value.step
+
+    assert in_child(child) == (100, Step.DUP)
 
 
 def test_mounting_needs_the_file_system_part_off() -> None:
