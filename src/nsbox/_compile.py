@@ -34,6 +34,7 @@ RLIMITS: Final = {
 }
 
 
+@lru_cache(maxsize=64)
 def compile_plan(box: Description, host: Host) -> Plan:
     """
     Return the plan of a sandbox.
