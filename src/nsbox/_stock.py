@@ -262,10 +262,16 @@ class Stock:
         try:
             self._make()
             _open.add(self)
-            self._thread.start()
+            self._start()
         except BaseException:
             self.close()
             raise
+
+    def _start(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the caller is short of threads
+            raise spawn_error(errno.EAGAIN, Step.WATCH, hint=str(error)) from error
 
     # ---- for callers ----
 

@@ -100,11 +100,8 @@ def _is_possible(request: Request) -> bool:
     )
 
 
-def _short(error: OSError | RuntimeError) -> SpawnError:
-    """Return the error for a pool that cannot be kept: its thread, or what that needs to hear."""
-    if isinstance(error, RuntimeError):
-        return spawn_error(errno.EAGAIN, Step.WATCH, hint=str(error))
-    number = error.errno or errno.EIO
+def _short(number: int, error: OSError) -> SpawnError:
+    """Return the error for a pool that cannot be kept: what its thread needs to hear."""
     step = Step.WATCH if error.filename is None else Step.HOST
     return spawn_error(number, step, error.filename, hint=ANYWHERE.get(number))
 
@@ -123,8 +120,10 @@ class Pool:
             self._stock.open()
         except NsboxError:
             raise
-        except (OSError, RuntimeError) as error:  # the caller is short of descriptors or threads
-            raise _short(error) from error
+        except OSError as error:  # the caller is short of descriptors
+            if error.errno is None:
+                raise  # a signal handler's, as a TimeoutError
+            raise _short(error.errno, error) from error
 
     def spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """

@@ -507,7 +507,9 @@ def _check_open(step: Step, fd: int) -> None:
     try:
         os.get_inheritable(fd)
     except OSError as error:
-        raise bad_descriptor(error.errno or 0, step, fd) from None
+        if error.errno is None:
+            raise  # a signal handler's, as a TimeoutError
+        raise bad_descriptor(error.errno, step, fd) from None
     except OverflowError:
         raise PlanError(f"{short(fd)} is not a file descriptor") from None
 

@@ -352,6 +352,17 @@ def test_file_bound_on_a_directory_has_a_hint(tmp_path: Path) -> None:
     assert caught.value.hint is not None
 
 
+def test_handler_raises_while_descriptors_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler raises then is no bad descriptor, though it is an OSError."""
+
+    def get_inheritable(fd: int) -> bool:
+        raise TimeoutError("time is up")
+
+    monkeypatch.setattr(os, "get_inheritable", get_inheritable)
+    with pytest.raises(TimeoutError, match="time is up"):
+        Sandbox().run(TRUE, stdin=0)
+
+
 def test_cwd_through_a_magic_link_is_refused() -> None:
     """A working directory given as /proc/self/fd/N cannot be one of the host."""
     fd = os.open("/", os.O_PATH | os.O_DIRECTORY)

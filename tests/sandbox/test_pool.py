@@ -1135,6 +1135,20 @@ def test_no_thread_for_it(box: Sandbox) -> None:
     assert in_child(child) == (errno.EAGAIN, Step.WATCH)
 
 
+def test_handler_raises_while_it_is_made(box: Sandbox) -> None:
+    """What a signal handler raises comes out as it is, though it is an OSError or the like."""
+
+    class Late(TimeoutError, RuntimeError):
+        """As a program's own that is out of time."""
+
+    def handle() -> None:
+        raise Late("time is up")
+
+    for name in ("_check_size", "terms", "_make", "started"):
+        with pytest.raises(Late), meanwhile(name, handle):
+            box.pool(1)
+
+
 def test_no_descriptors_left(box: Sandbox) -> None:
     """Without descriptors callers get the error; with some again all is as before."""
 
