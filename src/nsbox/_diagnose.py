@@ -351,6 +351,12 @@ def _pivot(error: int, plan: Plan, op: Op | None, path: str | None) -> str | Non
     return None
 
 
+def _propagation(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
+    if error == errno.EINVAL:
+        return "the caller's root is no mount point (a chroot)"
+    return None
+
+
 def _setresuid(error: int, plan: Plan, op: Op | None, path: str | None) -> str | None:
     if error == errno.EINVAL:
         return f"id {plan.ids.uid} or {plan.ids.gid} is not mapped in the joined user namespace"
@@ -487,6 +493,7 @@ _ADVISORS: Final[dict[Step, _Advisor]] = {
     Step.OPEN_TREE: _source,
     Step.IDMAP: _idmap,
     Step.OPEN_PATH: _source,
+    Step.PROPAGATION: _propagation,
     Step.FSOPEN: _mount,
     Step.FSCONFIG: _mount,
     Step.FSCONFIG_CREATE: _mount,

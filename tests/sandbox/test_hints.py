@@ -6,7 +6,7 @@ import pty
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cffi
 import pytest
@@ -53,12 +53,13 @@ def test_caller_without_mapped_ids() -> None:
     assert "not mapped" in hint
 
 
-def test_chroot(rootfs: Path) -> None:
+@pytest.mark.parametrize("user", ["new", "host"])
+def test_chroot(user: Literal["new", "host"], rootfs: Path) -> None:
     """A caller in a chroot is told that it is one."""
 
     def child() -> Report:
         enter_private_mounts()
-        box = Sandbox(root="/")
+        box = Sandbox(root="/", user=user)
         for name in ("proc", "dev"):
             (rootfs / name).mkdir()
             flags = MountFlag.MS_BIND | MountFlag.MS_REC
@@ -67,8 +68,12 @@ def test_chroot(rootfs: Path) -> None:
         return _failure(box)
 
     step, code, hint = in_child(child)
-    assert (step, code) == (Step.CLONE, errno.EPERM)
-    assert "lives in a chroot" in hint
+    if user == "new":
+        assert (step, code) == (Step.CLONE, errno.EPERM)
+        assert "lives in a chroot" in hint
+    else:
+        assert (step, code) == (Step.PROPAGATION, errno.EINVAL)
+        assert "(a chroot)" in hint
 
 
 def test_covered_sysctls() -> None:
