@@ -148,20 +148,6 @@ def _look() -> Host:
     )
 
 
-def id_maps(kind: str) -> list[tuple[int, int, int]]:
-    """
-    Return the caller's uid or gid map: inside, outside, count; [] without /proc.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    try:
-        lines = _read(f"/proc/self/{kind}_map").splitlines()
-    except FileNotFoundError:
-        return []
-    return [(int(a), int(b), int(c)) for a, b, c in map(bytes.split, lines)]
-
-
 def has_capability(name: str) -> bool:
     """
     Tell whether a capability is effective in the calling thread; False without /proc.
@@ -177,8 +163,21 @@ def has_capability(name: str) -> bool:
 
 
 def is_mapped(kind: str, number: int) -> bool:
-    """Tell whether an id exists in the caller's own user namespace; may raise OSError."""
-    return any(inside <= number < inside + count for inside, _, count in id_maps(kind))
+    """
+    Tell whether an id exists in the caller's own user namespace.
+
+    True without /proc: to take root for somebody who has no other ids would let its payloads
+    be root, where the attempt to take on such an id fails.
+
+    Raises:
+        OSError: If that cannot be read.
+    """
+    try:
+        lines = _read(f"/proc/self/{kind}_map").splitlines()
+    except FileNotFoundError:
+        return True
+    maps = (map(int, line.split()) for line in lines)
+    return any(inside <= number < inside + count for inside, _, count in maps)
 
 
 def _read(path: str) -> bytes:

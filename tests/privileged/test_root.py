@@ -25,7 +25,8 @@ from nsbox import (
     UnsupportedError,
     lowlevel,
 )
-from support import SOURCE, stdout_of
+from nsbox._host import OVERFLOW_ID
+from support import SOURCE, enter_private_mounts, in_child, mount_tmpfs, stdout_of
 
 pytestmark = pytest.mark.usefixtures("root", "box")
 
@@ -40,6 +41,19 @@ def own_link(kind: str) -> str:
 
 def link(namespace: Namespace) -> str:
     return f"{namespace.kind}:[{namespace.id}]"
+
+
+@pytest.mark.parametrize("made", [Sandbox(user="host"), Sandbox(namespaces="none")])
+def test_payload_is_nobody_without_proc(made: Sandbox) -> None:
+    """Where the maps of ids cannot be read, the payload is not root all the same."""
+
+    def child() -> tuple[bytes, bytes]:
+        enter_private_mounts()
+        mount_tmpfs(Path("/proc"))
+        result = made.run(["/usr/bin/id", "-u"], capture_output=True)
+        return result.stdout, result.stderr
+
+    assert in_child(child) == (b"%d\n" % OVERFLOW_ID, b"")
 
 
 # ---- writable binds -------------------------------------------------------
