@@ -91,8 +91,8 @@ static int allow_descriptor(struct spawn *spawn, int ruleset, int fd)
 
 /*
  * POSIX message queues are files of a file system that is mounted nowhere. An
- * IPC namespace that is not ours does not let us have it: its queues stay closed.
- * So do the host's.
+ * IPC namespace that is not ours does not let us have it: its queues stay closed. So do the
+ * host's, but where the caller is its root and the user namespace is the host's, too.
  *
  * Before pivot_root(2), since it is put where it goes with the old root: to let go of a mount
  * takes a grace period of RCU, and of each detached one takes another. (If it has no such
