@@ -10,7 +10,7 @@ import os.path
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeVar
 
 from . import _host
 from ._constants import (
@@ -23,6 +23,8 @@ from ._host import Host
 from ._plan import CONTENT, NO_FLAGS, Code, Description, Ids, Op, OpFlag
 from .errors import PlanError
 from .mount import TERMINALS, Bind, Dev, Mount, Overlay, Proc, Tmpfs
+
+_MountT = TypeVar("_MountT", bound=Mount)
 
 HOME: Final = "/home/sandbox"
 _MAX_OPTION: Final = 255  # bytes in a value, by fsconfig(2)
@@ -95,10 +97,14 @@ def _behind_link(mount: Mount, links: Mapping[str, str]) -> Mount:
     first, *rest = _parts(mount.target) or ("",)
     if not rest or first not in links:
         return mount
-    moved = copy.copy(mount)
     target = os.path.normpath("/".join(("", links[first], *rest)))
-    object.__setattr__(moved, "target", "/" + target.lstrip("/"))
-    return moved
+    return _changed(mount, "target", "/" + target.lstrip("/"))
+
+
+def _changed(mount: _MountT, name: str, value: str) -> _MountT:
+    changed = copy.copy(mount)
+    object.__setattr__(changed, name, value)
+    return changed
 
 
 def without_sources(box: Description) -> tuple[Description, dict[str | None, str]]:
@@ -114,15 +120,8 @@ def without_sources(box: Description) -> tuple[Description, dict[str | None, str
         if isinstance(mount, Bind) and mount.source != mount.target and not _kernel_tree(mount):
             name = f"\0{index}"
             sources[name] = mount.source
-            mounts[index] = _changed(mount, source=name)
+            mounts[index] = _changed(mount, "source", name)
     return (box._replace(mounts=tuple(mounts)) if sources else box), sources
-
-
-def _changed(mount: Bind, **values: str) -> Bind:
-    changed = copy.copy(mount)
-    for name, value in values.items():
-        object.__setattr__(changed, name, value)
-    return changed
 
 
 def _check_mount(mount: Mount, box: Description) -> None:
@@ -399,14 +398,19 @@ def _mask_source(mount: Mount) -> str | None:
     """Return "/proc" or "/sys" for a mount that shows one of them, whole."""
     if isinstance(mount, Proc):
         return None if mount.only_processes else "/proc"
-    return _kernel_tree(mount) if isinstance(mount, Bind) else None
+    if isinstance(mount, Bind) and mount.source.startswith("/"):
+        return _kernel_tree(mount)
+    return None
 
 
 def _kernel_tree(mount: Bind) -> str | None:
-    """Return "/proc" or "/sys" for a bind of the host's, however that is spelled."""
-    # Two slashes at the beginning stay two: POSIX lets them mean something else.
-    source = os.path.normpath(mount.source).replace("//", "/")
-    return source if source in ("/proc", "/sys") else None
+    """
+    Return "/proc" or "/sys" for a bind of the host's, however that is spelled.
+
+    A relative path may be that, too: with "/" for the working directory.
+    """
+    path = "/".join(("", *_parts(os.path.normpath(mount.source))))
+    return path if path in ("/proc", "/sys") else None
 
 
 def _add_mask(build: _Builder, path: str, *, verified: str | None) -> None:
