@@ -444,8 +444,8 @@ CONTENDERS = (
     ),
     Contender(
         "nsbox, a directory each",
-        "The same with another directory of the host in each, as in a judge of many programs, which "
-        "is made, too.",
+        "The same with another directory of the host in each, as in a judge of many programs, "
+        "which is made, too.",
         lambda _view, argv, stack: _spawners.by_directory(argv, stack),
     ),
     Contender(
