@@ -1107,8 +1107,12 @@ def test_descriptors_short_when_it_is_made(box: Sandbox) -> None:
     assert {Step.WATCH, Step.HOST} <= steps
 
 
-def test_init_killed_while_it_is_made(box: Sandbox) -> None:
-    """The error says so, and not which file of it could not be opened any more."""
+def test_init_killed_while_it_is_made(box: Sandbox, root: None) -> None:
+    """
+    The error says so, and not which file of it could not be opened any more.
+
+    A plain user may open none of these, and gets a pool whose first member is of no use.
+    """
 
     def child() -> tuple[int | None, Step]:
         def kill() -> None:
