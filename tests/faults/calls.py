@@ -319,7 +319,7 @@ def harmless(calls: list[Call]) -> set[Call]:
     return found
 
 
-_MOUNTING = ("fsopen", "fsconfig", "fsmount", "move_mount")
+_MOUNTING = ("fsopen", "fsconfig", "fsmount", "fcntl", "move_mount")
 
 
 def dispensable(calls: list[Call]) -> set[Call]:
