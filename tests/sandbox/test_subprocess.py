@@ -296,7 +296,7 @@ def test_status_for_code_that_waits_by_itself(fields: dict[str, Any], reported: 
     with mock.patch("subprocess.Popen", Kept):
         assert asyncio.run(code_of_asyncio()) == reported
     for thread in threading.enumerate():
-        if thread.name.startswith("asyncio-waitpid-"):  # of asyncio's, which holds the process, too
+        if "waitpid-" in thread.name:  # of asyncio's, which holds the process, too
             thread.join()
     signs = started[0].signs_of_end()
     assert select.select(signs, [], [], 60)[0]
