@@ -183,6 +183,9 @@ class _Builder:
             readonly: Make the mount read-only when all is in place.
         """
         parent = self.holder(op.target)
+        if point is None:
+            # The last part may be a file; what is above it the plan knows, for mounts beside.
+            self.make_directories(parent, os.path.dirname(op.target))
         placed = point is not None and self.make_point(parent, op.target, point)
         flags = op.flags | OpFlag.PLACED if placed else op.flags
         index = self.add(op._replace(parent=parent, flags=flags))

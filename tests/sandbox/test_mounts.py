@@ -636,3 +636,18 @@ def test_no_default_mounts_without_root() -> None:
     """With default_mounts=False the host's programs have neither /proc, /dev nor /tmp."""
     result = Sandbox(default_mounts=False).run(["/bin/ls", "/"], capture_output=True, text=True)
     assert {"proc", "dev", "tmp", "home"}.isdisjoint(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        [Bind("/usr/share", "/srv/w/a"), Tmpfs("/srv/w/b")],
+        [Bind("/usr/share", "/tmp/w/a"), Tmpfs("/tmp/w/b"), Bind("/etc/passwd", "/tmp/w/c")],
+        [Tmpfs("/x/b"), Bind("/usr/share", "/x/b/c/d"), Tmpfs("/x/b/c/e")],
+    ],
+)
+def test_mount_points_with_parents_in_common(mounts: list[Mount]) -> None:
+    """Mounts of any kind lie beside each other in directories that are made for them."""
+    where = [mount.target for mount in mounts]
+    result = Sandbox(mounts=mounts).run(["ls", "-d", *where], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.split()) == (0, sorted(where)), result.stderr
