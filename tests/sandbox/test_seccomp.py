@@ -267,7 +267,7 @@ def test_missing_library_is_an_error() -> None:
     """Without libseccomp nothing runs unfiltered: an UnsupportedError names the package."""
     code = """
 import nsbox, nsbox._filter
-nsbox._filter.LIBRARY = "libmissing.so.0"
+nsbox._filter.LIBRARY = "missing"
 try:
     nsbox.Sandbox().run(["/bin/true"])
 except nsbox.UnsupportedError as error:
