@@ -183,10 +183,7 @@ class _Builder:
             readonly: Make the mount read-only when all is in place.
         """
         parent = self.holder(op.target)
-        if point is None:
-            # The last part may be a file; what is above it the plan knows, for mounts beside.
-            self.make_directories(parent, os.path.dirname(op.target))
-        placed = point is not None and self.make_point(parent, op.target, point)
+        placed = self.make_point(parent, op.target, point)
         flags = op.flags | OpFlag.PLACED if placed else op.flags
         index = self.add(op._replace(parent=parent, flags=flags))
         self.mounted[_parts(op.target)] = index
@@ -196,11 +193,11 @@ class _Builder:
             self.readonly.append(index)
         return index
 
-    def make_point(self, parent: int, target: str, point: Code) -> bool:
-        """Make a mount point of that kind, where that can be known."""
+    def make_point(self, parent: int, target: str, point: Code | None) -> bool:
+        """Make a mount point of that kind, where that can be known; else what is above it."""
         if point is Code.DIRECTORY:
             return self.make_directories(parent, target)
-        if not self.make_directories(parent, os.path.dirname(target)):
+        if not self.make_directories(parent, os.path.dirname(target)) or point is None:
             return False
         path = target.removeprefix(self.ops[parent].target).lstrip("/")
         self.add(Op(Code.FILE, path, parent=parent, mode=0o444))
