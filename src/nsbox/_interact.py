@@ -13,8 +13,8 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from ._calls import Descriptor
@@ -72,43 +72,25 @@ class _Session:
         self._terminal = terminal
         self._pidfd = pidfd
         self._typed = b""
-        self._wake = -1
         self._size: TerminalSize | None = None  # the caller's, as the terminal has been told
         self.signals: list[int] = []
 
     def run(self) -> bool:
         """Copy in both directions; return whether the payload or its terminal has ended."""
         mode = termios.tcgetattr(_IN)
-        handlers: dict[int, Any] = {}
-        reader, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
-        try:
-            for number in signal.valid_signals():
-                handler = signal.getsignal(number)
-                # None: C code has its own, which Python could not give back.
-                if callable(handler) or (number in _SIGNALS and handler is signal.SIG_DFL):
-                    handlers[number] = handler
-                    signal.signal(number, self._note)
-            tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
-            os.set_blocking(self._terminal.fileno(), False)
-            return self._copy(reader)
-        finally:
-            _restore(mode)
-            if not self._terminal.closed:
-                os.set_blocking(self._terminal.fileno(), True)
-            wake, self._wake = self._wake, -1
-            os.close(reader)
-            os.close(wake)
-            _give_back(handlers)
+        with _handled_by(self._note) as reader:
+            try:
+                tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
+                os.set_blocking(self._terminal.fileno(), False)
+                return self._copy(reader)
+            finally:
+                _restore(mode)
+                if not self._terminal.closed:
+                    os.set_blocking(self._terminal.fileno(), True)
 
     def _note(self, number: int, _: object) -> None:
         if number != signal.SIGWINCH:
             self.signals.append(number)
-        if self._wake >= 0:
-            try:
-                os.write(self._wake, b"!")
-            except BlockingIOError:
-                pass  # it is full of wake-ups
 
     def _copy(self, reader: int) -> bool:
         master = self._terminal.fileno()
@@ -184,14 +166,37 @@ def _print(data: bytes) -> None:
             select.select([], [_OUT], [])
 
 
-def _give_back(handlers: Mapping[int, Any]) -> None:
-    """Give the program its handlers back; one that raises does so when all of them are."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+@contextmanager
+def _handled_by(note: Callable[[int, object], None]) -> Iterator[int]:
+    """
+    Have the program's signals handled by a function, and give the program its handlers back.
+
+    Gives a descriptor to read from, which tells of signals as soon as they come. Python's
+    handlers run later, maybe after a wait that began in between.
+    """
+    handlers: dict[int, Any] = {}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number in signal.valid_signals():
+            handler = signal.getsignal(number)
+            # None: C code has its own, which Python could not give back.
+            if callable(handler) or (number in _SIGNALS and handler is signal.SIG_DFL):
+                handlers[number] = handler
+                signal.signal(number, note)
+        yield reader
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # One that raises does so when all of them are back.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+        try:
+            for caught, handler in handlers.items():
+                signal.signal(caught, handler)
+            signal.set_wakeup_fd(wakeup)
+            os.close(reader)
+            os.close(writer)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _restore(mode: list[Any]) -> None:

@@ -232,6 +232,45 @@ def test_signal_that_changes_nothing_lets_it_go_on(tmux: Tmux, tmp_path: Path) -
     assert session.finish() == 6
 
 
+# What another thread takes does not end the wait, as what comes right before it does not.
+TAKE_IT = """
+import threading
+def take():
+    open("fifo").close()
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+os.mkfifo("fifo")
+threading.Thread(target=take, daemon=True).start()
+"""
+
+
+@pytest.mark.one_kernel
+def test_signal_that_does_not_end_the_wait_is_not_missed(tmux: Tmux, tmp_path: Path) -> None:
+    """The program ends by it without another key."""
+    session = Session(tmux, tmp_path, TAKE_IT + SHELL)
+    tmux.wait_for("in>")
+    (tmp_path / "fifo").write_bytes(b"")
+    assert session.finish() == 128 + signal.SIGTERM
+
+
+@pytest.mark.one_kernel
+def test_program_has_its_wakeup_descriptor_back(tmux: Tmux, tmp_path: Path) -> None:
+    """An event loop's, which hears of what came meanwhile when the terminal is back."""
+    code = """
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+signal.set_wakeup_fd(writer)
+signal.signal(signal.SIGTERM, lambda *_: None)
+with Sandbox().spawn(["/bin/sh", "-i"], pty=True, env={"PS1": "in> "}) as process:
+    process.interact()
+sys.exit(os.read(reader, 2) != bytes([signal.SIGTERM]) or signal.set_wakeup_fd(-1) != writer)
+"""
+    session = Session(tmux, tmp_path, code)
+    tmux.wait_for("in>")
+    os.kill(session.pid, signal.SIGTERM)
+    tmux.type("exit", "Enter")
+    assert session.finish() == 0
+
+
 @pytest.mark.one_kernel
 def test_handlers_run_in_the_old_mode(tmux: Tmux, tmp_path: Path) -> None:
     """Those of any signal: one that raises just when the mode comes back would keep it raw."""
