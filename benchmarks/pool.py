@@ -272,26 +272,30 @@ def busy_command() -> list[str]:
 
 def measure_throughput(options: argparse.Namespace) -> tuple[Samples, dict[str, str]]:
     """
-    Count runs per second of 8 threads: plain, and with a pool of 8.
+    Count runs per second of 8 threads: plain, and with pools of 8.
     """
     rates: Samples = {}
     payloads = {"true": ["/bin/true"], "20 ms": busy_command()}
-    with Sandbox(limits=LIMITS).pool(THREADS) as pool:
+    with Sandbox().pool(THREADS) as plain, Sandbox(limits=LIMITS).pool(THREADS) as limited:
+        pools = {"pool": plain, POOL: limited}
         pairs: list[tuple[str, Sampler]] = []
         for name, argv in payloads.items():
             # A sandbox has a session of its own, too, and with it a share of busy processors.
-            plain = _spawners.by_command(argv, new_session=True)
-            pairs.append((f"{PLAIN}, {name}", plain))
-            pairs.append((f"{POOL}, {name}", _spawners.by_run(pool.run, argv)))
+            pairs.append((f"{PLAIN}, {name}", _spawners.by_command(argv, new_session=True)))
+            for kind, pool in pools.items():
+                pairs.append((f"{kind}, {name}", _spawners.by_run(pool.run, argv)))
         order = random.Random(options.seed)
         for _ in range(options.repeats):
             order.shuffle(pairs)
             for name, sample in pairs:
-                when_full([pool], int)()
+                when_full(list(pools.values()), int)()
                 rate = spawn_rate(sample, THREADS, options.seconds)
                 rates.setdefault(name, []).append(rate)
-        stats = pool.stats()
-    return rates, {"of the pool's runs": f"{stats.warm} warm, {stats.cold} cold"}
+        counts = {kind: pool.stats() for kind, pool in pools.items()}
+    return rates, {
+        f"of the runs, {kind}": f"{stats.warm} warm, {stats.cold} cold"
+        for kind, stats in counts.items()
+    }
 
 
 def print_throughput(rates: Samples) -> None:
