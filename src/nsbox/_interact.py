@@ -6,6 +6,7 @@ program runs while it is in raw mode: signals that would end, stop or interrupt 
 those that the program handles, are noted, and delivered when the mode is back.
 """
 
+import errno
 import os
 import select
 import signal
@@ -53,11 +54,27 @@ def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
     if not os.isatty(_IN):
         raise PlanError("interact(): stdin is not a terminal; read and write process.pty instead")
     sys.stdout.flush()
-    session, ended = _Session(terminal, pidfd), False
+    session, ended = _Session(terminal, pidfd, _own_output()), False
     while not ended:
-        ended = session.run()
-        while session.signals:
-            signal.raise_signal(session.signals.pop(0))
+        try:
+            ended = session.run()
+        finally:  # also with an error: nobody else has heard of them
+            while session.signals:
+                signal.raise_signal(session.signals.pop(0))
+
+
+def _own_output() -> Descriptor:
+    """
+    Open the caller's output once more, so that writing to it does not block.
+
+    By a flag of the open file, which others have, too, if it is not one of our own. Where
+    that may not be opened, as after su(1), writing may have to wait.
+    """
+    if os.isatty(_OUT):
+        with suppress(OSError):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+            return Descriptor(f"/proc/self/fd/{_OUT}", flags)
+    return Descriptor.duplicate(_OUT)
 
 
 class _Session:
@@ -68,10 +85,13 @@ class _Session:
         signals: Those that are to be delivered.
     """
 
-    def __init__(self, terminal: Terminal, pidfd: Descriptor | None) -> None:
+    def __init__(self, terminal: Terminal, pidfd: Descriptor | None, out: Descriptor) -> None:
         self._terminal = terminal
         self._pidfd = pidfd
+        self._out = out
         self._typed = b""
+        self._printed = b""
+        self._over = False  # the payload has ended, and all that it has printed has been read
         self._size: TerminalSize | None = None  # the caller's, as the terminal has been told
         self.signals: list[int] = []
 
@@ -94,33 +114,48 @@ class _Session:
 
     def _copy(self, reader: int) -> bool:
         master = self._terminal.fileno()
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
-        poll.register(_IN, select.POLLIN)
-        if self._pidfd is not None:
-            poll.register(self._pidfd.fileno(), select.POLLIN)
         self._follow_size()
         while not self.signals:
-            poll.register(master, select.POLLIN | (select.POLLOUT if self._typed else 0))
-            ready = dict(poll.poll())
+            if self._over and not self._printed:
+                return True
+            ready = self._wait(reader)
             if reader in ready:
                 os.read(reader, _CHUNK)
             # What is typed after a change of the size comes after it, though its signal be late.
             if reader in ready or _IN in ready:
                 self._follow_size()
             if _IN in ready and not self._listen():
-                self._terminal.close()
-                return True
+                return self._hang_up()
             if self._typed:
                 self._type()
-            if ready.get(master, 0) & ~select.POLLOUT and not self._show():
-                return True
+            if self._printed and not self._print():
+                return self._hang_up()
+            if ready.get(master, 0) & ~select.POLLOUT:
+                self._read()
             if self._pidfd is not None and self._pidfd.fileno() in ready:
                 # What was printed before the end: what the payload has left behind may print on.
-                for printed in read_rest(self._terminal):
-                    _print(printed)
-                return True
+                self._printed += b"".join(read_rest(self._terminal))
+                self._over = True
         return False
+
+    def _wait(self, reader: int) -> dict[int, int]:
+        """Wait for something to do; nothing more is read before what was is shown."""
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        poll.register(_IN, select.POLLIN)
+        if self._printed:
+            poll.register(self._out.fileno(), select.POLLOUT)
+        else:
+            typed = select.POLLOUT if self._typed else 0
+            poll.register(self._terminal.fileno(), select.POLLIN | typed)
+            if self._pidfd is not None:
+                poll.register(self._pidfd.fileno(), select.POLLIN)
+        return dict(poll.poll())
+
+    def _hang_up(self) -> bool:
+        """The caller's terminal was hung up, and so is the payload's."""
+        self._terminal.close()
+        return True
 
     def _follow_size(self) -> None:
         # Only changes: a payload may have given its terminal another size.
@@ -146,24 +181,25 @@ class _Session:
         except OSError:
             self._typed = b""  # hung up: the next read will say so
 
-    def _show(self) -> bool:
-        """Show a part of what has been printed, if there is some; return False at the end."""
+    def _read(self) -> None:
+        """Take a part of what has been printed, if there is some, or note the end."""
         try:
-            printed = self._terminal.read(_CHUNK)
+            self._printed = self._terminal.read(_CHUNK)
         except BlockingIOError:
-            return True
-        _print(printed)
-        return bool(printed)
+            return
+        self._over = not self._printed
 
-
-def _print(data: bytes) -> None:
-    """Write it all, also where the caller's descriptor does not block."""
-    rest = memoryview(data)
-    while rest:
+    def _print(self) -> bool:
+        """Show what the caller's terminal takes of it; return False if that was hung up."""
         try:
-            rest = rest[os.write(_OUT, rest) :]
+            self._printed = self._printed[os.write(self._out.fileno(), self._printed) :]
         except BlockingIOError:
-            select.select([], [_OUT], [])
+            pass
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
+        return True
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import unavailable
 from nsbox import PlanError, Sandbox
-from support import SOURCE
+from support import SOURCE, interpreter
 
 pytestmark = pytest.mark.usefixtures("box")
 
@@ -371,6 +371,70 @@ def test_pasted_text_goes_in_whole(tmux: Tmux, tmp_path: Path) -> None:
     tmux.type("echo end$((1 + 1)); exit", "Enter")
     tmux.wait_for("end2")
     assert session.finish() == 0
+
+
+# The program has both ends of the terminal that it runs on.
+ALONE = """
+import os, pty, signal, sys
+from nsbox import Sandbox
+from nsbox.terminal import Terminal
+master, slave = pty.openpty()
+os.dup2(slave, 0)
+os.dup2(slave, 1)
+os.close(slave)
+read = Terminal.read
+def read_and_act(self, size):
+    data = read(self, size)
+    act()
+    return data
+Terminal.read = read_and_act
+process = Sandbox().spawn(["/bin/sh", "-c", "echo text; read line"], pty=True)
+"""
+
+
+def test_signal_while_the_caller_s_terminal_is_full() -> None:
+    """Nobody reads what the payload prints: the caller ends by a signal all the same."""
+    code = """
+def read_much(self, size):
+    data = b""
+    while len(data) < 1 << 18:  # more than a terminal holds
+        os.set_blocking(self.fileno(), True)
+        data += read(self, size)
+    signal.alarm(60)
+    signal.raise_signal(signal.SIGTERM)
+    return data
+Terminal.read = read_much
+Sandbox().spawn(["/usr/bin/yes"], pty=True).interact()
+"""
+    assert interpreter(ALONE + code).returncode == -signal.SIGTERM
+
+
+def test_caller_s_terminal_that_is_gone() -> None:
+    """Hung up just when something is to be printed there, the payload's is hung up, too."""
+    code = """
+def act():
+    os.close(master)
+print(process.interact(), file=sys.stderr)
+"""
+    done = interpreter(ALONE + code)
+    assert (done.returncode, done.stderr) == (0, "1\n")
+
+
+def test_signal_before_an_error_is_delivered() -> None:
+    """What ends interact() does not end the signals that it has taken note of."""
+    code = """
+signal.signal(signal.SIGTERM, lambda *_: print("handled", file=sys.stderr))
+def act():
+    signal.raise_signal(signal.SIGTERM)
+    raise EOFError
+try:
+    process.interact()
+except EOFError:
+    print("error", file=sys.stderr)
+process.kill()
+"""
+    done = interpreter(ALONE + code)
+    assert done.stderr == "handled\nerror\n"
 
 
 def test_interact_needs_a_terminal() -> None:
