@@ -25,14 +25,27 @@ from .terminal import Terminal, TerminalSize, read_rest, size_of_caller
 _IN: Final = 0
 _OUT: Final = 1
 _CHUNK: Final = 65536
-_SIGNALS: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGTSTP,
-    signal.SIGWINCH,
+# What the program itself does wrong comes at once, or never; the others do no harm by themselves,
+# or stop who does not have the terminal.
+_LEFT_ALONE: Final = frozenset(
+    {
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGKILL,
+        signal.SIGSEGV,
+        signal.SIGSTOP,
+        signal.SIGSYS,
+        signal.SIGTRAP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGURG,
+    }
 )
+"""Signals that are not noted if the program has no handler for them."""
 
 
 def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
@@ -215,12 +228,9 @@ def _handled_by(note: Callable[[int, object], None]) -> Iterator[int]:
     os.set_blocking(writer, False)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        for number in signal.valid_signals():
-            handler = signal.getsignal(number)
-            # None: C code has its own, which Python could not give back.
-            if callable(handler) or (number in _SIGNALS and handler is signal.SIG_DFL):
-                handlers[number] = handler
-                signal.signal(number, note)
+        for number, handler in _program_s_handlers():
+            handlers[number] = handler
+            signal.signal(number, note)
         yield reader
     finally:
         # One that raises does so when all of them are back.
@@ -233,6 +243,28 @@ def _handled_by(note: Callable[[int, object], None]) -> Iterator[int]:
             os.close(writer)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _program_s_handlers() -> Iterator[tuple[int, Any]]:
+    """Yield what would disturb, and what Python does then."""
+    caught = _caught()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        # None, or none though it is caught: C code has its own, which Python could not give back.
+        if handler is signal.SIG_DFL:
+            if number not in _LEFT_ALONE and not caught >> (number - 1) & 1:
+                yield number, handler
+        elif callable(handler):
+            yield number, handler
+
+
+def _caught() -> int:
+    """Return the signals that have a handler, as a mask; none where /proc does not say."""
+    with suppress(OSError), open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"SigCgt:"):
+                return int(line.split()[1], 16)
+    return 0
 
 
 def _restore(mode: list[Any]) -> None:

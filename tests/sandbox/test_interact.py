@@ -205,10 +205,12 @@ def test_full_screen_program_works(tmux: Tmux, tmp_path: Path, busybox: str) -> 
         (SHELL, signal.SIGHUP, 128 + signal.SIGHUP),
         (SHELL, signal.SIGQUIT, 128 + signal.SIGQUIT),
         (SHELL, signal.SIGINT, 128 + signal.SIGINT),
+        (SHELL, signal.SIGUSR1, 128 + signal.SIGUSR1),
+        (SHELL, signal.SIGALRM, 128 + signal.SIGALRM),
         ("signal.signal(signal.SIGTERM, lambda *_: 1 / 0)\n" + SHELL, signal.SIGTERM, 1),
         ("signal.signal(signal.SIGTERM, lambda *_: os._exit(9))\n" + SHELL, signal.SIGTERM, 9),
     ],
-    ids=["term", "hup", "quit", "int", "handler that raises", "handler that exits"],
+    ids=["term", "hup", "quit", "int", "usr1", "alrm", "handler that raises", "handler that exits"],
 )
 def test_terminal_is_restored_after_a_signal(
     tmux: Tmux, tmp_path: Path, code: str, number: signal.Signals, status: int
@@ -435,6 +437,22 @@ process.kill()
 """
     done = interpreter(ALONE + code)
     assert done.stderr == "handled\nerror\n"
+
+
+def test_handler_of_c_code_stays() -> None:
+    """Python does not know of it, and could not give it back."""
+    code = """
+import faulthandler
+faulthandler.register(signal.SIGQUIT)
+def act():
+    signal.raise_signal(signal.SIGQUIT)
+    os.close(master)
+process.interact()
+signal.raise_signal(signal.SIGQUIT)
+"""
+    done = interpreter(ALONE + code)
+    assert done.returncode == 0
+    assert done.stderr.count("most recent call first") == 2
 
 
 def test_interact_needs_a_terminal() -> None:
