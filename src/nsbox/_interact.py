@@ -155,7 +155,8 @@ class _Session:
         """Wait for something to do; nothing more is read before what was is shown."""
         poll = select.poll()
         poll.register(reader, select.POLLIN)
-        poll.register(_IN, select.POLLIN)
+        # No more is taken than the payload reads; without events it still tells of its end.
+        poll.register(_IN, select.POLLIN if len(self._typed) < _CHUNK else 0)
         if self._printed:
             poll.register(self._out.fileno(), select.POLLOUT)
         else:

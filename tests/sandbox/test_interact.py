@@ -455,6 +455,29 @@ signal.raise_signal(signal.SIGQUIT)
     assert done.stderr.count("most recent call first") == 2
 
 
+def test_pasted_text_waits_for_the_payload() -> None:
+    """As long as the payload does not read, what it has not read is left where it is."""
+    code = """
+import select, threading, tty
+tty.setraw(0)
+act = lambda: None
+threading.Thread(target=os.write, args=(master, b"x" * 1_000_000), daemon=True).start()
+takes = 0
+def take_nothing(self, data):
+    global takes
+    select.select([0], [], [])  # there is more
+    takes += 1
+    if len(data) > 200_000:
+        os._exit(9)
+    if takes > 200:
+        os._exit(0)
+    raise BlockingIOError
+Terminal.write = take_nothing
+process.interact()
+"""
+    assert interpreter(ALONE + code).returncode == 0
+
+
 def test_interact_needs_a_terminal() -> None:
     """Without pty, or where stdin is no terminal, and in another thread, it is an error."""
     with Sandbox().spawn(["/bin/true"]) as process, pytest.raises(PlanError, match="pty=True"):
