@@ -59,14 +59,17 @@ def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
         pidfd: Of the payload; None if it has ended.
 
     Raises:
-        PlanError: If descriptor 0 is not a terminal; outside of the main thread, which
-            alone may handle signals.
+        PlanError: If descriptor 0 is not a terminal, descriptor 1 or the payload's terminal is
+            closed; outside of the main thread, which alone may handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         raise PlanError("interact(): only the main thread can; other threads have process.pty")
     if not os.isatty(_IN):
         raise PlanError("interact(): stdin is not a terminal; read and write process.pty instead")
-    sys.stdout.flush()
+    if terminal.closed:
+        raise PlanError("interact(): the payload's terminal has been closed")
+    if sys.stdout is not None:  # as it is if it was closed when Python started
+        sys.stdout.flush()
     session, ended = _Session(terminal, pidfd, _own_output()), False
     while not ended:
         try:
@@ -87,7 +90,14 @@ def _own_output() -> Descriptor:
         with suppress(OSError):
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
             return Descriptor(f"/proc/self/fd/{_OUT}", flags)
-    return Descriptor.duplicate(_OUT)
+    try:
+        return Descriptor.duplicate(_OUT)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        raise PlanError(
+            "interact(): stdout is closed; read and write process.pty instead"
+        ) from None
 
 
 class _Session:

@@ -478,6 +478,38 @@ process.interact()
     assert interpreter(ALONE + code).returncode == 0
 
 
+def test_caller_without_stdout() -> None:
+    """The object may be missing, and the descriptor is used; without that it is an error."""
+    code = """
+import nsbox
+act = lambda: None
+os.write(master, b"line\\n")
+sys.stdout = None
+status = process.interact()
+process = Sandbox().spawn(["/bin/true"], pty=True)
+os.close(1)
+try:
+    process.interact()
+except nsbox.PlanError as error:
+    print(status, error, file=sys.stderr)
+"""
+    assert interpreter(ALONE + code).stderr.startswith("0 interact(): stdout is closed")
+
+
+def test_payload_s_terminal_that_was_closed() -> None:
+    """There is nothing to connect any more."""
+    code = """
+import nsbox
+process.pty.close()
+try:
+    process.interact()
+except nsbox.PlanError as error:
+    print(error, file=sys.stderr)
+process.kill()
+"""
+    assert interpreter(ALONE + code).stderr.startswith("interact(): the payload's terminal")
+
+
 def test_interact_needs_a_terminal() -> None:
     """Without pty, or where stdin is no terminal, and in another thread, it is an error."""
     with Sandbox().spawn(["/bin/true"]) as process, pytest.raises(PlanError, match="pty=True"):
