@@ -26,13 +26,12 @@ _IN: Final = 0
 _OUT: Final = 1
 _CHUNK: Final = 65536
 # What the program itself does wrong comes at once, or never; the others do no harm by themselves,
-# or stop who does not have the terminal.
+# or stop who does not have the terminal. At SIGCONT it has another mode, which the shell has made.
 _LEFT_ALONE: Final = frozenset(
     {
         signal.SIGABRT,
         signal.SIGBUS,
         signal.SIGCHLD,
-        signal.SIGCONT,
         signal.SIGFPE,
         signal.SIGILL,
         signal.SIGKILL,
@@ -123,13 +122,22 @@ class _Session:
         mode = termios.tcgetattr(_IN)
         with _handled_by(self._note) as reader:
             try:
-                tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
+                self._make_raw()
                 os.set_blocking(self._terminal.fileno(), False)
                 return self._copy(reader)
             finally:
                 _restore(mode)
                 if not self._terminal.closed:
                     os.set_blocking(self._terminal.fileno(), True)
+
+    def _make_raw(self) -> None:
+        while not self.signals:
+            try:
+                tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
+                return
+            except termios.error as error:  # in the background it is stopped here, and continued
+                if error.args[0] != errno.EINTR:
+                    raise
 
     def _note(self, number: int, _: object) -> None:
         if number != signal.SIGWINCH:

@@ -308,6 +308,23 @@ def test_stopped_caller_leaves_a_usable_terminal(tmux: Tmux, tmp_path: Path) -> 
 
 
 @pytest.mark.one_kernel
+def test_caller_that_goes_on_after_sigstop(tmux: Tmux, tmp_path: Path) -> None:
+    """Nobody can take note of that, and the shell makes the terminal usable: it is raw again."""
+    resume = "stty sane; echo; echo between; read x; fg"
+    session = Session(tmux, tmp_path, SHELL, job_control=resume)
+    tmux.wait_for("in>")
+    os.kill(session.pid, signal.SIGSTOP)
+    tmux.wait_for("between")
+    tmux.type("", "Enter")
+    tmux.type("echo on$((1 + 1))", "Enter")
+    tmux.wait_for("on2")
+    tmux.type("C-c")
+    tmux.wait_for("^C")
+    tmux.type("exit 8", "Enter")
+    assert session.finish() == 8
+
+
+@pytest.mark.one_kernel
 def test_killed_payload_ends_it(tmux: Tmux, tmp_path: Path) -> None:
     """SIGKILL of the payload: its status is returned, the terminal is as before."""
     code = """
