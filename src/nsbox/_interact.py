@@ -243,25 +243,36 @@ def _handled_by(note: Callable[[int, object], None]) -> Iterator[int]:
     handlers run later, maybe after a wait that began in between.
     """
     handlers: dict[int, Any] = {}
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         for number, handler in _program_s_handlers():
             handlers[number] = handler
             signal.signal(number, note)
-        yield reader
+        # From here on none of them raises.
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            os.close(reader)
+            os.close(writer)
     finally:
         # One that raises does so when all of them are back.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
         try:
-            for caught, handler in handlers.items():
-                signal.signal(caught, handler)
-            signal.set_wakeup_fd(wakeup)
-            os.close(reader)
-            os.close(writer)
+            _give_back(handlers)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _give_back(handlers: dict[int, Any]) -> None:
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    except BaseException:
+        _give_back(handlers)  # another thread has taken a signal, whose handler has raised here
+        raise
 
 
 def _program_s_handlers() -> Iterator[tuple[int, Any]]:

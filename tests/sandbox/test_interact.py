@@ -527,6 +527,43 @@ process.kill()
     assert interpreter(ALONE + code).stderr.startswith("interact(): the payload's terminal")
 
 
+def test_handler_raises_before_all_are_back() -> None:
+    """A signal that another thread has taken, which blocks none: the others are given back."""
+    code = """
+import threading
+def raises(*_):
+    raise EOFError
+signal.signal(signal.SIGHUP, raises)
+was = {number: signal.getsignal(number) for number in signal.valid_signals()}
+count = len(os.listdir("/proc/self/fd"))
+now = threading.Event()
+def take():
+    now.wait()
+    signal.pthread_kill(threading.get_ident(), signal.SIGHUP)
+thread = threading.Thread(target=take)
+thread.start()
+set_handler = signal.signal
+def set_and_get_one(number, handler):
+    set_handler(number, handler)
+    if handler is raises:
+        signal.signal = set_handler
+        now.set()
+        thread.join()
+signal.signal = set_and_get_one
+act = lambda: None
+os.write(master, b"line\\n")
+try:
+    process.interact()
+except EOFError:
+    print("raised", file=sys.stderr)
+back = {number: signal.getsignal(number) for number in signal.valid_signals()}
+wakeup = signal.set_wakeup_fd(-1)
+print(back == was, wakeup, len(os.listdir("/proc/self/fd")) - count, file=sys.stderr)
+process.kill()
+"""
+    assert interpreter(ALONE + code).stderr == "raised\nTrue -1 0\n"
+
+
 def test_interact_needs_a_terminal() -> None:
     """Without pty, or where stdin is no terminal, and in another thread, it is an error."""
     with Sandbox().spawn(["/bin/true"]) as process, pytest.raises(PlanError, match="pty=True"):
