@@ -70,7 +70,7 @@ def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
     if sys.stdout is not None:  # as it is if it was closed when Python started
         sys.stdout.flush()
     session, ended = _Session(terminal, pidfd, _own_output()), False
-    while not ended:
+    while not ended and not terminal.closed:  # as a handler may have done
         try:
             ended = session.run()
         finally:  # also with an error: nobody else has heard of them

@@ -564,6 +564,17 @@ process.kill()
     assert interpreter(ALONE + code).stderr == "raised\nTrue -1 0\n"
 
 
+def test_handler_that_closes_the_payload_s_terminal() -> None:
+    """The terminal has ended, and with it interact()."""
+    code = """
+signal.signal(signal.SIGUSR1, lambda *_: process.pty.close())
+def act():
+    signal.raise_signal(signal.SIGUSR1)
+print(process.interact(), file=sys.stderr)
+"""
+    assert interpreter(ALONE + code).stderr == "1\n"
+
+
 def test_interact_needs_a_terminal() -> None:
     """Without pty, or where stdin is no terminal, and in another thread, it is an error."""
     with Sandbox().spawn(["/bin/true"]) as process, pytest.raises(PlanError, match="pty=True"):
