@@ -199,6 +199,8 @@ class _Session:
         """Take what has been typed; without more to come, the caller's terminal was hung up."""
         try:
             typed = os.read(_IN, _CHUNK)
+        except BlockingIOError:
+            return True  # somebody else has read it
         except OSError:
             typed = b""
         self._typed += typed

@@ -575,6 +575,33 @@ print(process.interact(), file=sys.stderr)
     assert interpreter(ALONE + code).stderr == "1\n"
 
 
+def test_what_somebody_else_reads_from_a_terminal_that_does_not_block() -> None:
+    """Nothing to read any more is no hang-up."""
+    code = """
+import select
+os.set_blocking(0, False)
+poll, taken = select.poll, False
+class Other:
+    def __init__(self):
+        self.inner = poll()
+        self.register = self.inner.register
+    def poll(self):
+        global taken
+        if taken:
+            os.write(master, b"line\\n")
+            select.poll = poll
+        ready = self.inner.poll()
+        if not taken and 0 in dict(ready):
+            taken = os.read(0, 4096)
+        return ready
+select.poll = Other
+act = lambda: None
+os.write(master, b"lost")
+print(process.interact(), file=sys.stderr)
+"""
+    assert interpreter(ALONE + code).stderr == "0\n"
+
+
 def test_interact_needs_a_terminal() -> None:
     """Without pty, or where stdin is no terminal, and in another thread, it is an error."""
     with Sandbox().spawn(["/bin/true"]) as process, pytest.raises(PlanError, match="pty=True"):
