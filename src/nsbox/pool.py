@@ -208,11 +208,11 @@ class Pool:
             closed, whatever still runs is killed.
 
         Raises:
-            PlanError: If the pool is closed.
+            PlanError: If the pool is closed, or the commands are none.
             UnsupportedError: If no thread can be started to wait for a run; on the way.
         """
         self._stock.check()
-        return _results(self, commands, options, self._stock.size)
+        return _results(self, _iterator(commands), options, self._stock.size)
 
     def stats(self) -> PoolStats:
         """Return what it has, and what has become of its sandboxes so far."""
@@ -294,6 +294,17 @@ def _check_size(value: object) -> int:
 
 
 # ---- many runs --------------------------------------------------------------
+
+
+def _iterator(commands: Iterable[Args]) -> Iterator[Args]:
+    try:
+        if not isinstance(commands, (str, bytes)):  # which would be commands of one letter
+            return iter(commands)
+    except TypeError:
+        pass
+    raise PlanTypeError(
+        f"commands: must be an iterable with the args of each, not {commands!r}; run() takes one"
+    )
 
 
 class _Run(threading.Thread):

@@ -972,6 +972,13 @@ def test_error_in_map_comes_in_its_place(pool: Pool) -> None:
         next(results)
 
 
+@pytest.mark.parametrize("commands", [5, None, "echo hi", b"echo hi"])
+def test_map_of_what_is_no_list_of_commands(pool: Pool, commands: Any) -> None:
+    """It is named, before anything runs."""
+    with pytest.raises(TypeError, match=r"commands: .*run\(\) takes one"):
+        pool.map(commands)
+
+
 def test_map_without_threads(pool: Pool) -> None:
     """Where no thread can be started that is an error of ours, and what runs is killed."""
     before = threading.stack_size()
