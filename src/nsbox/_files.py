@@ -112,6 +112,7 @@ def copy_in(opener: Opener, host_path: str, path: str, most: int) -> None:
     with _about(host_path, _ON_HOST), source as fd:
         info = os.fstat(fd)
         _check_regular(info, host_path)
+        _check_size(info.st_size, most, host_path)  # before the file inside is touched
         chunks = _chunks(fd, most, host_path)
         _fill(opener, path, chunks, info.st_size, stat.S_IMODE(info.st_mode) & 0o777)
 

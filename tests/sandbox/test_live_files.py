@@ -257,6 +257,20 @@ def test_cap(live: Live, tmp_path: Path) -> None:
     sh(live, "test ! -e large")
 
 
+def test_copy_of_what_is_too_large_changes_nothing(live: Live, tmp_path: Path) -> None:
+    """No room is made for it, and a file that is there is as before."""
+    live.write_file("/tree/file", b"content")
+    (tmp_path / "large").touch()
+    for size in (1000, 1 << 40):
+        os.truncate(tmp_path / "large", size)
+        for name in ("file", "new"):
+            with pytest.raises(FileError, match="max_size") as caught:
+                live.copy_in(tmp_path / "large", f"/tree/{name}", max_size=999)
+            assert caught.value.errno == errno.EFBIG
+    assert live.read_file("/tree/file") == b"content"
+    sh(live, "test ! -e new")
+
+
 def test_sparse_giant(live: Live, tmp_path: Path) -> None:
     """A file of a tebibyte without a byte in it is refused at once."""
     sh(live, "truncate -s 1099511627776 giant")
