@@ -15,7 +15,7 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 
 from ._calls import Descriptor
@@ -69,13 +69,14 @@ def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
         raise PlanError("interact(): the payload's terminal has been closed")
     if sys.stdout is not None:  # as it is if it was closed when Python started
         sys.stdout.flush()
-    session, ended = _Session(terminal, pidfd, _own_output()), False
-    while not ended and not terminal.closed:  # as a handler may have done
-        try:
-            ended = session.run()
-        finally:  # also with an error: nobody else has heard of them
-            while session.signals:
-                signal.raise_signal(session.signals.pop(0))
+    with closing(_own_output()) as out:
+        session, ended = _Session(terminal, pidfd, out), False
+        while not ended and not terminal.closed:  # as a handler may have done
+            try:
+                ended = session.run()
+            finally:  # also with an error: nobody else has heard of them
+                while session.signals:
+                    signal.raise_signal(session.signals.pop(0))
 
 
 def _own_output() -> Descriptor:
