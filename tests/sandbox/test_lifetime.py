@@ -388,6 +388,16 @@ def test_waits_from_several_threads() -> None:
     assert statuses == [6] * 8
 
 
+def interrupt_main(over: threading.Event) -> None:
+    """Send SIGINT to the main thread, and again as long as it has not heard."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
+    # One that comes right before a blocking call ends none, as everywhere in Python.
+    while not over.wait(5):
+        signal.pthread_kill(main, signal.SIGINT)
+
+
 def test_keyboard_interrupt_in_run_kills_the_sandbox(lifeline: tuple[IO[bytes], int]) -> None:
     """KeyboardInterrupt during run() leaves no process of the sandbox."""
     reader, writer = lifeline
@@ -398,12 +408,7 @@ def test_keyboard_interrupt_in_run_kills_the_sandbox(lifeline: tuple[IO[bytes], 
 
         def interrupt() -> None:
             os.read(ready, 1)  # the payload runs, and so run() waits, or is about to
-            main = threading.main_thread().ident
-            assert main is not None
-            signal.pthread_kill(main, signal.SIGINT)
-            # One that comes right before a blocking call ends none, as everywhere in Python.
-            while not over.wait(5):
-                signal.pthread_kill(main, signal.SIGINT)
+            interrupt_main(over)
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         thread = threading.Thread(target=interrupt)
@@ -432,14 +437,12 @@ def test_keyboard_interrupt_during_the_spawn_leaves_nothing(
     def child() -> list[str]:
         box = Sandbox()
         box.run(["/bin/true"])
-        main = threading.main_thread().ident
-        assert main is not None
-        about_to_spawn = threading.Event()
+        about_to_spawn, over = threading.Event(), threading.Event()
         null = os.open("/dev/null", os.O_WRONLY)  # now, as it lets go of the interpreter too
 
         def interrupt() -> None:
             about_to_spawn.wait()  # goes on when the main thread lets go of the interpreter
-            signal.pthread_kill(main, signal.SIGINT)
+            interrupt_main(over)
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         thread = threading.Thread(target=interrupt)
@@ -450,7 +453,9 @@ def test_keyboard_interrupt_during_the_spawn_leaves_nothing(
             box.run([SH, "-c", TREE], stdout=null, pass_fds=[writer])
         except KeyboardInterrupt:
             outcome = "interrupted"
-        thread.join()
+        finally:
+            over.set()
+            thread.join()
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return [outcome, file.read()]
 
