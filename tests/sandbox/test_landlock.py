@@ -16,6 +16,7 @@ import pytest
 from conftest import unavailable
 from nsbox import PIPE, Bind, Sandbox, SpawnError
 from nsbox._calls import landlock_abi
+from nsbox._spares import settle
 from nsbox.errors import Step
 from support import PYTHON, expose, in_child, inside, python_box, stdout_of
 
@@ -197,6 +198,7 @@ except OSError as error:
             with contextlib.suppress(OSError):
                 os.close(fd)
         result = box.run([*PYTHON, code], stdin=null, stdout=out, stderr=null)
+        settle()  # what the thread that works ahead has open on its way is open
         with pytest.raises(SpawnError) as caught:
             box.run([*PYTHON, "pass"], stdin=null, stdout=1, stderr=null)
         return result.returncode, caught.value.step
