@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .errors import PlanError, PlanTypeError
@@ -80,15 +80,18 @@ def check_bool(name: str, value: object) -> bool:
     return value
 
 
-def check_items(name: str, value: Any) -> tuple[Any, ...]:
-    """Return the items of a collection, which may be an iterator."""
+def check_iterable(name: str, value: Any) -> Iterator[Any]:
     try:
-        items = iter(value)
+        return iter(value)
     except TypeError:
         raise PlanTypeError(
             f"{name}: must be a list or another iterable, not {short(value)}"
         ) from None
-    return tuple(items)
+
+
+def check_items(name: str, value: Any) -> tuple[Any, ...]:
+    """Return the items of a collection, which may be an iterator."""
+    return tuple(check_iterable(name, value))
 
 
 def check_text(name: str, value: object) -> str:

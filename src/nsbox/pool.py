@@ -21,7 +21,7 @@ from ._payload import Args
 from ._request import Request
 from ._run import STREAM_LIMIT, Running, RunOptions, SpawnOptions, run
 from ._stock import PoolStats, Stock, World
-from ._values import short
+from ._values import check_iterable, short
 from .errors import (
     NsboxError,
     PlanError,
@@ -212,7 +212,13 @@ class Pool:
             UnsupportedError: If no thread can be started to wait for a run; on the way.
         """
         self._stock.check()
-        return _results(self, _iterator(commands), options, self._stock.size)
+        if isinstance(commands, (str, bytes)):  # each letter would be one
+            raise PlanTypeError(
+                f"commands: must be a list of commands, not the one {short(commands)}; "
+                "run() is for one"
+            )
+        waiting = check_iterable("commands", commands)
+        return _results(self, waiting, options, self._stock.size)
 
     def stats(self) -> PoolStats:
         """Return what it has, and what has become of its sandboxes so far."""
@@ -294,17 +300,6 @@ def _check_size(value: object) -> int:
 
 
 # ---- many runs --------------------------------------------------------------
-
-
-def _iterator(commands: Iterable[Args]) -> Iterator[Args]:
-    try:
-        if not isinstance(commands, (str, bytes)):  # which would be commands of one letter
-            return iter(commands)
-    except TypeError:
-        pass
-    raise PlanTypeError(
-        f"commands: must be an iterable with the args of each, not {commands!r}; run() takes one"
-    )
 
 
 class _Run(threading.Thread):

@@ -975,7 +975,7 @@ def test_error_in_map_comes_in_its_place(pool: Pool) -> None:
 @pytest.mark.parametrize("commands", [5, None, "echo hi", b"echo hi"])
 def test_map_of_what_is_no_list_of_commands(pool: Pool, commands: Any) -> None:
     """It is named, before anything runs."""
-    with pytest.raises(TypeError, match=r"commands: .*run\(\) takes one"):
+    with pytest.raises(TypeError, match="commands: "):
         pool.map(commands)
 
 
