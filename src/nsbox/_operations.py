@@ -73,6 +73,8 @@ def _all_mounts(box: Description, host: Host) -> list[Mount]:
     """Return what to mount below the root, sorted so that each comes after what holds it."""
     taken: dict[str, Mount] = {}
     links = dict(host.links) if box.root is None else {}
+    for mount in box.mounts:
+        links.pop(mount.target[1:], None)  # there will be no such link
     for given in box.mounts:
         mount = _behind_link(given, links)
         _check_mount(mount, box)

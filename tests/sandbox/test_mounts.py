@@ -651,3 +651,12 @@ def test_mount_points_with_parents_in_common(mounts: list[Mount]) -> None:
     where = [mount.target for mount in mounts]
     result = Sandbox(mounts=mounts).run(["ls", "-d", *where], capture_output=True, text=True)
     assert (result.returncode, result.stdout.split()) == (0, sorted(where)), result.stderr
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_mount_that_replaces_a_link_of_ours(step: int) -> None:
+    """A mount on /sbin is one there, whatever /sbin is by default; so is what lies within."""
+    mounts = [Tmpfs("/sbin", size="64K"), Tmpfs("/sbin/within", size="64K")]
+    table = mount_table(Sandbox(mounts=mounts[::step]))
+    assert {"/sbin", "/sbin/within"} <= table.keys()
+    assert "/usr/sbin/within" not in table
