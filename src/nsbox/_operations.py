@@ -383,17 +383,23 @@ def _add_masks(build: _Builder, box: Description, host: Host, mounts: Sequence[M
     """
     Hide files of each procfs and of the host's /sys, and what the user names.
 
-    What only root can read is hidden from those who are root to the host.
+    What only root can read is hidden from those who are root to the host. What lies in a
+    directory that the user names is hidden with that.
     """
     by_root = build.ids.host_uid == 0
     hidden = [path for path, readable in host.masks if readable or by_root]
-    for mount in mounts:
-        holder = _mask_source(mount)
-        for path in hidden:
-            if holder is not None and _within(path, holder):
-                _add_mask(build, mount.target + path.removeprefix(holder), verified=holder)
-    for path in box.masks:
-        _add_mask(build, path, verified=None)
+    masks: list[tuple[str, str | None]] = [
+        (mount.target + path.removeprefix(holder), holder)
+        for mount in mounts
+        if (holder := _mask_source(mount)) is not None
+        for path in hidden
+        if _within(path, holder)
+    ]
+    masks += [(path, None) for path in box.masks]
+    named = {_parts(path) for path in box.masks}
+    for path, verified in masks:
+        if verified == "/proc" or named.isdisjoint(_above(path)):
+            _add_mask(build, path, verified=verified)
 
 
 def _mask_source(mount: Mount) -> str | None:

@@ -185,6 +185,16 @@ def test_masks_hide_files_and_directories() -> None:
     assert output.split() == []
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_masks_within_masks(step: int) -> None:
+    """What lies in a masked directory is hidden with it, in whatever order they are named."""
+    box = Sandbox(masks=["/usr/share", "/usr/share/doc"][::step])
+    assert _sh("ls -A /usr/share", box) == (0, "")
+    with box.pool(1) as pool:
+        assert pool.run(["ls", "-A", "/usr/share"], capture_output=True).stdout == b""
+        assert pool.stats().warm == 1
+
+
 def test_masks_stay_inside(tmp_path: Path) -> None:
     """A link in a mount leads a mask to where it leads the payload: not to the host."""
     tmp_path.chmod(0o755)
