@@ -33,6 +33,10 @@ class Paths:
     def __len__(self) -> int:
         return len(self._texts)
 
+    def text(self, number: int) -> str:
+        """Return one of them."""
+        return os.fsdecode(ffi.string(self._texts[number]))
+
 
 class View:
     """
@@ -69,8 +73,9 @@ class View:
         ret = lib.nsbox_view_take(self.struct)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret), "/proc/thread-self/mountinfo")
-        if root is not None and any(seen.inode == 0 for seen in self._seen):
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a mount point")
+        missing = (number for number, seen in enumerate(self._seen) if seen.inode == 0)
+        if root is not None and (number := next(missing, None)) is not None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), paths.text(number))
 
     def close(self) -> None:
         """Let go of the descriptors; it does not hold any more then."""

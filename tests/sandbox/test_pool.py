@@ -682,6 +682,17 @@ def test_mount_point_behind_a_link(tmp_path: Path) -> None:
         assert pool.stats().warm == 1
 
 
+def test_mount_that_another_one_hides(tmp_path: Path) -> None:
+    """Whether it was moved cannot be told, so there is no pool, and the error names it."""
+    tree = expose_directory(expose(tmp_path) / "tree")
+    expose_directory(expose_directory(tree / "b") / "x")
+    (tree / "a").symlink_to("b")
+    box = Sandbox(mounts=[Bind(tree, "/tree"), Tmpfs("/tree/a/x"), Tmpfs("/tree/b")])
+    with pytest.raises(SpawnError) as caught:
+        box.pool(1)
+    assert (caught.value.errno, caught.value.path) == (errno.ENOENT, "/tree/a/x")
+
+
 def test_namespace_that_was_closed() -> None:
     """A namespace to join that was closed is an error, though the sandboxes are in it."""
     with (
