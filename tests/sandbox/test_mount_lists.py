@@ -343,6 +343,8 @@ def _check_runs(box: Sandbox, world: World, program: str, ends: Counter[str]) ->
         ends["pool"] += pool.stats().warm
 
 
+# An older kernel looks paths up no other way, and an emulated one takes minutes.
+@pytest.mark.one_kernel
 def test_lists_of_mounts(trees: Path, busybox: str, request: pytest.FixtureRequest) -> None:
     """Whatever lies above, within or beside what: the payload sees it, and the host stays."""
     examples = 1000 if request.config.getoption("--long") else 80
