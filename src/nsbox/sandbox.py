@@ -90,7 +90,9 @@ class Sandbox:
             made in an overlay above it; the directory itself is never changed.
         writable: Make the root writable.
         mounts: Bind, Tmpfs, Proc, Dev and Overlay objects, in any order. One
-            on the target of a default mount, or above it, replaces that.
+            on the target of a default mount, or above it, replaces that. Where a
+            link of a root leads the target of one into that of another, name
+            both by where they are, or the second may hide the first.
         default_mounts: Mount /proc (the host's, read-only, with pid="host"),
             /dev, /tmp and, with no root given, the home directory. Default True.
         masks: Paths inside that are to be hidden, whatever mount shows them: a file
