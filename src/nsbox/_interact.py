@@ -120,10 +120,11 @@ class _Session:
 
     def run(self) -> bool:
         """Copy in both directions; return whether the payload or its terminal has ended."""
-        mode = termios.tcgetattr(_IN)
         with _handled_by(self._note) as reader:
+            mode = self._make_raw()
+            if mode is None:
+                return False
             try:
-                self._make_raw()
                 os.set_blocking(self._terminal.fileno(), False)
                 return self._copy(reader)
             finally:
@@ -131,14 +132,17 @@ class _Session:
                 if not self._terminal.closed:
                     os.set_blocking(self._terminal.fileno(), True)
 
-    def _make_raw(self) -> None:
+    def _make_raw(self) -> list[Any] | None:
+        """Return the mode from before; None, and it is still that, if a signal was first."""
         while not self.signals:
+            mode = termios.tcgetattr(_IN)  # in the background it may be one of the shell's own
             try:
                 tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
-                return
+                return mode
             except termios.error as error:  # in the background it is stopped here, and continued
                 if error.args[0] != errno.EINTR:
                     raise
+        return None
 
     def _note(self, number: int, _: object) -> None:
         if number != signal.SIGWINCH:

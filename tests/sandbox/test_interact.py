@@ -325,6 +325,21 @@ def test_caller_that_goes_on_after_sigstop(tmux: Tmux, tmp_path: Path) -> None:
 
 
 @pytest.mark.one_kernel
+def test_caller_that_was_in_the_background(tmux: Tmux, tmp_path: Path) -> None:
+    """What comes back is not the mode that a shell has for itself meanwhile."""
+    resume = (
+        "stty -icanon -echo; bg\n"
+        "until grep -q '^State:.T' /proc/$(cat pid)/status; do sleep 0.1; done\n"
+        "stty icanon echo; fg"
+    )
+    code = "os.kill(os.getpid(), signal.SIGSTOP)\n" + SHELL
+    session = Session(tmux, tmp_path, code, job_control=resume)
+    tmux.wait_for("in>")
+    tmux.type("exit 8", "Enter")
+    assert session.finish() == 8
+
+
+@pytest.mark.one_kernel
 def test_killed_payload_ends_it(tmux: Tmux, tmp_path: Path) -> None:
     """SIGKILL of the payload: its status is returned, the terminal is as before."""
     code = """
