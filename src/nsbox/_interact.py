@@ -121,7 +121,12 @@ class _Session:
     def run(self) -> bool:
         """Copy in both directions; return whether the payload or its terminal has ended."""
         with _handled_by(self._note) as reader:
-            mode = self._make_raw()
+            try:
+                mode = self._make_raw()
+            except termios.error:
+                if os.isatty(_IN):
+                    raise
+                return self._hang_up()  # before the first wait, or while signals were delivered
             if mode is None:
                 return False
             try:

@@ -454,6 +454,18 @@ print(process.interact(), file=sys.stderr)
     assert (done.returncode, done.stderr) == (0, "1\n")
 
 
+def test_caller_s_terminal_that_is_gone_after_a_signal() -> None:
+    """As when SIGHUP is noted before the hang-up is, and its handler lets the program go on."""
+    code = """
+signal.signal(signal.SIGHUP, lambda *_: None)
+def act():
+    os.close(master)
+    signal.raise_signal(signal.SIGHUP)
+print(process.interact(), file=sys.stderr)
+"""
+    assert interpreter(ALONE + code).stderr == "1\n"
+
+
 def test_signal_before_an_error_is_delivered() -> None:
     """What ends interact() does not end the signals that it has taken note of."""
     code = """
