@@ -75,8 +75,17 @@ def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
             try:
                 ended = session.run()
             finally:  # also with an error: nobody else has heard of them
-                while session.signals:
-                    signal.raise_signal(session.signals.pop(0))
+                _deliver(session.signals)
+
+
+def _deliver(signals: list[int]) -> None:
+    """Deliver all of them, though a handler raises."""
+    try:
+        while signals:
+            signal.raise_signal(signals.pop(0))
+    finally:
+        if signals:
+            _deliver(signals)
 
 
 def _own_output() -> Descriptor:

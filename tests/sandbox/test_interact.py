@@ -483,6 +483,23 @@ process.kill()
     assert done.stderr == "handled\nerror\n"
 
 
+def test_signal_after_one_whose_handler_raises_is_delivered() -> None:
+    """What the first does is no reason to forget the second."""
+    code = """
+def raises(*_):
+    raise EOFError
+signal.signal(signal.SIGUSR1, raises)
+def act():
+    signal.raise_signal(signal.SIGUSR1)
+    signal.raise_signal(signal.SIGTERM)
+try:
+    process.interact()
+except EOFError:
+    process.kill()
+"""
+    assert interpreter(ALONE + code).returncode == -signal.SIGTERM
+
+
 def test_handler_of_c_code_stays() -> None:
     """Python does not know of it, and could not give it back."""
     code = """
