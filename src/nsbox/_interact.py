@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import signal
+import stat
 import sys
 import termios
 import threading
@@ -95,7 +96,7 @@ def _own_output() -> Descriptor:
     By a flag of the open file, which others have, too, if it is not one of our own. Where
     that may not be opened, as after su(1), writing may have to wait.
     """
-    if os.isatty(_OUT):
+    if os.isatty(_OUT) or _is_pipe(_OUT):
         with suppress(OSError):
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
             return Descriptor(f"/proc/self/fd/{_OUT}", flags)
@@ -107,6 +108,12 @@ def _own_output() -> Descriptor:
         raise PlanError(
             "interact(): stdout is closed; read and write process.pty instead"
         ) from None
+
+
+def _is_pipe(fd: int) -> bool:
+    with suppress(OSError):
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
+    return False
 
 
 class _Session:

@@ -443,6 +443,25 @@ Sandbox().spawn(["/usr/bin/yes"], pty=True).interact()
     assert interpreter(ALONE + code).returncode == -signal.SIGTERM
 
 
+def test_signal_while_a_pipe_is_full() -> None:
+    """Nor does it wait for who reads that, though another thread takes it and ends no write."""
+    code = """
+import select, threading, time
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+def take():
+    while select.select([], [1], [], 0)[1]:
+        time.sleep(0.01)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(20)
+    os._exit(9)
+Terminal.read = lambda self, size: b"x" * (1 << 18)  # more than a pipe holds
+threading.Thread(target=take, daemon=True).start()
+process.interact()
+"""
+    assert interpreter(ALONE + code).returncode == -signal.SIGTERM
+
+
 def test_caller_s_terminal_that_is_gone() -> None:
     """Hung up just when something is to be printed there, the payload's is hung up, too."""
     code = """
