@@ -383,8 +383,8 @@ def _add_masks(build: _Builder, box: Description, host: Host, mounts: Sequence[M
     """
     Hide files of each procfs and of the host's /sys, and what the user names.
 
-    What only root can read is hidden from those who are root to the host. What lies in a
-    directory that the user names is hidden with that.
+    What only root can read is hidden from those who are root to the host. What lies in another
+    one comes before that, which hides it: it may be a link that leads out.
     """
     by_root = build.ids.host_uid == 0
     hidden = [path for path, readable in host.masks if readable or by_root]
@@ -395,11 +395,10 @@ def _add_masks(build: _Builder, box: Description, host: Host, mounts: Sequence[M
         for path in hidden
         if _within(path, holder)
     ]
-    masks += [(path, None) for path in box.masks]
-    named = {_parts(path) for path in box.masks}
+    inner_first = sorted(box.masks, key=lambda path: len(_parts(path)), reverse=True)
+    masks += [(path, None) for path in inner_first]
     for path, verified in masks:
-        if verified == "/proc" or named.isdisjoint(_above(path)):
-            _add_mask(build, path, verified=verified)
+        _add_mask(build, path, verified=verified)
 
 
 def _mask_source(mount: Mount) -> str | None:

@@ -7,7 +7,7 @@ looks first whether all of them still lead where they led.
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from ._calls import Descriptor, string_array
@@ -109,9 +109,21 @@ def mount_points(plan: Plan) -> Paths:
     Return the paths inside that lead to a mount by directories of the host.
 
     Whoever may change those can move the mount away, or remove it together with its
-    mount point.
+    mount point. But for masks within masks, to which no path leads any more.
     """
-    return Paths(op.path(plan.ops) for op in plan.ops if _is_on_host(op, plan.ops))
+    masks = {op.path(plan.ops) for op in plan.ops if op.code is Code.MASK}
+    return Paths(
+        op.path(plan.ops)
+        for op in plan.ops
+        if _is_on_host(op, plan.ops)
+        and (op.code is not Code.MASK or masks.isdisjoint(_above(op.path(plan.ops))))
+    )
+
+
+def _above(path: str) -> Iterator[str]:
+    while path != "/":
+        path = os.path.dirname(path)
+        yield path
 
 
 def _is_on_host(op: Op, ops: Sequence[Op]) -> bool:

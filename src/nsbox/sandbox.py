@@ -97,10 +97,9 @@ class Sandbox:
             /dev, /tmp and, with no root given, the home directory. Default True.
         masks: Paths inside that are to be hidden, whatever mount shows them: a file
             reads as empty, a directory has nothing in it, neither can be written.
-            A path that does not exist is an error of the spawn, unless it is below
-            another one. Masked without asking: files of /proc, and of /sys if it is
-            bound, that tell of the host or of its other users (interrupts, keys,
-            firmware, ...).
+            A path that does not exist is an error of the spawn. Masked without
+            asking: files of /proc, and of /sys if it is bound, that tell of the
+            host or of its other users (interrupts, keys, firmware, ...).
         hostname: Default "sandbox". Needs uts="new".
         cwd: Working directory inside, absolute. Default "/". "host": the path
             that the caller's has at each spawn, which must exist inside.

@@ -195,6 +195,16 @@ def test_masks_within_masks(step: int) -> None:
         assert pool.stats().warm == 1
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_mask_of_a_link_within_a_mask(tmp_path: Path, step: int) -> None:
+    """What the link leads to is hidden, though it lies elsewhere."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "link").symlink_to("/etc/hosts")
+    masks = ["/data", "/data/link"][::step]
+    box = Sandbox(mounts=[Bind(tmp_path, "/data")], masks=masks)
+    assert _sh("cat /etc/hosts; ls -A /data", box) == (0, "")
+
+
 def test_masks_stay_inside(tmp_path: Path) -> None:
     """A link in a mount leads a mask to where it leads the payload: not to the host."""
     tmp_path.chmod(0o755)
