@@ -76,7 +76,7 @@ def connect(terminal: Terminal, pidfd: Descriptor | None) -> None:
             try:
                 ended = session.run()
             finally:  # also with an error: nobody else has heard of them
-                _deliver(session.signals)
+                _deliver(session.noted())
 
 
 def _deliver(signals: list[int]) -> None:
@@ -96,33 +96,21 @@ def _own_output() -> Descriptor:
     By a flag of the open file, which others have, too, if it is not one of our own. Where
     that may not be opened, as after su(1), writing may have to wait.
     """
-    if os.isatty(_OUT) or _is_pipe(_OUT):
-        with suppress(OSError):
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
-            return Descriptor(f"/proc/self/fd/{_OUT}", flags)
     try:
-        return Descriptor.duplicate(_OUT)
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise
+        mode = os.fstat(_OUT).st_mode
+    except OSError:
         raise PlanError(
             "interact(): stdout is closed; read and write process.pty instead"
         ) from None
-
-
-def _is_pipe(fd: int) -> bool:
-    with suppress(OSError):
-        return stat.S_ISFIFO(os.fstat(fd).st_mode)
-    return False
+    if os.isatty(_OUT) or stat.S_ISFIFO(mode):
+        with suppress(OSError):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+            return Descriptor(f"/proc/self/fd/{_OUT}", flags)
+    return Descriptor.duplicate(_OUT)
 
 
 class _Session:
-    """
-    The caller's terminal in raw mode, until the end, or until a signal is to be delivered.
-
-    Attributes:
-        signals: Those that are to be delivered.
-    """
+    """The caller's terminal in raw mode, until the end, or until a signal is to be delivered."""
 
     def __init__(self, terminal: Terminal, pidfd: Descriptor | None, out: Descriptor) -> None:
         self._terminal = terminal
@@ -132,7 +120,8 @@ class _Session:
         self._printed = b""
         self._over = False  # the payload has ended, and all that it has printed has been read
         self._size: TerminalSize | None = None  # the caller's, as the terminal has been told
-        self.signals: list[int] = []
+        self._signals: list[int] = []  # that wait to be delivered
+        self._resized = False  # and SIGWINCH, for which the payload need not wait
 
     def run(self) -> bool:
         """Copy in both directions; return whether the payload or its terminal has ended."""
@@ -155,7 +144,7 @@ class _Session:
 
     def _make_raw(self) -> list[Any] | None:
         """Return the mode from before; None, and it is still that, if a signal was first."""
-        while not self.signals:
+        while not self._signals:
             mode = termios.tcgetattr(_IN)  # in the background it may be one of the shell's own
             try:
                 tty.setraw(_IN, termios.TCSANOW)  # what has been typed ahead is for the payload
@@ -165,14 +154,23 @@ class _Session:
                     raise
         return None
 
+    def noted(self) -> list[int]:
+        """Return the list of the signals that are to be delivered, to take them from it."""
+        if self._resized:
+            self._resized = False
+            self._signals.append(signal.SIGWINCH)
+        return self._signals
+
     def _note(self, number: int, _: object) -> None:
-        if number != signal.SIGWINCH:
-            self.signals.append(number)
+        if number == signal.SIGWINCH:
+            self._resized = True
+        else:
+            self._signals.append(number)
 
     def _copy(self, reader: int) -> bool:
         master = self._terminal.fileno()
         self._follow_size()
-        while not self.signals:
+        while not self._signals:
             if self._over and not self._printed:
                 return True
             ready = self._wait(reader)

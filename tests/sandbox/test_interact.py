@@ -426,40 +426,31 @@ process = Sandbox().spawn(["/bin/sh", "-c", "echo text; read line"], pty=True)
 """
 
 
-def test_signal_while_the_caller_s_terminal_is_full() -> None:
-    """Nobody reads what the payload prints: the caller ends by a signal all the same."""
-    code = """
-def read_much(self, size):
-    data = b""
-    while len(data) < 1 << 18:  # more than a terminal holds
-        os.set_blocking(self.fileno(), True)
-        data += read(self, size)
-    signal.alarm(60)
-    signal.raise_signal(signal.SIGTERM)
-    return data
-Terminal.read = read_much
-Sandbox().spawn(["/usr/bin/yes"], pty=True).interact()
-"""
-    assert interpreter(ALONE + code).returncode == -signal.SIGTERM
-
-
-def test_signal_while_a_pipe_is_full() -> None:
-    """Nor does it wait for who reads that, though another thread takes it and ends no write."""
-    code = """
-import select, threading, time
+TO_A_PIPE = """
 reader, writer = os.pipe()
 os.dup2(writer, 1)
+"""
+
+
+@pytest.mark.parametrize("out", ["", TO_A_PIPE], ids=["terminal", "pipe"])
+def test_signal_while_the_caller_s_output_is_full(out: str) -> None:
+    """Nobody reads what is printed, and another thread takes the signal: that ends it."""
+    code = """
+import threading
 def take():
-    while select.select([], [1], [], 0)[1]:
-        time.sleep(0.01)
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-    time.sleep(20)
-    os._exit(9)
-Terminal.read = lambda self, size: b"x" * (1 << 18)  # more than a pipe holds
-threading.Thread(target=take, daemon=True).start()
+write = os.write
+def write_and_take(fd, data):
+    written = write(fd, data)
+    if written < len(data):
+        threading.Thread(target=take).start()
+    return written
+os.write = write_and_take
+Terminal.read = lambda self, size: b"x" * (1 << 18)  # more than a terminal or a pipe holds
+signal.alarm(60)
 process.interact()
 """
-    assert interpreter(ALONE + code).returncode == -signal.SIGTERM
+    assert interpreter(ALONE + out + code).returncode == -signal.SIGTERM
 
 
 def test_caller_s_terminal_that_is_gone() -> None:
@@ -500,6 +491,22 @@ process.kill()
 """
     done = interpreter(ALONE + code)
     assert done.stderr == "handled\nerror\n"
+
+
+def test_change_of_the_size_is_delivered() -> None:
+    """The program's own handler of SIGWINCH hears of it when it has its terminal back."""
+    code = """
+import termios
+def resized(*_):
+    print("cooked" if termios.tcgetattr(0)[3] & termios.ICANON else "raw", file=sys.stderr)
+signal.signal(signal.SIGWINCH, resized)
+def act():
+    signal.raise_signal(signal.SIGWINCH)
+    signal.raise_signal(signal.SIGWINCH)
+    process.kill()
+process.interact()
+"""
+    assert interpreter(ALONE + code).stderr == "cooked\n"
 
 
 def test_signal_after_one_whose_handler_raises_is_delivered() -> None:
