@@ -383,22 +383,18 @@ def _add_masks(build: _Builder, box: Description, host: Host, mounts: Sequence[M
     """
     Hide files of each procfs and of the host's /sys, and what the user names.
 
-    What only root can read is hidden from those who are root to the host. What lies in another
-    one comes before that, which hides it: it may be a link that leads out.
+    What only root can read is hidden from those who are root to the host. What the user names
+    within another one comes before that, which hides it: it may be a link that leads out.
     """
     by_root = build.ids.host_uid == 0
     hidden = [path for path, readable in host.masks if readable or by_root]
-    masks: list[tuple[str, str | None]] = [
-        (mount.target + path.removeprefix(holder), holder)
-        for mount in mounts
-        if (holder := _mask_source(mount)) is not None
-        for path in hidden
-        if _within(path, holder)
-    ]
-    inner_first = sorted(box.masks, key=lambda path: len(_parts(path)), reverse=True)
-    masks += [(path, None) for path in inner_first]
-    for path, verified in masks:
-        _add_mask(build, path, verified=verified)
+    for mount in mounts:
+        holder = _mask_source(mount)
+        for path in hidden:
+            if holder is not None and _within(path, holder):
+                _add_mask(build, mount.target + path.removeprefix(holder), verified=holder)
+    for path in sorted(box.masks, key=lambda path: len(_parts(path)), reverse=True):
+        _add_mask(build, path, verified=None)
 
 
 def _mask_source(mount: Mount) -> str | None:

@@ -476,6 +476,7 @@ print(process.interact(), file=sys.stderr)
     assert interpreter(ALONE + code).stderr == "1\n"
 
 
+@pytest.mark.one_kernel
 def test_signal_before_an_error_is_delivered() -> None:
     """What ends interact() does not end the signals that it has taken note of."""
     code = """
@@ -493,6 +494,7 @@ process.kill()
     assert done.stderr == "handled\nerror\n"
 
 
+@pytest.mark.one_kernel
 def test_change_of_the_size_is_delivered() -> None:
     """The program's own handler of SIGWINCH hears of it when it has its terminal back."""
     code = """
@@ -509,6 +511,7 @@ process.interact()
     assert interpreter(ALONE + code).stderr == "cooked\n"
 
 
+@pytest.mark.one_kernel
 def test_signal_after_one_whose_handler_raises_is_delivered() -> None:
     """What the first does is no reason to forget the second."""
     code = """
@@ -526,6 +529,7 @@ except EOFError:
     assert interpreter(ALONE + code).returncode == -signal.SIGTERM
 
 
+@pytest.mark.one_kernel
 def test_handler_of_c_code_stays() -> None:
     """Python does not know of it, and could not give it back."""
     code = """
@@ -565,6 +569,7 @@ process.interact()
     assert interpreter(ALONE + code).returncode == 0
 
 
+@pytest.mark.one_kernel
 def test_caller_without_stdout() -> None:
     """The object may be missing, and the descriptor is used; without that it is an error."""
     code = """
@@ -583,6 +588,7 @@ except nsbox.PlanError as error:
     assert interpreter(ALONE + code).stderr.startswith("0 interact(): stdout is closed")
 
 
+@pytest.mark.one_kernel
 def test_payload_s_terminal_that_was_closed() -> None:
     """There is nothing to connect any more."""
     code = """
@@ -597,6 +603,7 @@ process.kill()
     assert interpreter(ALONE + code).stderr.startswith("interact(): the payload's terminal")
 
 
+@pytest.mark.one_kernel
 def test_handler_raises_before_all_are_back() -> None:
     """A signal that another thread has taken, which blocks none: the others are given back."""
     code = """
@@ -634,6 +641,7 @@ process.kill()
     assert interpreter(ALONE + code).stderr == "raised\nTrue -1 0\n"
 
 
+@pytest.mark.one_kernel
 def test_handler_that_closes_the_payload_s_terminal() -> None:
     """The terminal has ended, and with it interact()."""
     code = """
