@@ -8,6 +8,7 @@ docs/design.md have them:
 - Mounts are sorted by their targets, so each comes after what holds it; the order of the list
   says nothing, and two on one target are an error.
 - A mount on the target of something that is there by default, or above it, replaces that.
+- Masks come last, those within others before these.
 - A target is looked up inside, links and all. What is missing of it is made in file systems
   of the sandbox's own, and above read-only trees of the host; in others it is an error.
 """
@@ -27,6 +28,10 @@ _MOST_LINKS = 40
 
 class Contradiction(Exception):
     """There must be a PlanError."""
+
+
+class Unclear(Exception):
+    """A mount within one that no path leads to: by a link it has hidden what it lies in itself."""
 
 
 class Failure(Exception):
@@ -142,8 +147,9 @@ class World:
         root: Of all.
         failed: Targets that cannot be; if there are any, one of them is the error.
         targets: Those that can.
-        doubtful: Among them those that are made where a link of a tree leads out of it, maybe to
-            directories of somebody whom the user namespace does not know: not made ready for it.
+        doubtful: Among them those that are made where a link of a tree leads out of it, to a tree
+            that was not made ready for it: it may lack nothing else, so that it has no layer in
+            memory, or belong to somebody whom the user namespace does not know.
     """
 
     root: Node
@@ -194,6 +200,12 @@ class World:
         tree.parent = point.parent
         point.over = tree
         self.targets.add(target)
+
+    def leads_to(self, target: str, tree: Node) -> bool:
+        try:
+            return self.walk(target) is tree
+        except Failure:
+            return False
 
     def mask(self, path: str) -> None:
         point = self.walk(path)
@@ -288,6 +300,7 @@ def predict(
 
     Raises:
         Contradiction: If there must be a PlanError.
+        Unclear: If nothing is said of what there is.
     """
     host = _host.look()
     given = _given(mounts, host if root is None else None)
@@ -303,21 +316,26 @@ def predict(
     found.update(given)
     order = sorted(found, key=parts)
     world = World(_root(root, order, host, writable=writable))
+    placed: dict[str, Node] = {}
     for target in order:
         holds = any(_nearest(other, order) == target for other in order)
+        holder = _nearest(target, order)
+        if holder in placed and not world.leads_to(holder, placed[holder]):
+            raise Unclear(target)
         try:
             for below, tree in _trees(found[target], holds=holds):
                 world.mount(target + below, tree)
+                placed[target + below] = tree
         except Failure:
             # What lies in it may be missed first.
             world.failed |= {other for other in order if _is_covered(other, [target])}
-    for path in masks:
-        if _is_covered(os.path.dirname(path), masks):
-            continue  # with that
+    for path in sorted(masks, key=lambda path: len(parts(path)), reverse=True):
         try:
             world.mask(path)
         except Failure:
             world.failed.add(path)
+    # For what a mask hides nobody looks.
+    world.targets -= {path for path in world.targets if _is_covered(os.path.dirname(path), masks)}
     return world
 
 

@@ -109,15 +109,11 @@ def mount_points(plan: Plan) -> Paths:
     Return the paths inside that lead to a mount by directories of the host.
 
     Whoever may change those can move the mount away, or remove it together with its
-    mount point. But for masks within masks, to which no path leads any more.
+    mount point. But for what is within a mask, to which no path leads any more.
     """
     masks = {op.path(plan.ops) for op in plan.ops if op.code is Code.MASK}
-    return Paths(
-        op.path(plan.ops)
-        for op in plan.ops
-        if _is_on_host(op, plan.ops)
-        and (op.code is not Code.MASK or masks.isdisjoint(_above(op.path(plan.ops))))
-    )
+    paths = (op.path(plan.ops) for op in plan.ops if _is_on_host(op, plan.ops))
+    return Paths(path for path in paths if masks.isdisjoint(_above(path)))
 
 
 def _above(path: str) -> Iterator[str]:

@@ -693,6 +693,16 @@ def test_mount_that_another_one_hides(tmp_path: Path) -> None:
     assert (caught.value.errno, caught.value.path) == (errno.ENOENT, "/tree/a/x")
 
 
+def test_mount_within_a_mask(tmp_path: Path) -> None:
+    """Nobody can see it, so nobody looks whether it is still there."""
+    tree = expose_directory(expose(tmp_path) / "tree")
+    expose_directory(expose_directory(tree / "a") / "b")
+    box = Sandbox(mounts=[Bind(tree, "/tree"), Tmpfs("/tree/a/b")], masks=["/tree/a"])
+    with box.pool(1) as pool:
+        assert pool.run(["ls", "-A", "/tree/a"], capture_output=True).stdout == b""
+        assert pool.stats().warm == 1
+
+
 def test_namespace_that_was_closed() -> None:
     """A namespace to join that was closed is an error, though the sandboxes are in it."""
     with (
