@@ -7,13 +7,14 @@ looks first whether all of them still lead where they led.
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ._calls import Descriptor, string_array
 from ._constants import NAMESPACE_FLAGS
 from ._native import ffi, lib
 from ._plan import Code, Op, OpFlag, Plan
+from ._values import is_within
 
 _MOUNTS: Final = (Code.BIND, Code.MOUNT, Code.OVERLAY, Code.MASK)
 _CHILDREN: Final = {"pid": "pid_for_children", "time": "time_for_children"}
@@ -113,13 +114,9 @@ def mount_points(plan: Plan) -> Paths:
     """
     masks = {op.path(plan.ops) for op in plan.ops if op.code is Code.MASK}
     paths = (op.path(plan.ops) for op in plan.ops if _is_on_host(op, plan.ops))
-    return Paths(path for path in paths if masks.isdisjoint(_above(path)))
-
-
-def _above(path: str) -> Iterator[str]:
-    while path != "/":
-        path = os.path.dirname(path)
-        yield path
+    return Paths(
+        path for path in paths if not any(is_within(path, mask) for mask in masks - {path})
+    )
 
 
 def _is_on_host(op: Op, ops: Sequence[Op]) -> bool:
