@@ -33,7 +33,7 @@ from .seccomp import (
     permitted,
 )
 
-LIBRARY: Final = "libseccomp.so.2"
+SONAME: Final = "libseccomp.so.2"
 
 # Calls that libseccomp 2.5.4 does not know; from 424 on the numbers are the same everywhere.
 _NEWER: Final = {
@@ -278,12 +278,12 @@ def _open() -> tuple[Any, Any]:
     from ._libseccomp import ffi
 
     try:
-        return ffi, ffi.dlopen(LIBRARY)
+        return ffi, ffi.dlopen(SONAME)
     except OSError as error:
         # It has no errno. A program out of descriptors hears of that, and of no missing library.
         os.close(os.memfd_create("seccomp"))
         raise UnsupportedError(
-            f"the system-call filter needs {LIBRARY} (Debian, Ubuntu: apt-get install libseccomp2; "
+            f"the system-call filter needs {SONAME} (Debian, Ubuntu: apt-get install libseccomp2; "
             f"Fedora, Alpine: libseccomp), or seccomp=None to go without: {error}"
         ) from None
 

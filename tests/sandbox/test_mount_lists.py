@@ -130,7 +130,7 @@ def _mount(rng: Random, base: Path, others: Sequence[Mount]) -> Mount:
             return Overlay([base / name for name in lower], target, size="1M")
         case "upper":
             # Each run of an example needs fresh ones: see _with_layers().
-            return Overlay(base / rng.choice(TREES), target, upper="/upper", work="/work")
+            return Overlay(base / rng.choice(TREES), target, upper="/upper", work="/aside")
         case "proc":
             return Proc(target)
         case _:
@@ -223,10 +223,10 @@ def _with_layers(mounts: Sequence[Mount], layers: Path) -> Iterator[Mount]:
             place = layers / str(number)
             (place / "up" / "b").mkdir(parents=True)
             (place / "up" / "upper").write_text("")
-            (place / "work").mkdir()
+            (place / "aside").mkdir()
             for path in (layers, place, place / "up", place / "up" / "b"):
                 path.chmod(0o755)
-            yield Overlay(mount.lower, mount.target, upper=place / "up", work=place / "work")
+            yield Overlay(mount.lower, mount.target, upper=place / "up", work=place / "aside")
         else:
             yield mount
 
@@ -365,7 +365,7 @@ def test_lists_of_mounts(trees: Path, busybox: str, request: pytest.FixtureReque
             mounts = list(_with_layers(fields["mounts"], layers))
             _check({**fields, "mounts": mounts}, busybox, ends)
         finally:
-            for work in layers.glob("*/work/work"):
+            for work in layers.glob("*/aside/*"):
                 work.chmod(0o700)
             shutil.rmtree(layers)
         assert _state(trees) == before

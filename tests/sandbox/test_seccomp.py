@@ -267,7 +267,7 @@ def test_missing_library_is_an_error() -> None:
     """Without libseccomp nothing runs unfiltered: an UnsupportedError names the package."""
     code = """
 import nsbox, nsbox._filter
-nsbox._filter.LIBRARY = "missing"
+nsbox._filter.SONAME = "missing"
 try:
     nsbox.Sandbox().run(["/bin/true"])
 except nsbox.UnsupportedError as error:
